@@ -1,0 +1,1 @@
+"""From IDRiD as downloaded to batches of uint8 images on the devices."""

@@ -1,0 +1,1 @@
+"""State, losses, one update of both networks, and the loop around it."""
