@@ -12,10 +12,12 @@ Decisions, all part of `VERSION`:
 """
 
 import io
+import math
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
+from scipy import ndimage
 
 from idrid_jax.errors import UserError
 
@@ -25,6 +27,11 @@ CROPS = ("field_of_view", "letterbox")
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of a GiB of RGB); IDRiD has 12 million
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # and no others: fewer parsers for bytes from anywhere
 _OVERSAMPLING = 2  # decoded pixels per pixel of the result, at least
+_SEARCH_SIDE = 512  # the field of view is looked for on a copy with this longer side
+# Where between the black (0) and the retina's bright parts (1) the retina begins. On the 516 photographs of IDRiD every
+# value from 0.13 to 0.16 gives the same boxes to 2 pixels of 512; below, the lens's halo is taken in (0.07: 48 boxes);
+# above, dark rims of the retina are lost (0.2: two boxes).
+_RETINA_LEVEL = 0.15
 
 # `decode` refuses such a file itself, in one line; Pillow's warning before it says nothing more.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -79,3 +86,87 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return np.asarray(image.convert("RGB"))
+
+
+def field_of_view(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Finds the box around the retina: the largest lit region, wherever it lies and whatever edges cut it.
+
+    Brightness is the largest of the three channels, as a retina may have next to no green and blue. The level that
+    parts it from the black is relative to the photograph's own dark and bright (1st and 95th percentile), so that dark
+    photographs work; a median filter and the choice of the largest region leave specks and text out.
+
+    Args:
+      image: uint8 [H, W, 3] or [H, W].
+
+    Returns:
+      (left, top, right, bottom) in pixels, right and bottom exclusive, precise to 1/512 of the longer side. The whole
+      frame where there is no black around the retina, or nothing but black.
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, _SEARCH_SIDE / max(height, width))
+    small_size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = Image.fromarray(image).resize(small_size, Image.Resampling.BOX)
+    brightness = np.asarray(small) if image.ndim == 2 else np.asarray(small).max(axis=2)
+    brightness = np.asarray(Image.fromarray(brightness).filter(ImageFilter.MedianFilter(5)))
+    dark, bright = np.percentile(brightness, (1, 95))
+    if dark >= bright / 3:  # no black anywhere
+        return 0, 0, width, height
+    regions, _ = ndimage.label(brightness > dark + _RETINA_LEVEL * (bright - dark))
+    rows, columns = ndimage.find_objects(regions)[np.argmax(np.bincount(regions.ravel())[1:])]
+    across, down = width / small_size[0], height / small_size[1]
+    return (int(columns.start * across), int(rows.start * down),
+            min(width, math.ceil(columns.stop * across)), min(height, math.ceil(rows.stop * down)))
+
+
+def square_around(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """The square with the box's centre and its larger side; it may reach beyond the frame.
+
+    IDRiD's camera cuts the field of view at top and bottom: this square holds the whole retina with its aspect.
+    """
+    left, top, right, bottom = box
+    side = max(right - left, bottom - top)
+    left, top = (left + right - side) // 2, (top + bottom - side) // 2
+    return left, top, left + side, top + side
+
+
+def preprocess(data: bytes, name: str, *, size: int, channels: int, crop: str) -> np.ndarray:
+    """Makes a photograph into the square array that networks are trained on.
+
+    Args:
+      data: the file's bytes.
+      name: what messages call the file.
+      size: side of the result in pixels; above the source's own, pixels are interpolated.
+      channels: 3 (RGB) or 1 (grey: ITU-R BT.601 luma, 0.299 R + 0.587 G + 0.114 B).
+      crop: "field_of_view": the square around the retina, black where it reaches beyond the frame. "letterbox": the
+        whole frame, aspect kept, black bars (the thesis's way, section 3.3.2).
+
+    Returns:
+      uint8 [size, size, channels], 0..255.
+
+    Raises:
+      UserError: what `decode` refuses; an unknown crop, or a size or number of channels that cannot be.
+    """
+    check_options(size, channels, crop)
+    image = decode(data, name, least=_OVERSAMPLING * size)
+    if crop == "field_of_view":
+        square = square_around(field_of_view(image))
+        if square[2] - square[0] < _OVERSAMPLING * size and min(image.shape[:2]) >= _OVERSAMPLING * size:
+            image = decode(data, name)  # a small field in a large frame: decoded at full size after all
+            square = square_around(field_of_view(image))
+        picture = Image.fromarray(image).crop(square)  # Pillow fills with black what lies beyond the frame
+    else:
+        picture = Image.fromarray(image)
+    if channels == 1:
+        picture = picture.convert("L")
+    picture = ImageOps.pad(picture, (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(picture).reshape(size, size, channels)
+
+
+def check_options(size: int, channels: int, crop: str) -> None:
+    """Raises UserError, naming the option, where `preprocess` could not follow it."""
+    if crop not in CROPS:
+        raise UserError(f"crop {crop!r} is not known; choose one of {', '.join(CROPS)}")
+    if channels not in (1, 3):
+        raise UserError(f"channels {channels!r} is neither 1 (grey) nor 3 (RGB)")
+    if not 1 <= size <= 8192:
+        raise UserError(f"size {size!r} is not between 1 and 8192 pixels")
