@@ -1,0 +1,183 @@
+"""Photographs, grades, masks and centres -> a release in IDRiD's layout, whole or not at all.
+
+Folders, names, CSV form and mask form are the official ones (see `layout`), so that `read_release` and any tool made for
+IDRiD reads what is written here.
+"""
+
+import os
+import shutil
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from idrid_jax.data import layout
+from idrid_jax.errors import UserError
+
+BLANK_ROWS = 5  # rows of commas that end a markup file; the official ones pad theirs to 516 lines
+
+
+class ReleaseWriter:
+    """Writes a release to `out`; use it as a context manager.
+
+    Everything goes to a hidden folder beside `out`, which is renamed to `out` when the block ends well; a block that
+    raises leaves nothing. `out` must not exist or be an empty folder. Parts (A, B, C) are written only when something was
+    added to them; a part that is written has both splits, the other one possibly empty.
+
+    notice: the text of README.txt in the release's root; say there what the images are (made up or real, by what).
+
+    Raises UserError (one line) for an `out` that holds something, a folder that cannot be written, and a full disk.
+    """
+
+    def __init__(self, out: Path, notice: str):
+        self.out = Path(out).absolute()
+        self.notice = notice
+        self._folder = self.out.parent / f".{self.out.name}.partial-{os.getpid()}"
+        self._grading = {split: [] for split in layout.SPLITS}
+        self._discs = {split: [] for split in layout.SPLITS}
+        self._foveas = {split: [] for split in layout.SPLITS}
+        self._segmented = 0
+
+    def __enter__(self) -> "ReleaseWriter":
+        with self._writing():
+            if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
+                raise UserError(f"{self.out}: already holds something; name a folder that does not exist, or empty it")
+            if self._folder.exists():  # left by a killed process that had our number
+                shutil.rmtree(self._folder)
+            self._folder.mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        try:
+            if kind is None:
+                with self._writing():
+                    self._finish()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def add_graded(self, split: str, image: bytes, grade: int, edema: int = -1, suffix: str = ".jpg") -> str:
+        """Adds a photograph to part B and returns the id it was given: IDRiD_001, ... in each split.
+
+        image: an encoded file, written untouched. grade: 0..4. edema: risk of macular oedema 0..2; -1 (unknown) is
+        written as an empty cell. suffix: one of `layout.PHOTO_SUFFIXES`.
+        """
+        if grade not in range(len(layout.GRADES)) or edema not in (-1, *layout.EDEMA):
+            raise ValueError(f"grade {grade} must be 0..4 and edema {edema} 0..2 or -1")
+        rows = self._grading[split]
+        name = f"IDRiD_{len(rows) + 1:03d}"
+        self._photograph("B", split, name, image, suffix)
+        risk = "" if edema == -1 else int(edema)
+        rows.append(f"{name},{int(grade)},{risk}{layout.GRADING_PADDING[split]}")
+        return name
+
+    def add_segmented(
+        self, split: str, image: bytes, masks: dict[str, np.ndarray], suffix: str = ".jpg"
+    ) -> str:
+        """Adds a photograph with its masks to part A and returns its id: IDRiD_01, ... counted over both splits.
+
+        masks: lesion (a key of `layout.LESIONS`) -> bool [H, W]. An empty mask is written as no file, as in IDRiD. Add the
+        training photographs first: the official test split's numbers go on where the training split's end.
+        """
+        for lesion, mask in masks.items():
+            if lesion not in layout.LESIONS or mask.ndim != 2 or mask.dtype != bool:
+                raise ValueError(f"mask {lesion!r} must be one of {list(layout.LESIONS)}, bool [H, W]")
+        self._segmented += 1
+        name = f"IDRiD_{self._segmented:02d}"
+        self._photograph("A", split, name, image, suffix)
+        for lesion, mask in masks.items():
+            if mask.any():
+                folder = f"{layout.TRUTHS['A']}/{layout.SPLIT_FOLDERS[split]}/{layout.LESIONS[lesion]}"
+                self._write(f"{layout.PARTS['A']}/{folder}/{name}_{lesion}.tif", _palette_tiff(mask))
+        return name
+
+    def add_located(
+        self,
+        split: str,
+        image: bytes,
+        disc: tuple[float, float],
+        fovea: tuple[float, float],
+        suffix: str = ".jpg",
+    ) -> str:
+        """Adds a photograph to part C and returns its id: IDRiD_001, ... in each split.
+
+        disc, fovea: centres (x, y) in pixels of the image, x to the right, y down.
+        """
+        name = f"IDRiD_{len(self._discs[split]) + 1:03d}"
+        self._photograph("C", split, name, image, suffix)
+        for rows, (x, y) in ((self._discs[split], disc), (self._foveas[split], fovea)):
+            rows.append(f"{name},{_number(x)},{_number(y)}{layout.MARKUP_PADDING}")
+        return name
+
+    def _photograph(self, part: str, split: str, name: str, image: bytes, suffix: str) -> None:
+        if suffix not in layout.PHOTO_SUFFIXES:
+            raise ValueError(f"suffix {suffix!r} must be one of {layout.PHOTO_SUFFIXES}")
+        self._write(f"{layout.PARTS[part]}/{layout.IMAGES}/{layout.SPLIT_FOLDERS[split]}/{name}{suffix}", image)
+
+    def _write(self, relative: str, data: bytes) -> None:
+        path = self._folder / relative
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def _csv(self, part: str, names: dict[str, str], split: str, lines: list[str]) -> None:
+        text = "".join(line + "\r\n" for line in lines)
+        self._write(f"{layout.PARTS[part]}/{layout.TRUTHS[part]}/{names[split]}", text.encode())
+
+    def _finish(self) -> None:
+        for split in layout.SPLITS:
+            if any(self._grading.values()):
+                header = layout.GRADING_HEADER + layout.GRADING_PADDING[split]
+                self._csv("B", layout.GRADING_CSV, split, [header, *self._grading[split]])
+            if any(self._discs.values()):
+                header = layout.MARKUP_HEADER + layout.MARKUP_PADDING
+                blank = [",," + layout.MARKUP_PADDING] * BLANK_ROWS
+                self._csv("C", layout.DISC_CSV, split, [header, *self._discs[split], *blank])
+                self._csv("C", layout.FOVEA_CSV, split, [header, *self._foveas[split], *blank])
+        for images in self._folder.glob(f"*/{layout.IMAGES}"):
+            for folder in layout.SPLIT_FOLDERS.values():
+                (images / folder).mkdir(exist_ok=True)
+        self._write("README.txt", (self.notice.rstrip() + "\n").encode())
+        if self.out.exists():  # empty: looked at on the way in
+            self.out.rmdir()
+        self._folder.rename(self.out)
+
+    @contextmanager
+    def _writing(self):
+        """Turns what the file system says into one line for the user."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.out}: cannot be written ({reason}); free some space or name another folder") from error
+
+
+def _number(value: float) -> str:
+    """12.0 -> "12", as the official files have it; a fraction is kept to its last digit."""
+    value = float(value)
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def _palette_tiff(mask: np.ndarray) -> bytes:
+    """bool [H, W] -> an uncompressed TIFF of one bit a pixel with the palette (black, red), as IDRiD's masks are.
+
+    Written by hand (TIFF 6.0, section 5): Pillow reads this form as mode P with values {0, 1}, but writes palettes only at
+    eight bits a pixel.
+    """
+    height, width = mask.shape
+    pixels = np.packbits(mask, axis=1).tobytes()
+    short, long, entries, colours = 3, 4, 10, 8 + 2 + 10 * 12 + 4  # the colour map lies after the directory, then the pixels
+    fields = (
+        (256, long, 1, width),
+        (257, long, 1, height),
+        (258, short, 1, 1),  # bits per sample
+        (259, short, 1, 1),  # not compressed
+        (262, short, 1, 3),  # palette
+        (273, long, 1, colours + 12),  # where the one strip begins
+        (277, short, 1, 1),  # samples per pixel
+        (278, long, 1, height),  # rows in the strip
+        (279, long, 1, len(pixels)),
+        (320, short, 6, colours),
+    )
+    directory = struct.pack("<H", entries) + b"".join(struct.pack("<HHII", *field) for field in fields) + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, 8) + directory + struct.pack("<6H", 0, 65535, 0, 0, 0, 0) + pixels
