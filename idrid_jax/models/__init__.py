@@ -1,0 +1,39 @@
+"""The networks by name. A new one is a file beside these and an entry in `NETWORKS`.
+
+Every generator is called `(z, grades)` and every discriminator `(images, grades, rngs=)`: images NHWC in [-1, 1], grades int32 [B],
+logits [B]; the unconditional ones ignore the grades. Modules of this package know JAX and Flax alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from flax import nnx
+
+from idrid_jax.models import cgan, dcgan
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A pair of networks and what the rest must know of it. Images are [size, size, channels], z is [B, latent]."""
+
+    generator: Callable[..., nnx.Module]      # (dtype=, rngs=) -> module
+    discriminator: Callable[..., nnx.Module]  # (dtype=, rngs=) -> module
+    size: int
+    channels: int
+    conditional: bool
+    latent: int = 100
+
+
+def _dcgan(size: int) -> Network:
+    return Network(
+        functools.partial(dcgan.Generator, size), functools.partial(dcgan.Discriminator, size),
+        size=size, channels=3, conditional=False)
+
+
+NETWORKS = {
+    "cgan32": Network(cgan.Generator, cgan.Discriminator, size=32, channels=3, conditional=True),
+    "dcgan28": Network(dcgan.Generator28, dcgan.Discriminator28, size=28, channels=1, conditional=False),
+    "dcgan64": _dcgan(64),
+    "dcgan128": _dcgan(128),
+}

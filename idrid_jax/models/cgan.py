@@ -1,0 +1,68 @@
+"""The thesis's conditional GAN (3.3.1, Keras): latent and grade -> 32 x 32 RGB.
+
+The thesis leaves the latent's size, the kernels and the dropout rate open; these are the usual ones for its source,
+and its parameter counts follow from them: generator 1,382,077, discriminator 212,987.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from idrid_jax.models.layers import Conv, ConvTranspose, glorot_uniform
+
+GRADES = 5
+
+
+def _leaky(x):
+    return nnx.leaky_relu(x, 0.2)
+
+
+def _embedding(rngs: nnx.Rngs, dtype) -> nnx.Embed:
+    """Keras's Embedding(5, 50), uniform in [-0.05, 0.05]."""
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
+    return nnx.Embed(GRADES, 50, embedding_init=init, dtype=dtype, rngs=rngs)
+
+
+class Generator(nnx.Module):
+    """z [B, 100] and grades int32 [B] -> images [B, 32, 32, 3] in [-1, 1]."""
+
+    def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        arguments = dict(dtype=dtype, rngs=rngs)
+        convolution = dict(bias=True, init=glorot_uniform, **arguments)
+        self.embed = _embedding(rngs, dtype)
+        self.grade = nnx.Linear(50, 8 * 8, kernel_init=glorot_uniform, **arguments)
+        self.latent = nnx.Linear(100, 8 * 8 * 128, kernel_init=glorot_uniform, **arguments)
+        self.up1 = ConvTranspose(129, 128, 4, 2, (1, 1), **convolution)
+        self.up2 = ConvTranspose(128, 128, 4, 2, (1, 1), **convolution)
+        self.image = Conv(128, 3, 8, 1, (3, 4), **convolution)
+
+    def __call__(self, z: jax.Array, grades: jax.Array) -> jax.Array:
+        grade = self.grade(self.embed(grades)).reshape(-1, 8, 8, 1)
+        x = _leaky(self.latent(z)).reshape(-1, 8, 8, 128)
+        x = jnp.concatenate([x, grade], axis=-1)
+        x = _leaky(self.up1(x))
+        x = _leaky(self.up2(x))
+        return jnp.tanh(self.image(x))
+
+
+class Discriminator(nnx.Module):
+    """Images [B, 32, 32, 3] in [-1, 1] and grades int32 [B] -> logits [B]; dropout takes its key at the call."""
+
+    def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        arguments = dict(dtype=dtype, rngs=rngs)
+        convolution = dict(bias=True, init=glorot_uniform, **arguments)
+        self.embed = _embedding(rngs, dtype)
+        self.grade = nnx.Linear(50, 32 * 32, kernel_init=glorot_uniform, **arguments)
+        self.down1 = Conv(4, 128, 3, 2, (0, 1), **convolution)
+        self.down2 = Conv(128, 128, 3, 2, (0, 1), **convolution)
+        self.dropout = nnx.Dropout(0.4)
+        self.logit = nnx.Linear(8 * 8 * 128, 1, kernel_init=glorot_uniform, **arguments)
+
+    def __call__(self, images: jax.Array, grades: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        grade = self.grade(self.embed(grades)).reshape(-1, 32, 32, 1)
+        x = jnp.concatenate([images.astype(grade.dtype), grade], axis=-1)
+        x = _leaky(self.down1(x))
+        x = _leaky(self.down2(x))
+        x = self.dropout(x.reshape(x.shape[0], -1), rngs=rngs)
+        return self.logit(x)[:, 0]

@@ -1,0 +1,97 @@
+"""The thesis's DCGANs (3.3.2): one from the tf.keras tutorial at 28 x 28 grey, one from PyTorch's at 128 x 128 RGB.
+
+The thesis prints the PyTorch one as "64x64", but its layers give 128 x 128; `dcgan64` is the same with a last layer that gives the
+stated size. The discriminator's stated padding of 1 reaches 1 x 1 from neither size; padding 6 mirrors the generator.
+All are unconditional: they take `grades` as every network here does, and ignore it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from idrid_jax.models.layers import (
+    Conv, ConvTranspose, glorot_uniform, keras_batch_norm, normal_02, torch_batch_norm)
+
+
+def _leaky_keras(x):
+    return nnx.leaky_relu(x, 0.3)  # tf.keras's default slope
+
+
+class Generator28(nnx.Module):
+    """z [B, 100] -> images [B, 28, 28, 1] in [-1, 1]; 2,305,472 parameters."""
+
+    def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        arguments = dict(dtype=dtype, rngs=rngs)
+        convolution = dict(bias=False, init=glorot_uniform, **arguments)
+        self.latent = nnx.Linear(100, 7 * 7 * 256, use_bias=False, kernel_init=glorot_uniform, **arguments)
+        self.norm0 = keras_batch_norm(7 * 7 * 256, **arguments)
+        self.up1 = ConvTranspose(256, 128, 5, 1, (2, 2), **convolution)
+        self.norm1 = keras_batch_norm(128, **arguments)
+        self.up2 = ConvTranspose(128, 64, 5, 2, (1, 2), **convolution)
+        self.norm2 = keras_batch_norm(64, **arguments)
+        self.image = ConvTranspose(64, 1, 5, 2, (1, 2), **convolution)
+
+    def __call__(self, z: jax.Array, grades: jax.Array | None = None) -> jax.Array:
+        x = _leaky_keras(self.norm0(self.latent(z))).reshape(-1, 7, 7, 256)
+        x = _leaky_keras(self.norm1(self.up1(x)))
+        x = _leaky_keras(self.norm2(self.up2(x)))
+        return jnp.tanh(self.image(x))
+
+
+class Discriminator28(nnx.Module):
+    """Images [B, 28, 28, 1] in [-1, 1] -> logits [B]; 212,865 parameters; dropout takes its key at the call."""
+
+    def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        arguments = dict(dtype=dtype, rngs=rngs)
+        convolution = dict(bias=True, init=glorot_uniform, **arguments)
+        self.down1 = Conv(1, 64, 5, 2, (1, 2), **convolution)
+        self.down2 = Conv(64, 128, 5, 2, (1, 2), **convolution)
+        self.dropout = nnx.Dropout(0.3)
+        self.logit = nnx.Linear(7 * 7 * 128, 1, kernel_init=glorot_uniform, **arguments)
+
+    def __call__(self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = self.dropout(_leaky_keras(self.down1(images)), rngs=rngs)
+        x = self.dropout(_leaky_keras(self.down2(x)), rngs=rngs)
+        return self.logit(x.reshape(x.shape[0], -1))[:, 0]
+
+
+def _last_layer(size: int) -> tuple[int, int, tuple[int, int]]:
+    """Kernel, stride and padding between 32 x 32 features and the image."""
+    return {64: (4, 2, (1, 1)), 128: (16, 4, (6, 6))}[size]
+
+
+class Generator(nnx.Module):
+    """z [B, 100] -> images [B, size, size, 3] in [-1, 1], size 64 or 128; 3,576,704 or 3,622,784 parameters."""
+
+    def __init__(self, size: int, *, width: int = 64, dtype=jnp.float32, rngs: nnx.Rngs):
+        channels = [width * 8, width * 4, width * 2, width]
+        convolution = dict(bias=False, init=normal_02, dtype=dtype, rngs=rngs)
+        up = [ConvTranspose(100, channels[0], 4, 1, (0, 0), **convolution)]
+        up += [ConvTranspose(i, o, 4, 2, (1, 1), **convolution) for i, o in zip(channels, channels[1:])]
+        self.up = nnx.List(up)
+        self.norm = nnx.List([torch_batch_norm(c, dtype=dtype, rngs=rngs) for c in channels])
+        self.image = ConvTranspose(channels[-1], 3, *_last_layer(size), **convolution)
+
+    def __call__(self, z: jax.Array, grades: jax.Array | None = None) -> jax.Array:
+        x = z[:, None, None, :]
+        for up, norm in zip(self.up, self.norm):
+            x = nnx.relu(norm(up(x)))
+        return jnp.tanh(self.image(x))
+
+
+class Discriminator(nnx.Module):
+    """Images [B, size, size, 3] in [-1, 1] -> logits [B], size 64 or 128; 2,765,568 or 2,811,648 parameters."""
+
+    def __init__(self, size: int, *, width: int = 64, dtype=jnp.float32, rngs: nnx.Rngs):
+        channels = [width, width * 2, width * 4, width * 8]
+        convolution = dict(bias=False, init=normal_02, dtype=dtype, rngs=rngs)
+        self.image = Conv(3, width, *_last_layer(size), **convolution)
+        self.down = nnx.List([Conv(i, o, 4, 2, (1, 1), **convolution) for i, o in zip(channels, channels[1:])])
+        self.norm = nnx.List([torch_batch_norm(c, dtype=dtype, rngs=rngs) for c in channels[1:]])
+        self.logit = Conv(channels[-1], 1, 4, 1, (0, 0), **convolution)
+
+    def __call__(self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = nnx.leaky_relu(self.image(images), 0.2)
+        for down, norm in zip(self.down, self.norm):
+            x = nnx.leaky_relu(norm(down(x)), 0.2)
+        return self.logit(x)[:, 0, 0, 0]
