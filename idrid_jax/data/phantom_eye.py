@@ -12,7 +12,7 @@ DISC_DIAMETER = 2 * DISC_RADIUS
 
 # Lesions by grade, as ranges of counts (low, high inclusive). Grade 4 adds new vessels to this. Microaneurysms and dots
 # are drawn at the large end of what IDRiD shows, so that 64 pixels still hold the grade.
-MICROANEURYSMS = ((0, 0), (9, 18), (12, 26), (20, 44), (20, 44))
+MICROANEURYSMS = ((0, 0), (10, 20), (12, 26), (20, 44), (20, 44))
 HAEMORRHAGES = ((0, 0), (0, 0), (4, 12), (26, 48), (18, 44))
 SOFT_EXUDATES = ((0, 0), (0, 0), (0, 1), (2, 7), (0, 4))
 # Macular-oedema risk 0, 1, 2 by grade: IDRiD's shares among the grades that have exudates at all.
@@ -181,8 +181,8 @@ def _count(rng, span):
 def _red_lesions(rng, eye, grade):
     n = _count(rng, MICROANEURYSMS[grade])
     if n:
-        blobs = _blobs(rng, _scatter(rng, eye, n), rng.uniform(0.0044, 0.0074, n), 0.1)
-        eye.add("MA", blobs, rng.integers(190, 256, n))
+        blobs = _blobs(rng, _scatter(rng, eye, n), rng.uniform(0.0050, 0.0082, n), 0.1)
+        eye.add("MA", blobs, rng.integers(200, 256, n))
     n = _count(rng, HAEMORRHAGES[grade])
     if n:
         # up to three quadrants at grade 2; severe means all four (the 4-2-1 rule)
@@ -231,25 +231,25 @@ def _bright_lesions(rng, eye, grade):
 
 def _new_vessels(rng, eye):
     """Grade 4: tangles of fine vessels at the disc or elsewhere, with blood before the retina or fibrous tissue."""
-    tangles = int(rng.integers(2, 5))
+    tangles = int(rng.integers(3, 6))
     hearts = eye.arcades[rng.integers(len(eye.arcades), size=12)]
     hearts = hearts[(np.hypot(*hearts.T) < 0.40) & (np.abs(hearts[:, 1]) < 0.37)][:tangles]
     if rng.random() < 0.6 or not len(hearts):
         hearts = np.concatenate([hearts, eye.disc[None]])
-    n = 16 * len(hearts)
-    start = np.repeat(hearts, 16, 0) + rng.normal(0, 0.008, (n, 2))
-    turn = np.repeat(rng.uniform(-np.pi, np.pi, len(hearts)), 16) + rng.normal(0, 0.8, n)  # a fan from each heart
+    n = 20 * len(hearts)
+    start = np.repeat(hearts, 20, 0) + rng.normal(0, 0.008, (n, 2))
+    turn = np.repeat(rng.uniform(-np.pi, np.pi, len(hearts)), 20) + rng.normal(0, 0.8, n)  # a fan from each heart
     curl = rng.choice([-1, 1], n) * rng.uniform(0.5, 4, n)
-    curves = _grow(rng, start, turn, turn + curl, 0.06, rng.uniform(0.05, 0.14, n), 0.0036, 0.9, taper=0.5)
+    curves = _grow(rng, start, turn, turn + curl, 0.06, rng.uniform(0.06, 0.16, n), 0.0042, 0.9, taper=0.5)
     eye.add("new", _ribbons(*curves), rng.integers(120, 250, n))
-    if rng.random() < 0.55:  # boat-shaped: blood that has sunk, level above, round below
+    if rng.random() < 0.7:  # boat-shaped: blood that has sunk, level above, round below
         heart = _scatter(rng, eye, 1, fovea_gap=0.1, inside=0.3)
         around = np.linspace(0, np.pi, 24)
         wide, deep = rng.uniform(0.06, 0.14), rng.uniform(0.05, 0.10)
         deep = deep * (1 + sum(a * np.sin(k * around + rng.uniform(0, 6)) for k, a in ((3, 0.12), (7, 0.06))))
         boat = np.stack([wide * np.cos(around), deep * np.sin(around) ** 0.7 - 0.006 * np.cos(4 * around)], 1)
         eye.add("HE", (heart + boat)[None], 240)
-    if rng.random() < 0.3:  # fibrous tissue on the vessels, white
+    if rng.random() < 0.45:  # fibrous tissue on the vessels, white
         start = np.repeat(hearts[-1:], 6, 0)
         turn = rng.uniform(-np.pi, np.pi) + rng.normal(0, 0.5, 6)
         length, width = rng.uniform(0.1, 0.25, 6), rng.uniform(0.01, 0.025, 6)

@@ -1,0 +1,256 @@
+import hashlib
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from idrid_jax.data.phantom import ASPECT, CENTRE, DIAMETER, draw_photograph, draw_release
+from idrid_jax.data.phantom_eye import DISC_DIAMETER
+from idrid_jax.data.release import read_mask, read_release
+from idrid_jax.errors import UserError
+
+HEIGHT, WIDTH = 178, 268
+SMALL = {"train": (3, 1, 3, 2, 2), "test": (1, 1, 1, 1, 1), "segmentation": (5, 2), "height": 96}
+
+
+def draw(seed, grade, height=HEIGHT, width=WIDTH):
+    return draw_photograph(np.random.default_rng(seed), grade, height, width)
+
+
+def decode(source):
+    return np.asarray(Image.open(io.BytesIO(source.read())))
+
+
+def tree(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    return [draw([5, i], i % 5) for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return read_release(draw_release(tmp_path_factory.mktemp("phantom") / "release", seed=3, **SMALL))
+
+
+def test_same_generator_same_photograph_another_generator_another():
+    first, again, other = draw(1, 3), draw(1, 3), draw(2, 3)
+    np.testing.assert_array_equal(first.image, again.image)
+    assert first.masks.keys() == again.masks.keys()
+    assert (first.image != other.image).mean() > 0.3
+
+
+def test_two_sizes_are_the_same_photograph():
+    large, small = draw(4, 3, 356, 536), draw(4, 3)
+    shrunk = np.asarray(Image.fromarray(large.image).reduce(2), float)
+    assert np.abs(shrunk - small.image).mean() < 4
+    assert np.corrcoef(shrunk.ravel(), small.image.ravel())[0, 1] > 0.99
+    assert large.edema == small.edema
+    np.testing.assert_allclose((np.array(large.disc) + 0.5) / 2, np.array(small.disc) + 0.5)
+    for name, mask in small.masks.items():
+        assert large.masks[name].mean() == pytest.approx(mask.mean(), rel=0.25), name
+
+
+def test_field_of_view_lies_off_centre_cut_above_and_below():
+    image = draw(6, 0, 356, 536).image
+    columns = np.flatnonzero((image.max(2) > 25).mean(0) > 0.05)
+    np.testing.assert_allclose(columns[[0, -1]] / 536, [274 / 4288, 3687 / 4288], atol=0.01)
+    assert (image.max(2) > 25)[[0, -1]].mean() > 0.3  # touches the upper and the lower edge
+    assert image[:, round(0.9 * 536):].max() < 20  # the black bar on the right
+
+
+def test_masks_lie_in_the_field_of_view(photographs):
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    radius = np.hypot(x - CENTRE * WIDTH, y - HEIGHT / 2) / (DIAMETER * HEIGHT)
+    for phantom in photographs:
+        for name, mask in phantom.masks.items():
+            assert mask.dtype == bool and mask.shape == (HEIGHT, WIDTH) and mask.any(), name
+            assert radius[mask].max() < 0.51, name
+
+
+def test_an_absent_lesion_has_no_mask(photographs):
+    have = [{name for i in range(grade, 40, 5) for name in photographs[i].masks} for grade in range(5)]
+    assert have[0] == {"OD"} and have[1] == {"OD", "MA"}
+    assert have[3] == have[4] == {"OD", "MA", "HE", "EX", "SE"}
+
+
+def test_lesions_grow_with_the_grade(photographs):
+    def area(phantom):
+        return sum(mask.sum() for name, mask in phantom.masks.items() if name != "OD")
+
+    means = [np.mean([area(p) for p in photographs[grade::5]]) for grade in range(5)]
+    assert means[0] == 0 and means[1] > 0 and means[2] > 2 * means[1] and means[3] > 2 * means[2]
+    haemorrhage = [np.mean([p.masks["HE"].sum() for p in photographs[grade::5]]) for grade in (2, 3, 4)]
+    assert min(haemorrhage[1:]) > 2 * haemorrhage[0]
+
+
+def test_another_grade_is_the_same_eye():
+    healthy, ill = draw(7, 0), draw(7, 2)
+    assert healthy.disc == ill.disc and healthy.fovea == ill.fovea
+    np.testing.assert_array_equal(healthy.masks["OD"], ill.masks["OD"])
+    lesions = np.any([mask for name, mask in ill.masks.items() if name != "OD"], 0)
+    change = np.abs(healthy.image.astype(float) - ill.image).max(2)
+    assert change[lesions].mean() > 15 and np.median(change[~lesions]) <= 1
+
+
+def test_disc_is_bright_and_fovea_dark_and_apart(photographs):
+    for phantom in photographs[0::5]:
+        y, x = np.nonzero(phantom.masks["OD"])
+        np.testing.assert_allclose([x.mean(), y.mean()], phantom.disc, atol=0.5)
+        apart = np.subtract(phantom.disc, phantom.fovea) / (DIAMETER * HEIGHT)
+        assert 2.2 < np.hypot(*apart) / DISC_DIAMETER < 2.8  # about 2.5 disc diameters
+        green = phantom.image[..., 1].astype(float)
+        x, y = np.rint(phantom.fovea).astype(int)
+        fovea = green[y - 3 : y + 4, x - 3 : x + 4].mean()
+        assert fovea < np.median(green[green > 20]) < np.median(green[phantom.masks["OD"]])
+
+
+def test_edema_is_what_the_exudates_make_it():
+    seen = set()
+    for i in range(60):
+        phantom = draw([8, i], 2 + i % 3)
+        seen.add(phantom.edema)
+        assert ("EX" in phantom.masks) == (phantom.edema > 0)
+        if phantom.edema:
+            y, x = np.nonzero(phantom.masks["EX"])
+            nearest = np.hypot(x - phantom.fovea[0], y - phantom.fovea[1]).min() / (DIAMETER * HEIGHT)
+            assert (nearest <= DISC_DIAMETER) == (phantom.edema == 2)
+    assert seen == {0, 1, 2}
+
+
+def test_release_round_trip(release):
+    for k, split in enumerate(("train", "test")):
+        counts = np.bincount([r.grade for r in release.grading if r.split == split], minlength=5)
+        assert tuple(counts) == SMALL[split]
+        assert sum(r.split == split for r in release.segmentation) == SMALL["segmentation"][k]
+    assert {(r.split, r.id) for r in release.localization} == {(r.split, r.id) for r in release.grading}
+    assert all(r.edema == 0 for r in release.grading if r.grade < 2)
+    assert "not photographs of patients" in (release.root / "README.txt").read_text().lower()
+
+
+def test_parts_b_and_c_hold_the_same_files_and_a_others(release):
+    b = {(r.split, r.id): r.image.read() for r in release.grading}
+    assert b == {(r.split, r.id): r.image.read() for r in release.localization}
+    everything = [*b.values(), *(r.image.read() for r in release.segmentation)]
+    assert len(set(everything)) == len(everything)
+
+
+def test_photographs_are_baseline_jpeg_with_halved_colour(release):
+    image = Image.open(io.BytesIO(release.grading[0].image.read()))
+    assert image.format == "JPEG" and image.mode == "RGB" and image.size == (round(96 * ASPECT), 96)
+    assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)] and "progressive" not in image.info
+
+
+def test_masks_of_the_release_fit_its_photographs(release):
+    for record in release.segmentation:
+        image = decode(record.image)
+        assert {"MA", "OD"} <= record.masks.keys()
+        for source in record.masks.values():
+            mask = read_mask(source, image.shape[:2])
+            assert mask.shape == image.shape[:2] and mask.any()
+
+
+def test_ids_do_not_tell_the_grade(tmp_path):
+    release = read_release(draw_release(tmp_path / "r", train=(4,) * 5, test=(0,) * 5, height=64))
+    grades = [record.grade for record in release.grading]
+    assert grades != sorted(grades) and abs(np.corrcoef(np.arange(20), grades)[0, 1]) < 0.6
+
+
+def test_release_is_a_function_of_its_options(tmp_path):
+    counts = {"train": (1, 0, 1, 0, 1), "test": (0, 0, 0, 1, 0), "segmentation": (1, 0), "height": 64}
+    first = tree(draw_release(tmp_path / "a", seed=1, **counts))
+    assert first == tree(draw_release(tmp_path / "b", seed=1, **counts))
+    other = tree(draw_release(tmp_path / "c", seed=2, **counts))
+    assert not set(first.values()) & {digest for name, digest in other.items() if name.endswith(".jpg")}
+    assert not any("C. Loc" in name for name in tree(draw_release(tmp_path / "d", localization=False, **counts)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": (1, 2, 3)}, "train is .*5 whole numbers"),
+        ({"test": (1, 1, -1, 1, 1)}, "test is .*none below 0"),
+        ({"segmentation": (1.5, 0)}, "segmentation is"),
+        ({"seed": -1}, "seed is -1"),
+        ({"height": 63}, "height is 63"),
+        ({"height": 71200}, "height is 71200"),
+        ({"train": (0,) * 5, "test": (0,) * 5, "segmentation": (0, 0)}, "at least one photograph"),
+    ],
+)
+def test_options_out_of_range_are_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        draw_release(tmp_path / "r", **options)
+    assert "\n" not in str(error.value) and not (tmp_path / "r").exists()
+
+
+def test_photograph_out_of_range_is_refused():
+    with pytest.raises(UserError, match="grade 5"):
+        draw(0, 5)
+    with pytest.raises(UserError, match="63x100"):
+        draw(0, 0, 63, 100)
+
+
+def _crops(part, count, size):
+    """Field of view, cut square, at `size` pixels, of `count` photographs of all grades in turn; float32 in [0, 1]."""
+    left, box = CENTRE * WIDTH - HEIGHT / 2, []
+    for i in range(count):
+        image = Image.fromarray(draw([9, part, i], i % 5).image)
+        box.append(np.asarray(image.resize((size, size), Image.Resampling.BOX, (left, 0, left + HEIGHT, HEIGHT))))
+    return np.array(box, np.float32) / 255, np.arange(count) % 5
+
+
+def _network(params, x):
+    """Local contrast of log colour, four convolutions, the mean and maximum of each over the image, five logits."""
+    x = jnp.log(x + 0.02)
+    mean = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 7, 7, 1), (1, 1, 1, 1), "SAME") / 49
+    x, seen = jnp.clip((x - mean) * 6, -3, 3), []
+    for i, (w, b) in enumerate(params[:-1]):
+        stride = 1 if i == 0 else 2
+        x = jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = jax.nn.relu(x + b)
+        seen += [x.mean((1, 2)), x.max((1, 2))]
+    w, b = params[-1]
+    return jnp.concatenate(seen, -1) @ w + b
+
+
+@pytest.mark.parametrize(("size", "least_kappa", "least_accuracy"), [(32, 0.6, 0.4), (64, 0.7, 0.5)])
+def test_a_small_classifier_tells_grades_apart(size, least_kappa, least_accuracy):
+    """From photographs alone, never from masks: otherwise nothing learnt from the phantom means anything."""
+    (images, grades), (held_out, truth), steps = _crops(0, 300, size), _crops(1, 100, size), 300
+    channels = (3, 12, 24, 32, 48)
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = [
+        (jax.random.normal(key, (3, 3, i, o)) * np.sqrt(2 / 9 / i), jnp.zeros(o))
+        for key, i, o in zip(keys, channels[:-1], channels[1:], strict=True)
+    ] + [(jnp.zeros((2 * sum(channels[1:]), 5)), jnp.zeros(5))]
+    optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, steps))
+
+    @jax.jit
+    def step(params, state, x, y):
+        def loss(params):
+            return optax.softmax_cross_entropy_with_integer_labels(_network(params, x), y).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state, rng = optimizer.init(params), np.random.default_rng(0)
+    for _ in range(steps):
+        batch = rng.choice(len(images), 32, replace=False)
+        flipped = images[batch][:, :: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+        params, state = step(params, state, flipped, grades[batch])
+    found = np.asarray(jax.jit(_network)(params, held_out).argmax(-1))
+    confusion = np.zeros((5, 5))
+    np.add.at(confusion, (truth, found), 1)
+    distance = np.subtract.outer(np.arange(5), np.arange(5)) ** 2
+    chance = np.outer(confusion.sum(1), confusion.sum(0)) / confusion.sum()
+    kappa = 1 - (distance * confusion).sum() / (distance * chance).sum()  # quadratic weighted (Cohen 1968)
+    accuracy = (confusion.diagonal() / confusion.sum(1)).mean()
+    print(f"{size} pixels: kappa {kappa:.3f}, balanced accuracy {accuracy:.3f}\n{confusion}")
+    assert kappa > least_kappa and accuracy > least_accuracy, confusion
