@@ -1,7 +1,7 @@
 """IDRiD's own names: grades, splits, lesions, folders and the header lines of its CSV files.
 
-Porwal et al., "Indian Diabetic Retinopathy Image Dataset (IDRiD)", Data 2018, 3(3):25, doi:10.3390/data3030025. The reader
-(`release`) and the writer (`release_writer`) share them, so that what is written is what is read.
+Porwal et al., "Indian Diabetic Retinopathy Image Dataset (IDRiD)", Data 2018, 3(3):25, doi:10.3390/data3030025. The
+reader (`release`) and the writer (`release_writer`) share them, so that what is written is what is read.
 """
 
 GRADES = ("NO_DR", "MILD", "MODERATE", "SEVERE", "PROLIFERATIVE")  # the ICDR scale, 0 to 4

@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import pandas
-from PIL import Image
 
 from idrid_jax.data import layout
 from idrid_jax.data.layout import GRADES, LESIONS, SPLITS
+from idrid_jax.data.masks import read_mask
 from idrid_jax.data.release_writer import ReleaseWriter
 from idrid_jax.data.source import Part, Source, find_parts
 from idrid_jax.errors import UserError
@@ -45,7 +44,7 @@ class Segmented:
     split: str
     id: str
     image: Source
-    masks: dict[str, Source]
+    masks: dict[str, Source] = field(hash=False)
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Release:
         """sha256 (hex) over the records, sorted: part, split, id, the sha256 of each file's bytes, labels.
 
         The same wherever the release lies, zipped or not; another one as soon as a byte, a label or the set of records
-        is another. Files are read in threads, each once in the life of this Release and of those made from it.
+        is another. Files are read in threads, each once in the life of this Release and of those `audit` makes of it.
         """
         sources = [source for record in self.records() for source in _sources(record)]
         missing = [source for source in dict.fromkeys(sources) if source not in self.digests]
@@ -104,9 +103,9 @@ def read_release(path) -> Release:
     """Reads IDRiD from where its user put it.
 
     path: the folder with the zips, the unpacked folders, one of them, one zip, or a folder around them (searched four
-    folders deep; doubled folders and literal %20 in names are seen through). Zips are read in place, nothing is unpacked.
-    Where a zip and the folder unpacked from it lie side by side, the folder is read. A path that holds two releases is
-    refused, naming both.
+    folders deep; doubled folders and literal %20 in names are seen through). Zips are read in place, nothing is
+    unpacked. Where a zip and the folder unpacked from it lie side by side, the folder is read. A path that holds two
+    releases is refused, naming both.
 
     Raises UserError (one line) for: no release there (and for the Kaggle mirror, whose grades differ); a damaged zip,
     or one with members that climb out of it; a missing CSV file or one that is not a CSV file; a photograph without a
@@ -121,41 +120,6 @@ def read_release(path) -> Release:
         segmentation=_read_segmentation(parts["A"]) if "A" in parts else (),
         localization=_read_localization(parts["C"]) if "C" in parts else (),
     )
-
-
-def read_mask(source: Source, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A lesion's mask, bool [H, W]: True where the file is not 0.
-
-    IDRiD's masks are one-bit palette TIFFs with values {0, 1}; IDRiD_81_EX.tif is RGBA, with the mask in its red channel.
-    A grey or one-bit file does as well. size: (H, W) of the photograph. Raises UserError for a mask of another size and for
-    a file that is not an image.
-    """
-    with open_image(source.read(), source) as image:
-        if size is not None:
-            check_size(source, image.size, (size[1], size[0]))
-        try:
-            pixels = np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{source}: a damaged mask ({error}); get another copy of it") from error
-    return (pixels if pixels.ndim == 2 else pixels[..., 0]) > 0
-
-
-def open_image(data: bytes, source: Source) -> Image.Image:
-    """An image of which only the header has been read. Raises UserError for what is no image or is beyond Pillow's limit."""
-    try:
-        return Image.open(io.BytesIO(data))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error) if isinstance(error, Image.DecompressionBombError) else "not an image that Pillow can read"
-        raise UserError(f"{source}: {reason}; get another copy of it") from error
-
-
-def check_size(source: Source, found: tuple[int, int], wanted: tuple[int, int]) -> None:
-    """Raises UserError unless a mask has its photograph's (width, height)."""
-    if found != wanted:
-        raise UserError(
-            f"{source}: a mask of {found[0]}x{found[1]} pixels for a photograph of {wanted[0]}x{wanted[1]}; "
-            "resize the mask with nearest neighbours, or take the photograph that it was drawn on"
-        )
 
 
 def _sources(record: Record) -> list[Source]:
@@ -187,9 +151,10 @@ def _photographs(part: Part) -> dict[str, dict[str, Source]]:
             continue
         split = _split_of("/".join(names[1:-1]))
         if split is None:
-            raise UserError(f"{source}: a photograph outside {' and '.join(layout.SPLIT_FOLDERS.values())}; move it into one")
+            folders = " and ".join(layout.SPLIT_FOLDERS.values())
+            raise UserError(f"{source}: a photograph outside {folders}; move it into one of them")
         if file.stem in found[split]:
-            raise UserError(f"{source}: a second photograph of the id {file.stem}, beside {found[split][file.stem]}; keep one")
+            raise UserError(f"{source}: the id {file.stem} a second time, beside {found[split][file.stem]}; keep one")
         found[split][file.stem] = source
     return found
 
@@ -218,7 +183,10 @@ def _read_localization(part: Part) -> tuple[Located, ...]:
             rows = _rows(source, wanted) if source else {}
             _match(source, rows, photographs)
             centres.append(
-                {name: tuple(_pixel(source, name, wanted[key], row[key]) for key in wanted) for name, row in rows.items()}
+                {
+                    name: tuple(_pixel(source, name, title, row[key]) for key, title in wanted.items())
+                    for name, row in rows.items()
+                }
             )
         disc, fovea = centres
         records += [Located(split, name, photographs[name], disc[name], fovea[name]) for name in disc]
@@ -249,7 +217,7 @@ def _read_segmentation(part: Part) -> tuple[Segmented, ...]:
 
 
 def _csv_of(part: Part, kind: str, split: str, official: str, needed: bool) -> Source | None:
-    """The CSV file of a split by the words of its name; None where it is missing and the split has no photograph either."""
+    """The CSV file of a split by the words of its name; None where neither it nor a photograph is there."""
     for names, source in sorted(part.files.items()):
         file = names[-1].lower()
         if names[0].lower().startswith("2.") and file.endswith(".csv") and kind in file and _split_of(file) == split:
@@ -261,7 +229,7 @@ def _csv_of(part: Part, kind: str, split: str, official: str, needed: bool) -> S
 
 
 def _rows(source: Source, wanted: dict[str, str]) -> dict[str, dict[str, str]]:
-    """id -> column -> cell. Columns go by their letters alone; columns without a name and blank rows are passed over."""
+    """id -> column -> cell. Columns go by their letters alone; nameless columns and blank rows are passed over."""
     try:
         text = source.read().decode("utf-8-sig")
         width = max(line.count(",") for line in text.splitlines() or [""]) + 1  # rows may be longer than the header

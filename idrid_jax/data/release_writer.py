@@ -1,18 +1,18 @@
 """Photographs, grades, masks and centres -> a release in IDRiD's layout, whole or not at all.
 
-Folders, names, CSV form and mask form are the official ones (see `layout`), so that `read_release` and any tool made for
-IDRiD reads what is written here.
+Folders, names, CSV form and mask form are the official ones (see `layout`), so that `read_release` and any tool made
+for IDRiD reads what is written here.
 """
 
 import os
 import shutil
-import struct
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from idrid_jax.data import layout
+from idrid_jax.data.masks import palette_tiff
 from idrid_jax.errors import UserError
 
 BLANK_ROWS = 5  # rows of commas that end a markup file; the official ones pad theirs to 516 lines
@@ -22,8 +22,8 @@ class ReleaseWriter:
     """Writes a release to `out`; use it as a context manager.
 
     Everything goes to a hidden folder beside `out`, which is renamed to `out` when the block ends well; a block that
-    raises leaves nothing. `out` must not exist or be an empty folder. Parts (A, B, C) are written only when something was
-    added to them; a part that is written has both splits, the other one possibly empty.
+    raises leaves nothing. `out` must not exist or be an empty folder. Parts (A, B, C) are written only when something
+    was added to them; a part that is written has both splits, the other one possibly empty.
 
     notice: the text of README.txt in the release's root; say there what the images are (made up or real, by what).
 
@@ -71,13 +71,11 @@ class ReleaseWriter:
         rows.append(f"{name},{int(grade)},{risk}{layout.GRADING_PADDING[split]}")
         return name
 
-    def add_segmented(
-        self, split: str, image: bytes, masks: dict[str, np.ndarray], suffix: str = ".jpg"
-    ) -> str:
+    def add_segmented(self, split: str, image: bytes, masks: dict[str, np.ndarray], suffix: str = ".jpg") -> str:
         """Adds a photograph with its masks to part A and returns its id: IDRiD_01, ... counted over both splits.
 
-        masks: lesion (a key of `layout.LESIONS`) -> bool [H, W]. An empty mask is written as no file, as in IDRiD. Add the
-        training photographs first: the official test split's numbers go on where the training split's end.
+        masks: lesion (a key of `layout.LESIONS`) -> bool [H, W]. An empty mask is written as no file, as in IDRiD. Add
+        the training photographs first: the official test split's numbers go on where the training split's end.
         """
         for lesion, mask in masks.items():
             if lesion not in layout.LESIONS or mask.ndim != 2 or mask.dtype != bool:
@@ -88,7 +86,7 @@ class ReleaseWriter:
         for lesion, mask in masks.items():
             if mask.any():
                 folder = f"{layout.TRUTHS['A']}/{layout.SPLIT_FOLDERS[split]}/{layout.LESIONS[lesion]}"
-                self._write(f"{layout.PARTS['A']}/{folder}/{name}_{lesion}.tif", _palette_tiff(mask))
+                self._write(f"{layout.PARTS['A']}/{folder}/{name}_{lesion}.tif", palette_tiff(mask))
         return name
 
     def add_located(
@@ -149,35 +147,11 @@ class ReleaseWriter:
             yield
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"{self.out}: cannot be written ({reason}); free some space or name another folder") from error
+            advice = "free some space or name another folder"
+            raise UserError(f"{self.out}: cannot be written ({reason}); {advice}") from error
 
 
 def _number(value: float) -> str:
     """12.0 -> "12", as the official files have it; a fraction is kept to its last digit."""
     value = float(value)
     return str(int(value)) if value.is_integer() else repr(value)
-
-
-def _palette_tiff(mask: np.ndarray) -> bytes:
-    """bool [H, W] -> an uncompressed TIFF of one bit a pixel with the palette (black, red), as IDRiD's masks are.
-
-    Written by hand (TIFF 6.0, section 5): Pillow reads this form as mode P with values {0, 1}, but writes palettes only at
-    eight bits a pixel.
-    """
-    height, width = mask.shape
-    pixels = np.packbits(mask, axis=1).tobytes()
-    short, long, entries, colours = 3, 4, 10, 8 + 2 + 10 * 12 + 4  # the colour map lies after the directory, then the pixels
-    fields = (
-        (256, long, 1, width),
-        (257, long, 1, height),
-        (258, short, 1, 1),  # bits per sample
-        (259, short, 1, 1),  # not compressed
-        (262, short, 1, 3),  # palette
-        (273, long, 1, colours + 12),  # where the one strip begins
-        (277, short, 1, 1),  # samples per pixel
-        (278, long, 1, height),  # rows in the strip
-        (279, long, 1, len(pixels)),
-        (320, short, 6, colours),
-    )
-    directory = struct.pack("<H", entries) + b"".join(struct.pack("<HHII", *field) for field in fields) + bytes(4)
-    return struct.pack("<2sHI", b"II", 42, 8) + directory + struct.pack("<6H", 0, 65535, 0, 0, 0, 0) + pixels

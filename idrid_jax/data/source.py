@@ -21,8 +21,8 @@ WHERE = (
     + ", ".join(f"'{name}.zip'" for name in layout.PARTS.values())
 )
 MIRROR = (
-    "is the Kaggle mirror of IDRiD (Imagenes, idrid_labels.csv), refused: it holds 455 of the images and 27 of its grades "
-    f"differ from the official ones; {WHERE}"
+    "is the Kaggle mirror of IDRiD (Imagenes, idrid_labels.csv), refused: it holds 455 of the images and 27 of its "
+    f"grades differ from the official ones; {WHERE}"
 )
 _opened = threading.local()
 
@@ -35,10 +35,10 @@ class Source:
     member: str | None = None
 
     def read(self) -> bytes:
-        """All of the bytes. Safe to call from many threads. Raises UserError for a file that cannot be read or a damaged zip."""
+        """All of the bytes. Safe in many threads. Raises UserError for an unreadable file or a damaged zip."""
         try:
             return self.path.read_bytes() if self.member is None else _zip(self.path).read(self.member)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, KeyError) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError) as error:
             raise UserError(f"{self}: cannot be read ({_reason(error)}); download it again") from error
 
     def __str__(self) -> str:
@@ -102,8 +102,9 @@ def _only(path: Path, found: list[Part]) -> Part:
     left = [part for part in found if not unpacked(part)]
     if len(left) > 1:
         first, second = sorted(left, key=lambda part: part.root)[:2]
-        names = [first.container, second.container] if first.container != second.container else [first.root, second.root]
-        raise UserError(f"{path} holds {len(left)} releases, among them {names[0]} and {names[1]}: name one of them")
+        alike = first.container == second.container
+        names = " and ".join(str(part.root if alike else part.container) for part in (first, second))
+        raise UserError(f"{path}: holds {len(left)} releases, {names}{' ...' * (len(left) > 2)}; name one of them")
     return left[0]
 
 
@@ -164,7 +165,7 @@ def _in_zip(path: Path, seen: list[str], asked: bool = True) -> list[Part]:
     if roots or asked:
         for info in members:
             if _climbs(info):
-                raise UserError(f"{path}: its member {info.filename!r} climbs out of the zip; refused, get another copy")
+                raise UserError(f"{path}: its member {info.filename!r} climbs out of it; refused, get another copy")
     return [part for names, files in roots.items() for part in _part((path.name, *names), path.parent, files, path)]
 
 
@@ -184,8 +185,9 @@ def _part(names: tuple[str, ...], parent: Path, files: dict, zipped: Path | None
 def _letter(names: tuple[str, ...], files: dict) -> str | None:
     """By what the part holds; where its groundtruths are missing, by the nearest folder's name."""
     truths = [" / ".join(inside).lower() for inside in files if inside[0].lower().startswith("2.")]
-    for letter, signs in (("A", ("all segmentation",)), ("B", ("disease grading",)), ("C", ("optic disc center", "fovea"))):
-        if any(sign in name for name in truths for sign in signs):
+    signs = (("A", "all segmentation"), ("B", "disease grading"), ("C", "optic disc center"), ("C", "fovea"))
+    for letter, sign in signs:
+        if any(sign in name for name in truths):
             return letter
     matches = [match for name in reversed(names) if (match := NAME.match(clean(name).lower()))]
     return matches[0][1].upper() if matches else None
