@@ -1,0 +1,301 @@
+"""Preprocessed photographs on disk, and the manifest of a prepared release that says what they are made from.
+
+    <data_dir>/idrid_jax/latest                         the fingerprint of the release prepared last
+    <data_dir>/idrid_jax/<fingerprint>/release.json     Manifest
+                                       idrid/<config>/<version>/     the TFDS dataset
+                                       cache/<size>_<channels>_<crop>_v<VERSION>/<split>/{images.npy,meta.json}
+
+The key of a cache is all that its pixels depend on: fingerprint, size, channels, crop, `preprocess.VERSION`. `prepare`
+writes the manifest, `load` the cache. Neither TensorFlow nor TFDS is imported unless a cache is filled from TFDS.
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from idrid_jax.data import atomic
+from idrid_jax.data.preprocess import VERSION, check_options, preprocess
+from idrid_jax.data.release import SPLITS, Graded, Source
+from idrid_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "release.json"
+AGAIN = "run idrid-jax prepare --release PATH again"
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A graded photograph of a prepared release: id "train/IDRiD_001", labels, where its bytes lie and their sha256."""
+
+    id: str
+    grade: int
+    edema: int
+    sha256: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared release, as `prepare` wrote it down."""
+
+    folder: Path  # <data_dir>/idrid_jax/<fingerprint>
+    release: Path  # where the release was read from
+    name: str  # the name of its root folder, so that a user sees which one it is
+    fingerprint: str  # of what is left after the audit
+    options: dict[str, bool]  # of the audit
+    counts: dict[str, dict]  # {"grading": {"train": [a count for each grade], ...}, "segmentation": ..., ...}
+    exclusions: tuple[str, ...]  # what was left out, and why
+    groups: tuple[tuple[str, ...], ...]  # ids of the same photograph, for folds
+    grading: dict[str, tuple[Photograph, ...]]  # by split, sorted by id
+    tfds: bool  # whether the TFDS dataset was built
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split ready for training. images: uint8 [N, R, R, C], memory-mapped, read-only; grades, edema: int32 [N]."""
+
+    images: np.ndarray
+    grades: np.ndarray
+    edema: np.ndarray
+    ids: tuple[str, ...]
+
+
+def default_data_dir() -> Path:
+    """$TFDS_DATA_DIR, else ~/tensorflow_datasets: where TFDS itself would look."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def prepared(data_dir: Path | str | None = None, release: str = "") -> Manifest:
+    """The release prepared last under `data_dir` (None: the default one), or the one that `release` names.
+
+    release: the beginning of a fingerprint, or the path that was prepared; of several prepared from one path (it has
+    changed since, or with other options) the last is taken.
+
+    Raises UserError where nothing (or nothing of that name, or more than one) was prepared, or where it has vanished.
+    """
+    data_dir = Path(data_dir).expanduser() if data_dir else default_data_dir()
+    root = data_dir / "idrid_jax"
+    if not (root / "latest").is_file():
+        raise UserError(f"no release has been prepared under {data_dir}: run idrid-jax prepare --release PATH first")
+    latest = root / (root / "latest").read_text().strip()
+    if not release:
+        return read_manifest(latest)
+    if found := [path.parent for path in sorted(root.glob(f"[!.]*/{MANIFEST}")) if path.parent.name.startswith(release)]:
+        if len(found) > 1:
+            raise UserError(f"release {release!r} is the beginning of {len(found)} fingerprints under {root}; give more of it")
+        return read_manifest(found[0])
+    path = Path(release).expanduser().resolve()
+    all_manifests = [read_manifest(path.parent) for path in sorted(root.glob(f"[!.]*/{MANIFEST}"))]
+    same = [manifest for manifest in all_manifests if manifest.release == path]
+    if not same:
+        known = ", ".join(f"{manifest.fingerprint[:8]} ({manifest.release})" for manifest in all_manifests)
+        raise UserError(f"release {release!r} has not been prepared under {data_dir}; there are: {known or 'none'}")
+    return max(same, key=lambda manifest: (manifest.folder == latest, (manifest.folder / MANIFEST).stat().st_mtime))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in `folder`. Raises UserError where it is missing or damaged."""
+    try:
+        fields = json.loads((folder / MANIFEST).read_text())
+        grading = {
+            split: tuple(
+                Photograph(name, grade, edema, sha256, Source(Path(path), member))
+                for name, grade, edema, sha256, path, member in fields["grading"][split]
+            )
+            for split in SPLITS
+        }
+        lists = {"exclusions": tuple(fields["exclusions"]), "groups": tuple(tuple(group) for group in fields["groups"])}
+        return Manifest(**fields | lists | {"folder": folder, "release": Path(fields["release"]), "grading": grading})
+    except FileNotFoundError:
+        raise UserError(f"{folder}: the prepared release is gone; {AGAIN}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST}: cannot be read ({error}); {AGAIN}") from error
+
+
+def write_manifest(manifest: Manifest) -> None:
+    """Writes `release.json`, in one step. Raises UserError where it cannot be written."""
+    fields = dict(vars(manifest))
+    del fields["folder"]
+    fields["release"] = str(manifest.release)
+    fields["grading"] = {
+        split: [[p.id, p.grade, p.edema, p.sha256, str(p.source.path), p.source.member] for p in photographs]
+        for split, photographs in manifest.grading.items()
+    }
+    atomic.write_text(manifest.folder / MANIFEST, json.dumps(fields, indent=1) + "\n")
+
+
+def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str) -> Split:
+    """A split of the graded photographs, preprocessed; from the cache, which is filled first where it is not there.
+
+    It is filled from the TFDS dataset when the manifest says that it was built (and TensorFlow is installed to read
+    it), else straight from the release, whose bytes must be those that were prepared. The pixels are the same.
+
+    Args:
+      manifest: a prepared release.
+      split: "train" or "test".
+      size, channels, crop: see `preprocess`.
+
+    Raises:
+      UserError: a split without graded photographs; options that cannot be; a release or TFDS dataset that is gone or
+        has changed since it was prepared; a folder that cannot be written, or a full disk.
+    """
+    check_options(size, channels, crop)
+    if split not in SPLITS:
+        raise UserError(f"split {split!r} is not known; choose one of {', '.join(SPLITS)}")
+    photographs = manifest.grading[split]
+    if not photographs:
+        raise UserError(f"{manifest.release}: no graded photograph in the split {split!r}; prepare a release that has some")
+    folder = manifest.folder / "cache" / f"{size}_{channels}_{crop}_v{VERSION}" / split
+    meta = {
+        "fingerprint": manifest.fingerprint, "size": size, "channels": channels, "crop": crop, "version": VERSION,
+        "shape": [len(photographs), size, size, channels], "ids": [photograph.id for photograph in photographs],
+    }  # fmt: skip
+    images = _read(folder, meta)
+    if images is None:
+        _fill(folder, meta, manifest, split)
+        images = _read(folder, meta)
+        if images is None:
+            raise UserError(f"{folder}: still cannot be read after it was written; look at the disk")
+    return Split(
+        images=images,
+        grades=np.array([photograph.grade for photograph in photographs], np.int32),
+        edema=np.array([photograph.edema for photograph in photographs], np.int32),
+        ids=tuple(meta["ids"]),
+    )
+
+
+def folds(manifest: Manifest, split: str, n: int, seed: int) -> np.ndarray:
+    """The fold 0..n-1 of each photograph of a split, int [N], in the order of `load`.
+
+    Stratified by grade, copies of a photograph kept together: see `audit.folds`, which this hands the manifest to.
+    """
+    from idrid_jax.data import audit  # late: training on a whole split needs nothing of it
+
+    records = {p.id: Graded(split, p.id.partition("/")[2], p.source, p.grade, p.edema) for p in manifest.grading[split]}
+    groups = [tuple(records[name] for name in group if name in records) for group in manifest.groups]
+    groups = [audit.Group(group, exact=False, correlation=1.0) for group in groups if len(group) > 1]
+    return audit.folds(list(records.values()), groups, n, seed)
+
+
+def _read(folder: Path, meta: dict) -> np.ndarray | None:
+    """The images, memory-mapped; None where they are not there or are not what was written (which is reported)."""
+    if not folder.is_dir():
+        return None
+    try:
+        if json.loads((folder / "meta.json").read_text()) != meta:
+            raise ValueError("meta.json says that it is something else")
+        images = np.load(folder / "images.npy", mmap_mode="r")  # refuses a file shorter than its header says
+        if images.dtype != np.uint8 or list(images.shape) != meta["shape"]:
+            raise ValueError(f"images.npy is {images.dtype} {images.shape}")
+        if (folder / "images.npy").stat().st_size != images.offset + images.nbytes:
+            raise ValueError("images.npy has another length")
+        return images
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s: a damaged cache (%s); made again", folder, error)
+        return None
+
+
+def _fill(folder: Path, meta: dict, manifest: Manifest, split: str) -> None:
+    from_tfds = manifest.tfds and importlib.util.find_spec("tensorflow") is not None
+    reads = (_reads_from_tfds if from_tfds else _reads_from_release)(manifest, split)
+    size, channels, crop = meta["size"], meta["channels"], meta["crop"]
+
+    def work(index: int, read: Callable[[], bytes]) -> tuple[int, bytes]:
+        name = str(manifest.grading[split][index].source)
+        return index, preprocess(read(), name, size=size, channels=channels, crop=crop).tobytes()
+
+    with atomic.partial_folder(folder.parent) as partial:
+        new = partial / split
+        new.mkdir()
+        with (new / "images.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(meta["shape"])}
+            np.lib.format.write_array_header_1_0(file, header)
+            start = file.tell()
+            # Written, not memory-mapped: on a full disk a write says so, where a mapped page would end the process.
+            for index, pixels in _progress(_in_threads(work, reads), f"{split} at {size}", len(meta["ids"])):
+                file.seek(start + index * len(pixels))
+                file.write(pixels)
+        (new / "meta.json").write_text(json.dumps(meta))
+        if folder.is_dir() and _read(folder, meta) is None:
+            os.rename(folder, partial / "damaged")
+        atomic.publish(new, folder)  # where another process was first, its cache is as good as ours
+
+
+def _reads_from_release(manifest: Manifest, split: str) -> Iterator[tuple[int, Callable[[], bytes]]]:
+    def read(photograph: Photograph) -> bytes:
+        try:
+            data = photograph.source.read()
+        except (OSError, KeyError) as error:  # KeyError: no such member in the zip
+            raise UserError(f"{photograph.source}: gone or unreadable since it was prepared ({error}); {AGAIN}") from error
+        if hashlib.sha256(data).hexdigest() != photograph.sha256:
+            raise UserError(f"{photograph.source}: has changed since the release was prepared; {AGAIN}")
+        return data
+
+    for index, photograph in enumerate(manifest.grading[split]):
+        yield index, lambda photograph=photograph: read(photograph)
+
+
+def _reads_from_tfds(manifest: Manifest, split: str) -> Iterator[tuple[int, Callable[[], bytes]]]:
+    folder = manifest.folder / "idrid" / "grading"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: the TFDS dataset is gone; {AGAIN}")
+    tensorflow, tfds = import_tfds()
+    from idrid_jax.data.idrid import Builder
+
+    index_of = {photograph.id: index for index, photograph in enumerate(manifest.grading[split])}
+    left = set(index_of)
+    builder = Builder(config="grading", data_dir=manifest.folder)
+    try:
+        dataset = builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()}, shuffle_files=False)
+        for example in tfds.as_numpy(dataset):
+            name = example["source_id"].decode()
+            left.discard(name)
+            yield index_of[name], lambda data=example["image"]: data
+    except (tensorflow.errors.OpError, AssertionError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{folder}: a damaged TFDS dataset ({reason}); delete it and {AGAIN}") from error
+    if left:
+        raise UserError(f"{folder}: a damaged TFDS dataset (without {min(left)}); delete it and {AGAIN}")
+
+
+def import_tfds():
+    """Imports and returns (tensorflow, tensorflow_datasets). The GPUs are JAX's: TensorFlow does not get to see them."""
+    import tensorflow
+    import tensorflow_datasets
+
+    try:
+        tensorflow.config.set_visible_devices([], "GPU")
+    except RuntimeError:  # the caller's own TensorFlow code has begun to use them; not ours to take away
+        pass
+    return tensorflow, tensorflow_datasets
+
+
+def _in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:
+    """work(*item) for each item, in order, in threads (Pillow decodes without the GIL), few of them in memory at once."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, *item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _progress(items: Iterator, what: str, total: int) -> Iterator:
+    return tqdm(items, desc=what, total=total, unit="photograph", disable=None)  # on stderr; None: on a terminal only
