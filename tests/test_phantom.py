@@ -1,5 +1,6 @@
 import hashlib
 import io
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -197,60 +198,112 @@ def test_photograph_out_of_range_is_refused():
         draw(0, 0, 63, 100)
 
 
-def _crops(part, count, size):
-    """Field of view, cut square, at `size` pixels, of `count` photographs of all grades in turn; float32 in [0, 1]."""
-    left, box = CENTRE * WIDTH - HEIGHT / 2, []
-    for i in range(count):
-        image = Image.fromarray(draw([9, part, i], i % 5).image)
-        box.append(np.asarray(image.resize((size, size), Image.Resampling.BOX, (left, 0, left + HEIGHT, HEIGHT))))
-    return np.array(box, np.float32) / 255, np.arange(count) % 5
+@pytest.fixture(scope="module")
+def classes():
+    """Photographs of all grades in turn: (300 to learn from, 100 held out), PIL images; their grades are i % 5."""
+    return [[Image.fromarray(draw([9, part, i], i % 5).image) for i in range(n)] for part, n in ((0, 300), (1, 100))]
 
 
-def _network(params, x):
-    """Local contrast of log colour, four convolutions, the mean and maximum of each over the image, five logits."""
+def crops(images, size):
+    """The middle of the field of view, cut square, at `size` pixels: float32 [N, R, R, 3] in [0, 1]; and the grades."""
+    left = CENTRE * WIDTH - HEIGHT / 2
+    box = (left, 0, left + HEIGHT, HEIGHT)
+    small = [np.asarray(image.resize((size, size), Image.Resampling.BOX, box)) for image in images]
+    return np.array(small, np.float32) / 255, np.arange(len(small)) % 5
+
+
+def spots(images):
+    """How many pixels are dark or bright spots rather than vessels, by scale and contrast: [N, 30].
+
+    A spot curves in both directions, a vessel in one: the smaller eigenvalue of the Hessian of log green.
+    """
+    size = images.shape[1]
+    x = np.arange(size) + 0.5 - size / 2
+    inside = np.hypot(x, x[:, None]) < 0.46 * DIAMETER * size
+    found, image = [], np.log(images[..., 1] + 0.05)
+    for smoothings in (1, 2, 5):  # binomial, adding up to variances of 0.5, 1.5 and 4 pixels
+        for axis in (1, 2) * smoothings:
+            image = (np.roll(image, 1, axis) + 2 * image + np.roll(image, -1, axis)) / 4
+        dy, dx = np.gradient(image, axis=(1, 2))
+        (dyy, dyx), dxx = np.gradient(dy, axis=(1, 2)), np.gradient(dx, axis=2)
+        mean, spread = (dyy + dxx) / 2, np.hypot((dyy - dxx) / 2, dyx)
+        for curvature in (mean - spread, -mean - spread):
+            strong = curvature[:, inside, None] * smoothings > np.array([0.005, 0.01, 0.02, 0.04, 0.08])
+            found.append(np.log1p(strong.sum(1)))
+    return np.concatenate(found, 1)
+
+
+def network(params, x):
+    """Local contrast of log colour, four convolutions, mean and maximum over the image, five logits."""
     x = jnp.log(x + 0.02)
     mean = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 7, 7, 1), (1, 1, 1, 1), "SAME") / 49
-    x, seen = jnp.clip((x - mean) * 6, -3, 3), []
+    x = jnp.clip((x - mean) * 6, -3, 3)
     for i, (w, b) in enumerate(params[:-1]):
-        stride = 1 if i == 0 else 2
-        x = jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        stride = (1, 1) if i == 0 else (2, 2)
+        x = jax.lax.conv_general_dilated(x, w, stride, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         x = jax.nn.relu(x + b)
-        seen += [x.mean((1, 2)), x.max((1, 2))]
     w, b = params[-1]
-    return jnp.concatenate(seen, -1) @ w + b
+    return jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], -1) @ w + b
 
 
-@pytest.mark.parametrize(("size", "least_kappa", "least_accuracy"), [(32, 0.6, 0.4), (64, 0.7, 0.5)])
-def test_a_small_classifier_tells_grades_apart(size, least_kappa, least_accuracy):
-    """From photographs alone, never from masks: otherwise nothing learnt from the phantom means anything."""
-    (images, grades), (held_out, truth), steps = _crops(0, 300, size), _crops(1, 100, size), 300
-    channels = (3, 12, 24, 32, 48)
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = [
-        (jax.random.normal(key, (3, 3, i, o)) * np.sqrt(2 / 9 / i), jnp.zeros(o))
-        for key, i, o in zip(keys, channels[:-1], channels[1:], strict=True)
-    ] + [(jnp.zeros((2 * sum(channels[1:]), 5)), jnp.zeros(5))]
-    optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, steps))
+def fit(logits, params, batches, rate, steps):
+    """Adam with a cosine schedule on cross-entropy; `batches` yields (inputs, grades)."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
     @jax.jit
     def step(params, state, x, y):
         def loss(params):
-            return optax.softmax_cross_entropy_with_integer_labels(_network(params, x), y).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y).mean()
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 
-    state, rng = optimizer.init(params), np.random.default_rng(0)
-    for _ in range(steps):
-        batch = rng.choice(len(images), 32, replace=False)
-        flipped = images[batch][:, :: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-        params, state = step(params, state, flipped, grades[batch])
-    found = np.asarray(jax.jit(_network)(params, held_out).argmax(-1))
+    state = optimizer.init(params)
+    for _, (x, y) in zip(range(steps), batches, strict=False):
+        params, state = step(params, state, x, y)
+    return params
+
+
+def agreement(truth, found):
+    """(quadratic weighted kappa (Cohen 1968), recall per grade [5])."""
     confusion = np.zeros((5, 5))
     np.add.at(confusion, (truth, found), 1)
+    print(confusion)
     distance = np.subtract.outer(np.arange(5), np.arange(5)) ** 2
     chance = np.outer(confusion.sum(1), confusion.sum(0)) / confusion.sum()
-    kappa = 1 - (distance * confusion).sum() / (distance * chance).sum()  # quadratic weighted (Cohen 1968)
-    accuracy = (confusion.diagonal() / confusion.sum(1)).mean()
-    print(f"{size} pixels: kappa {kappa:.3f}, balanced accuracy {accuracy:.3f}\n{confusion}")
-    assert kappa > least_kappa and accuracy > least_accuracy, confusion
+    return 1 - (distance * confusion).sum() / (distance * chance).sum(), confusion.diagonal() / confusion.sum(1)
+
+
+def test_a_linear_classifier_tells_every_grade_apart_at_64_pixels(classes):
+    """From photographs alone, never from masks: otherwise nothing learnt from the phantom means anything."""
+    (images, grades), (held_out, truth) = (crops(part, 64) for part in classes)
+    seen, held_out = spots(images), spots(held_out)
+    seen, held_out = ((part - seen.mean(0)) / (seen.std(0) + 1e-3) for part in (seen, held_out))
+
+    def logits(params, x):
+        return x @ params[0] + params[1]
+
+    params = fit(logits, (jnp.zeros((seen.shape[1], 5)), jnp.zeros(5)), itertools.repeat((seen, grades)), 0.05, 200)
+    kappa, recall = agreement(truth, np.asarray(logits(params, held_out).argmax(-1)))
+    print(f"64 pixels: kappa {kappa:.3f}, balanced accuracy {recall.mean():.3f}")
+    assert kappa > 0.85 and recall.mean() > 0.65 and recall.min() > 0.4
+
+
+def test_a_small_network_sees_the_grade_at_32_pixels(classes):
+    """The size at which cgan32 trains: single microaneurysms are lost (grade 0 against 1), the rest is not."""
+    (images, grades), (held_out, truth) = (crops(part, 32) for part in classes)
+    channels = (3, 12, 24, 32, 48)
+    params = [
+        (jax.random.normal(key, (3, 3, i, o)) * np.sqrt(2 / 9 / i), jnp.zeros(o))
+        for key, i, o in zip(jax.random.split(jax.random.key(0), 4), channels[:-1], channels[1:], strict=True)
+    ] + [(jnp.zeros((2 * channels[-1], 5)), jnp.zeros(5))]
+
+    def batches(rng):
+        while True:
+            batch = rng.choice(len(images), 32, replace=False)
+            yield images[batch][:, :: rng.choice([-1, 1]), :: rng.choice([-1, 1])], grades[batch]
+
+    params = fit(network, params, batches(np.random.default_rng(0)), 4e-3, 250)
+    kappa, recall = agreement(truth, np.asarray(jax.jit(network)(params, held_out).argmax(-1)))
+    print(f"32 pixels: kappa {kappa:.3f}, balanced accuracy {recall.mean():.3f}")
+    assert kappa > 0.6 and recall.mean() > 0.4

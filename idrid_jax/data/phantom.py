@@ -125,10 +125,10 @@ def _render(eye: Eye, rng, height: int, width: int):
     temporal = math.copysign(0.012, fovea_x - disc_x)
     cup = (((x - disc_x - temporal) / (light["cup"] * wide)) ** 2 + ((y - disc_y) / (light["cup"] * tall)) ** 2)
     inside = np.clip((1 - away) / 0.10 + 0.5, 0, 1)
-    rim = np.minimum(eye.colour * 1.12 + [48, 62, 18], 250) + light["pale"] * np.array([0, 6, 50])
+    rim = np.minimum(eye.colour * 1.15 + [62, 58, 8], [252, 178, 90]) + light["pale"] * np.array([0, 14, 40])
     _mix(image, 0.16 * np.exp(-0.5 * (np.maximum(away - 1, 0) / 0.14) ** 2), rim)
     _mix(image, inside * 0.85, rim)
-    hollow = np.minimum(eye.colour * 1.05 + [80, 118, 40], [255, 242, 170]) + light["pale"] * np.array([0, 0, 40])
+    hollow = np.minimum(eye.colour * 1.1 + [90, 118, 30], [255, 236, 140]) + light["pale"] * np.array([0, 6, 40])
     _mix(image, inside * np.exp(-0.5 * cup * cup) * 0.8, hollow)
     # what lies in the retina, then the vessels, then what lies before them
     glow = float(np.clip(eye.colour[0] / 170, 0.75, 1.15))
@@ -136,7 +136,7 @@ def _render(eye: Eye, rng, height: int, width: int):
     for name, strength, blur, colour in (
         ("SE", 0.72, 0.006, np.array([232, 206, 140]) * glow),
         ("EX", 1.0, 0, np.array([250, 216, 82]) * glow),
-        ("vessels", 0.88, 0, eye.colour * [0.74, 0.38, 0.7] + [0, 0, 5]),
+        ("vessels", 0.80, 0, eye.colour * [0.78, 0.40, 0.7] + [0, 0, 5]),
         ("HE", 0.88, 0.0018, blood),
         ("MA", 0.88, 0.0008, blood),
         ("new", 0.9, 0, eye.colour * [0.76, 0.32, 0.65]),
