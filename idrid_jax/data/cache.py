@@ -31,6 +31,7 @@ from idrid_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "release.json"
+TFDS_VERSION = "1.0.0"  # Builder.VERSION, for those who do not import TFDS
 AGAIN = "run idrid-jax prepare --release PATH again"
 
 
@@ -53,8 +54,10 @@ class Manifest:
     release: Path  # where the release was read from
     name: str  # the name of its root folder, so that a user sees which one it is
     fingerprint: str  # of what is left after the audit
+    source: str  # the fingerprint of the release as read
     options: dict[str, bool]  # of the audit
     counts: dict[str, dict]  # {"grading": {"train": [a count for each grade], ...}, "segmentation": ..., ...}
+    report: str  # the audit's text for the user
     exclusions: tuple[str, ...]  # what was left out, and why
     groups: tuple[tuple[str, ...], ...]  # ids of the same photograph, for folds
     grading: dict[str, tuple[Photograph, ...]]  # by split, sorted by id
@@ -247,7 +250,7 @@ def _reads_from_release(manifest: Manifest, split: str) -> Iterator[tuple[int, C
 
 
 def _reads_from_tfds(manifest: Manifest, split: str) -> Iterator[tuple[int, Callable[[], bytes]]]:
-    folder = manifest.folder / "idrid" / "grading"
+    folder = manifest.folder / tfds_path("grading")
     if not folder.is_dir():
         raise UserError(f"{folder}: the TFDS dataset is gone; {AGAIN}")
     tensorflow, tfds = import_tfds()
@@ -269,8 +272,14 @@ def _reads_from_tfds(manifest: Manifest, split: str) -> Iterator[tuple[int, Call
         raise UserError(f"{folder}: a damaged TFDS dataset (without {min(left)}); delete it and {AGAIN}")
 
 
+def tfds_path(config: str) -> Path:
+    """Where, below a manifest's folder, TFDS keeps a config of the dataset."""
+    return Path("idrid", config, TFDS_VERSION)
+
+
 def import_tfds():
     """Imports and returns (tensorflow, tensorflow_datasets). The GPUs are JAX's: TensorFlow does not get to see them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its errors; not what it found in the processor
     import tensorflow
     import tensorflow_datasets
 

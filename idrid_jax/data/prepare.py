@@ -4,14 +4,15 @@ import contextlib
 import importlib.util
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from idrid_jax.data import atomic
 from idrid_jax.data.audit import Audit, audit
 from idrid_jax.data.cache import (
-    MANIFEST, Manifest, Photograph, default_data_dir, import_tfds, read_manifest, write_manifest,
+    MANIFEST, Manifest, Photograph, default_data_dir, import_tfds, read_manifest, tfds_path, write_manifest,
 )  # fmt: skip
-from idrid_jax.data.release import GRADES, LESIONS, SPLITS, Graded, Release, read_release
+from idrid_jax.data.release import GRADES, LESIONS, SPLITS, Graded, Release, Source, read_release
 from idrid_jax.errors import UserError
 
 CONFIGS = ("grading", "segmentation", "localization")
@@ -46,47 +47,82 @@ def prepare(
     data_dir = Path(data_dir).expanduser() if data_dir else default_data_dir()
     options = {"keep_leaks": keep_leaks, "keep_contradictions": keep_contradictions}
     release = read_release(release_path)
+    source = release.fingerprint()
+    notes = []
+    if tfds and importlib.util.find_spec("tensorflow") is None:
+        tfds = False
+        notes = ["TensorFlow is not installed: no TFDS dataset; caches will be filled straight from the release"]
+
+    path = Path(release_path).expanduser().resolve()
+    for manifest in _manifests(data_dir / "idrid_jax"):
+        same = (manifest.source, manifest.options, manifest.release) == (source, options, path)
+        built = [config for config in CONFIGS if (tfds or manifest.tfds) and _holds(manifest.counts[config])]
+        there = _sources(manifest) <= {record.image for record in release.grading}
+        if same and there and not _missing(manifest.folder, built):
+            atomic.write_text(manifest.folder.parent / "latest", manifest.fingerprint + "\n")
+            return manifest, _text(manifest, [*notes, "already prepared, nothing is done again"])
+
     kept, report = audit(release, **options)
     if not kept.records():
         raise UserError(f"{release_path}: the audit leaves no photograph; look at its reasons with keep_leaks and "
                         "keep_contradictions")
     fingerprint = kept.fingerprint()
     folder = data_dir / "idrid_jax" / fingerprint
-    before = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-
-    lines = []
-    if tfds and importlib.util.find_spec("tensorflow") is None:
-        tfds = False
-        lines.append("TensorFlow is not installed: no TFDS dataset; caches will be filled straight from the release")
-    built = _build(kept, folder) if tfds else []
+    if tfds:
+        _build(kept, folder)
     manifest = Manifest(
         folder=folder,
-        release=Path(release_path).expanduser().resolve(),
+        release=path,
         name=release.root.name,
         fingerprint=fingerprint,
+        source=source,
         options=options,
         counts=_counts(kept),
+        report=report.text(),
         exclusions=tuple(str(exclusion) for exclusion in report.exclusions),
         groups=_groups(report, kept),
         grading=_photographs(kept),
-        tfds=tfds or (before is not None and before.tfds),
+        tfds=tfds,
     )
-    if manifest != before:
-        write_manifest(manifest)
+    write_manifest(manifest)
     atomic.write_text(folder.parent / "latest", fingerprint + "\n")
-    there = "already prepared, nothing done again" if manifest == before and not built else "prepared"
-    return manifest, "\n".join([report.text(), *lines, f"fingerprint {fingerprint[:16]}, {there}: {folder}"])
+    return manifest, _text(manifest, notes)
 
 
-def _build(release: Release, folder: Path) -> list[str]:
-    """Builds the configs that are not there yet; returns their names."""
+def _text(manifest: Manifest, notes: list[str]) -> str:
+    return "\n".join([manifest.report, *notes, f"prepared as {manifest.fingerprint[:16]} in {manifest.folder}"])
+
+
+def _manifests(root: Path) -> Iterator[Manifest]:
+    """Those that can be read: a damaged one is as good as none to `prepare`, which writes it again."""
+    for path in sorted(root.glob(f"[!.]*/{MANIFEST}")):
+        with contextlib.suppress(UserError):
+            yield read_manifest(path.parent)
+
+
+def _sources(manifest: Manifest) -> set[Source]:
+    return {photograph.source for photographs in manifest.grading.values() for photograph in photographs}
+
+
+def _holds(counts) -> bool:
+    """Whether there is a number above 0 among nested counts."""
+    if isinstance(counts, dict):
+        counts = counts.values()
+    return counts > 0 if isinstance(counts, int) else any(map(_holds, counts))
+
+
+def _missing(folder: Path, configs: list[str]) -> list[str]:
+    """The configs of the TFDS dataset that are not there yet."""
+    return [config for config in configs if not (folder / tfds_path(config) / "dataset_info.json").is_file()]
+
+
+def _build(release: Release, folder: Path) -> None:
+    """Builds the configs of the TFDS dataset whose part is present and which are not there yet."""
+    missing = _missing(folder, [config for config in CONFIGS if getattr(release, config)])
+    if not missing:
+        return
     from idrid_jax.data.idrid import Builder
 
-    version = str(Builder.VERSION)
-    missing = [config for config in CONFIGS
-               if getattr(release, config) and not (folder / "idrid" / config / version / "dataset_info.json").is_file()]
-    if not missing:
-        return []
     tensorflow, tensorflow_datasets = import_tfds()
     if not sys.stderr.isatty():
         tensorflow_datasets.disable_progress_bar()
@@ -103,8 +139,7 @@ def _build(release: Release, folder: Path) -> list[str]:
                     raise UserError(f"cannot write under {folder}: {error.message.splitlines()[0]}; "
                                     "free some space or name another --data_dir") from error
                 raise
-            atomic.publish(partial / "idrid" / config / version, folder / "idrid" / config / version)
-    return missing
+            atomic.publish(partial / tfds_path(config), folder / tfds_path(config))
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
