@@ -1,0 +1,117 @@
+"""Every field of a configuration, with its unit; a file in `configs/` changes some of them and says why."""
+
+import difflib
+from collections.abc import Iterator
+
+import ml_collections
+
+from idrid_jax.data.order import SAMPLINGS
+from idrid_jax.data.preprocess import CROPS
+from idrid_jax.errors import UserError
+from idrid_jax.models import NETWORKS
+
+WAYS = ("auto", "resident", "stream")
+CONSOLES = ("bar", "thesis")
+DTYPES = ("float32", "bfloat16")
+
+# What may change when a run goes on; the rest is part of what its checkpoints mean.
+FREE_ON_RESUME = (
+    "total_kimg", "snapshot_kimg", "log_kimg", "init_from", "data.data_dir", "data.release", "data.way",
+    "data.resident_mib", "mesh", "checkpoint.keep_last", "checkpoint.keep_every_kimg", "log",
+)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The fields that every configuration has; progress is counted in thousands of real images shown to D (kimg)."""
+    return ml_collections.ConfigDict(dict(
+        network="",               # a name in idrid_jax.models.NETWORKS
+        seed=0,                   # everything random is a function of (seed, step)
+        batch_size=128,           # images per update, over all devices and processes
+        total_kimg=100.0,         # when training ends
+        snapshot_kimg=10.0,       # checkpoint, image grid and measures every so often
+        log_kimg=1.0,             # numbers to console, stats.jsonl and TensorBoard every so often
+        dtype="float32",          # of the networks' arithmetic; parameters, statistics and losses stay float32
+        init_from="",             # workdir of another run whose networks to start from (fine-tuning)
+        optimizer=dict(
+            g_learning_rate=2e-4,
+            d_learning_rate=2e-4,
+            b1=0.5,               # Adam's first moment; 0.5: Radford et al. 2016, section 4
+            b2=0.999,
+            clip_norm=0.0,        # gradients scaled to at most this global norm; 0 = off
+        ),
+        loss=dict(
+            label_smoothing=0.0,  # of the real images' target, one-sided; 0 = off
+        ),
+        ema_kimg=0.0,             # half-life of the generator's moving average, which samples then use; 0 = off
+        data=dict(
+            release="",           # fingerprint (or its beginning) or path of a prepared release; empty = the one prepared last
+            data_dir="",          # where `prepare` wrote; empty = $TFDS_DATA_DIR, else ~/tensorflow_datasets
+            way="auto",           # resident | stream | auto = resident while the split fits resident_mib
+            resident_mib=4096.0,  # device memory, MiB, that a resident split may take
+            crop="field_of_view", # field_of_view | letterbox (the thesis: whole frame, aspect kept)
+            sampling="natural",   # natural | balanced by grade
+            flip=False,           # real images mirrored left to right at random
+        ),
+        mesh=dict(data=-1),       # devices along the batch; -1 = all
+        checkpoint=dict(
+            keep_last=3,          # newest checkpoints kept
+            keep_every_kimg=0.0,  # and every one at a multiple of this; 0 = none
+            best="",              # a snapshot measure ("ssim_excess"): lowest so far is kept too; empty = none
+        ),
+        log=dict(console="bar"),  # bar | thesis = its line "[e/E][b/B] Loss_D: ..."
+    ))
+
+
+def fields(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted name, value) of every leaf."""
+    for name, value in sorted(config.items()):
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def nearest(name: str, names) -> str:
+    """'; did you mean X?' for a misspelt name, or the names there are."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not close:  # the last part alone: "lr" has no place, "sampling" is in "data.sampling"
+        tails = {full.rsplit(".", 1)[-1]: full for full in names}
+        close = [tails[tail] for tail in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1, cutoff=0.5)]
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError, naming the field, for a value that no run can have."""
+    known = dict(fields(default_config()))
+    for name, _ in fields(config):
+        if name not in known:
+            raise UserError(f"config.{name}: no such field; {nearest(name, known)}")
+    for name, choices in (("network", NETWORKS), ("dtype", DTYPES), ("data.way", WAYS), ("data.crop", CROPS),
+                          ("data.sampling", SAMPLINGS), ("log.console", CONSOLES)):
+        value = dict(fields(config))[name]
+        if value not in choices:
+            raise UserError(f"config.{name} = {value!r}: {nearest(str(value), choices)}")
+    images = {"total_kimg": config.total_kimg, "snapshot_kimg": config.snapshot_kimg, "log_kimg": config.log_kimg}
+    for name, kimg in images.items():
+        if not kimg > 0:
+            raise UserError(f"config.{name} = {kimg}: must be above 0")
+    if config.batch_size < 1:
+        raise UserError(f"config.batch_size = {config.batch_size}: must be at least 1")
+    if config.checkpoint.keep_last < 1:
+        raise UserError(f"config.checkpoint.keep_last = {config.checkpoint.keep_last}: must be at least 1")
+    for name in ("ema_kimg", "checkpoint.keep_every_kimg", "optimizer.clip_norm", "optimizer.g_learning_rate",
+                 "optimizer.d_learning_rate", "seed"):
+        value = dict(fields(config))[name]
+        if value < 0:
+            raise UserError(f"config.{name} = {value}: must not be negative")
+    if not 0 <= config.loss.label_smoothing < 1:
+        raise UserError(f"config.loss.label_smoothing = {config.loss.label_smoothing}: must be in [0, 1)")
+
+
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
+    """Fields in which a run cannot go on, as 'name: old -> new'."""
+    old, new = dict(fields(old)), dict(fields(new))
+    free = lambda name: any(name == field or name.startswith(field + ".") for field in FREE_ON_RESUME)
+    return [f"config.{name}: {old.get(name)!r} -> {new.get(name)!r}"
+            for name in sorted(old.keys() | new.keys()) if not free(name) and old.get(name) != new.get(name)]

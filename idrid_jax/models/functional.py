@@ -1,0 +1,53 @@
+"""A module as two pure functions over plain dicts: the only file that knows `nnx.split` and `nnx.merge`.
+
+`nnx.jit` walks the object graph in Python at every call; plain dicts under an ordinary `jax.jit` cost nothing, and survive NNX's
+coming tree mode. `merge` builds fresh variables, so BatchNorm may update them inside `grad`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+Tree = dict[str, Any]  # nested dicts of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Functional:
+    """A network without its arrays.
+
+    Attributes:
+      make: rngs -> module.
+      train_graph, eval_graph: the module's structure with batch statistics and dropout on, and with running statistics.
+    """
+
+    make: Callable[..., nnx.Module]
+    train_graph: Any
+    eval_graph: Any
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """Fresh parameters and batch statistics, float32, from a PRNG key; pure, so that it can run under jit."""
+        _, params, stats = nnx.split(self.make(rngs=nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+    def train(self, params: Tree, stats: Tree, *args, **kwargs) -> tuple[jax.Array, Tree]:
+        """Output with the batch's statistics, and the running statistics moved towards them."""
+        module = nnx.merge(self.train_graph, params, stats)
+        output = module(*args, **kwargs)
+        return output, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+    def eval(self, params: Tree, stats: Tree, *args) -> jax.Array:
+        """Output with the running statistics and without dropout."""
+        return nnx.merge(self.eval_graph, params, stats)(*args)
+
+
+def functional(make: Callable[..., nnx.Module]) -> Functional:
+    """`make(rngs=)` -> its pure form; the module is built abstractly, so this costs no memory."""
+    module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    module.train()
+    train_graph = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
+    module.eval()
+    eval_graph = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
+    return Functional(make, train_graph, eval_graph)

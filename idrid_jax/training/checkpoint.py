@@ -1,0 +1,129 @@
+"""Orbax checkpoints: the only file that knows Orbax, whose V1 API still moves.
+
+A checkpoint holds arrays alone, at `workdir/checkpoints/STEP`. It becomes visible when it is whole, so a process killed while it saves
+leaves the one before. Orbax does not notice a changed byte inside a chunk: a CRC-32 of all arrays is kept with them.
+"""
+
+import dataclasses
+import shutil
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from idrid_jax.errors import UserError
+
+FOLDER = "checkpoints"
+SET_ASIDE = "unreadable_checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preserve(ocp.training.preservation_policies.PreservationPolicy):
+    """Keeps the newest, those marked, and the one with the lowest score."""
+
+    keep_last: int
+
+    def should_preserve(self, checkpoints, *, context):
+        scores = [(info.metrics or {}).get("score", np.inf) for info in checkpoints]
+        best = int(np.argmin(scores)) if scores and np.isfinite(min(scores)) else None
+        newest = len(checkpoints) - self.keep_last
+        return [i >= newest or i == best or bool((info.metrics or {}).get("marked"))
+                for i, info in enumerate(checkpoints)]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use as a context manager: leaving it waits for the save under way."""
+
+    def __init__(self, workdir: Path, *, keep_last: int = 3):
+        """`keep_last`: newest ones kept, beside the marked and the best. Opens nothing for writing until `save`."""
+        self._workdir = Path(workdir)
+        logging.set_verbosity(logging.WARNING)  # Orbax logs every step of its own at INFO
+        self._checkpointer = ocp.training.Checkpointer(
+            (self._workdir / FOLDER).absolute(), preservation_policy=_Preserve(keep_last),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._checkpointer.close()
+
+    def steps(self) -> list[int]:
+        """Steps that have a finished checkpoint, oldest first."""
+        return sorted(info.step for info in self._checkpointer.checkpoints)
+
+    def save(self, step: int, state: Any, *, score: float | None = None, marked: bool = False) -> None:
+        """Saves behind the caller's back; returns once the arrays are copied, so that they may be donated.
+
+        score: of the measure that chooses the best, lower is better. marked: kept for good.
+        Raises UserError where the disk is full or cannot be written.
+        """
+        metrics = {"marked": int(marked)} | ({} if score is None else {"score": float(score)})
+        try:
+            self._checkpointer.wait()  # errors of the save before come out here
+            self._checkpointer.save_async(
+                step, {"state": state, "crc32": _crc32(state)}, metrics=metrics, force=True, overwrite=step in self.steps())
+        except OSError as error:
+            raise UserError(f"{self._workdir / FOLDER}: cannot save step {step}: {error}; make room or choose another --workdir") from error
+
+    def wait(self) -> None:
+        """Until the save under way is on the disk."""
+        self._checkpointer.wait()
+
+    def restore(self, like: Any, *, step: int | None = None) -> Any | None:
+        """The newest readable checkpoint (or that of `step`) with the structure and the shardings of `like`; None where there is none.
+
+        like: a pytree of arrays or jax.ShapeDtypeStruct with shardings. An unreadable checkpoint is reported on
+        stderr, moved to `workdir/unreadable_checkpoints`, and the one before is taken; UserError where none is left.
+        """
+        candidates = [step] if step is not None else self.steps()[::-1]
+        for candidate in candidates:
+            try:
+                return self._load(candidate, like)
+            except (KeyboardInterrupt, MemoryError):
+                raise
+            except Exception as error:  # Orbax raises what it happens to stumble over
+                if step is not None:
+                    raise UserError(f"{self._workdir / FOLDER / str(step)}: unreadable: {_brief(error)}") from error
+                aside = self._set_aside(candidate)
+                print(f"checkpoint of step {candidate} is unreadable ({_brief(error)}): moved to {aside}, taking the one before",
+                      file=sys.stderr)
+        if candidates:
+            raise UserError(f"{self._workdir}: none of its checkpoints is readable; they lie in {SET_ASIDE}: start again in another --workdir")
+        return None
+
+    def _load(self, step, like):
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        loaded = self._checkpointer.load(step, {"state": abstract, "crc32": np.zeros((), np.uint32)})
+        if int(loaded["crc32"]) != int(_crc32(loaded["state"])):
+            raise ValueError("its checksum does not match its arrays")
+        return loaded["state"]
+
+    def _set_aside(self, step):
+        target = self._workdir / SET_ASIDE / str(step)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
+        shutil.move(self._workdir / FOLDER / str(step), target)
+        self._checkpointer.reload()
+        return target
+
+
+def _crc32(state) -> np.ndarray:
+    """uint32 [], of all arrays in order; 0 where another process holds a part of one."""
+    crc = 0
+    for leaf in jax.tree.leaves(state):
+        if not leaf.is_fully_addressable:
+            return np.zeros((), np.uint32)
+        crc = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)), crc)
+    return np.array(crc, np.uint32)
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

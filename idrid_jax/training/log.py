@@ -1,0 +1,122 @@
+"""What a run tells: the console, stats.jsonl, TensorBoard, and grids of images."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorboardX
+from PIL import Image
+from tqdm import tqdm
+
+GAP = 2  # pixels between the images of a grid
+
+SHOWN = {"loss_d": "Loss_D", "loss_g": "Loss_G", "d_real": "D(x)", "d_fake_after": "D(G(z))"}
+
+
+def grid(images: np.ndarray, columns: int) -> Image.Image:
+    """uint8 [N, R, R, C] -> a picture with `columns` images a row, row by row."""
+    n, size, _, channels = images.shape
+    rows = -(-n // columns)
+    step = size + GAP
+    canvas = np.full((rows * step - GAP, columns * step - GAP, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = divmod(i, columns)
+        canvas[y * step:y * step + size, x * step:x * step + size] = image
+    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+class Log:
+    """One run's numbers and pictures. Use as a context manager.
+
+    `console`: "bar" is a progress bar with images/s, kimg and time left (a line each time where stderr is no terminal);
+    "thesis" is its own line (4.4): [epoch/epochs][batch/batches] Loss_D Loss_G D(x) D(G(z)) before / after D's update.
+    """
+
+    def __init__(self, workdir: Path, *, total_images: int, first_step: int, batch_size: int, epoch_images: int, console: str):
+        """Goes on after `first_step`: what stats.jsonl holds of later steps, from a run that was killed, is dropped."""
+        self._workdir, self._batch_size, self._total, self._console = workdir, batch_size, total_images, console
+        self._epoch_batches = max(1, epoch_images // batch_size)
+        path = workdir / "stats.jsonl"
+        _keep_until(path, first_step)
+        self._file = path.open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step * batch_size)
+        self._last = self._start = time.monotonic()
+        self._last_step = first_step
+        self._bar = tqdm(
+            total=total_images / 1000, initial=first_step * batch_size / 1000, unit="kimg", disable=console != "bar" or not sys.stderr.isatty(),
+            bar_format="{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}] {postfix}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+    def scalars(self, step: int, rows: list[dict[str, float]], measures: dict[str, float] = {}) -> None:
+        """`rows`: metrics of every step since the last call, at least one; their means are logged, with what a snapshot measured."""
+        now = time.monotonic()
+        images = step * self._batch_size
+        rate = (step - self._last_step) * self._batch_size / max(now - self._last, 1e-9)
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        record = {"step": step, "kimg": images / 1000, "seconds": round(now - self._start, 3), "images_per_s": round(rate, 2),
+                  **means, **measures}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in {**means, **measures, "images_per_s": rate}.items():
+            self._board.add_scalar(name, value, images)
+        self._show(step, rows[-1], means, rate)
+        self._last, self._last_step = time.monotonic(), step
+
+    def pause(self) -> None:
+        """Forgets the time since the last call of `scalars` or `pause`: images/s is of training alone."""
+        self._last = time.monotonic()
+
+    def image(self, name: str, picture: Image.Image, step: int) -> None:
+        """Writes `name`.png whole or not at all, and the same to TensorBoard."""
+        partial = self._workdir / f".{name}.png"
+        picture.save(partial, format="PNG")
+        os.replace(partial, self._workdir / f"{name}.png")
+        pixels = np.atleast_3d(np.asarray(picture))
+        self._board.add_image(name.split("_")[0], pixels, step * self._batch_size, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """A line that a progress bar does not overwrite."""
+        self._bar.write(text, file=sys.stderr) if not self._bar.disable else print(text, file=sys.stderr, flush=True)
+
+    def _show(self, step, last, means, rate):
+        images = step * self._batch_size
+        if self._console == "thesis":
+            epoch, batch = divmod(step - 1, self._epoch_batches)
+            epochs = -(-self._total // (self._epoch_batches * self._batch_size))
+            print(f"[{epoch}/{epochs}][{batch}/{self._epoch_batches}] Loss_D: {last['loss_d']:.4f} Loss_G: {last['loss_g']:.4f} "
+                  f"D(x): {last['d_real']:.4f} D(G(z)): {last['d_fake_before']:.4f} / {last['d_fake_after']:.4f}", flush=True)
+            return
+        numbers = " ".join(f"{caption} {means[name]:.3f}" for name, caption in SHOWN.items())
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"{rate:.0f} images/s {numbers}", refresh=False)
+            self._bar.update(images / 1000 - self._bar.n)
+            return
+        left = (self._total - images) / max(rate, 1e-9)
+        print(f"{images / 1000:.1f}/{self._total / 1000:.1f} kimg, {rate:.0f} images/s, {left / 60:.1f} min left, {numbers}",
+              file=sys.stderr, flush=True)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drops the lines of later steps, and a last line cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    os.replace(partial, path)

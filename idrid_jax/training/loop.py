@@ -1,0 +1,166 @@
+"""`train`: the training loop, to be read from top to bottom."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from idrid_jax import config as config_lib
+from idrid_jax.data.cache import Split
+from idrid_jax.data.release import GRADES
+from idrid_jax.errors import UserError
+from idrid_jax.models import NETWORKS
+from idrid_jax.training import build, record
+from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training.interruption import interruption
+from idrid_jax.training.log import Log, grid
+from idrid_jax.training.state import TrainState, generator_params
+from idrid_jax.training.step import to_uint8
+
+GRID_ROWS, GRID_COLUMNS = len(GRADES), 12  # a conditional generator gets one grade a row
+
+# (fakes uint8 [N, R, R, C], their grades int32 [N], the training split) -> numbers to log
+OnSnapshot = Callable[[np.ndarray, np.ndarray, Split], dict[str, float]]
+
+
+class TrainingDiverged(UserError):
+    """A loss or a gradient is NaN or infinite."""
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path | str, on_snapshot: tuple[OnSnapshot, ...] = ()) -> TrainState:
+    """Trains `config` in `workdir`, or goes on where the newest checkpoint there stops; returns the final state.
+
+    Raises UserError for a configuration that cannot run or does not fit the workdir, and TrainingDiverged with the
+    step and the network when a loss or gradient is not finite; the last good checkpoint is then untouched. SIGTERM
+    and Ctrl-C save at the step they interrupt and return.
+    """
+    config_lib.check(config)
+    workdir = Path(workdir)
+
+    # -- Devices and data
+    mesh = mesh_lib.make_mesh(config.mesh.data)
+    mesh_lib.check_batch(config.batch_size, mesh)
+    manifest, split = build.load_split(config, "train")
+    record.check_resume(workdir, config, manifest)
+    _make_workdir(workdir)
+
+    # -- Networks, optimizers, state
+    network = NETWORKS[config.network]
+    generator, discriminator = build.networks(config)
+    update, init = build.make_update(config, generator, discriminator)
+    state = jax.jit(init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(config.seed))
+
+    with Checkpoints(workdir, keep_last=config.checkpoint.keep_last) as checkpoints:
+        # -- Resume, or start from another run's networks
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state = restored
+        elif config.init_from:
+            state = build.start_from(config, state)
+        first_step, last_step = int(state.step), _steps(config.total_kimg, config)
+        record.write(workdir, config, manifest)
+
+        # -- The compiled step and the fixed latents of the grids
+        step = build.compile_step(config, update, mesh, split, first_step)
+        grid_grades = np.repeat(np.arange(GRID_ROWS, dtype=np.int32), GRID_COLUMNS)
+        grid_z = jax.random.normal(jax.random.fold_in(jax.random.key(config.seed), 0x6121D), (len(grid_grades), network.latent))
+        draw = jax.jit(lambda state: to_uint8(generator.eval(generator_params(state), state.g.stats, grid_z, jnp.asarray(grid_grades))))
+
+        log_steps, snapshot_steps = _steps(config.log_kimg, config), _steps(config.snapshot_kimg, config)
+        with Log(workdir, total_images=last_step * config.batch_size, first_step=first_step, batch_size=config.batch_size,
+                 epoch_images=len(split.grades), console=config.log.console) as log, interruption() as interrupted:
+            if restored is not None:
+                log.say(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
+            else:
+                log.image("reals", grid(_reals(split, network, grid_grades), GRID_COLUMNS), 0)
+                log.image(_fakes_name(0, config), grid(np.asarray(draw(state)), GRID_COLUMNS), 0)
+
+            pending = []  # metrics still on the devices: reading them at every step would wait for it
+            done = first_step
+            while done < last_step:
+                state, metrics = step(state)
+                pending.append(metrics)
+                done += 1
+                stop, snapshot = interrupted(), done % snapshot_steps == 0 or done == last_step
+                if not (stop or snapshot or done % log_steps == 0):
+                    continue
+                rows = jax.device_get(pending)
+                pending = []
+                _check_finite(rows, done, workdir, config)
+                measures = {}
+                if snapshot:
+                    fakes = np.asarray(draw(state))
+                    log.image(_fakes_name(done, config), grid(fakes, GRID_COLUMNS), done)
+                    for measure in on_snapshot:
+                        measures |= measure(fakes, grid_grades, split)
+                log.scalars(done, rows, measures)
+                if snapshot or stop:
+                    score = _score(config, measures) if snapshot else None
+                    if score is not None and score < float(state.best):
+                        state = dataclasses.replace(state, best=jax.device_put(jnp.float32(score), mesh_lib.replicated(mesh)))
+                    checkpoints.save(done, state, score=score, marked=_marked(done, config))
+                    log.pause()
+                if stop:
+                    log.say(f"interrupted: saved step {done}; the same command goes on from there")
+                    break
+    return state
+
+
+def _make_workdir(workdir):
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / ".writable").touch()
+        (workdir / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: cannot be written ({error.strerror}): choose another") from error
+
+
+def _steps(kimg, config):
+    return max(1, round(kimg * 1000 / config.batch_size))
+
+
+def _fakes_name(step, config):
+    images = step * config.batch_size
+    return f"fakes_{round(images / 1000):06d}" if config.snapshot_kimg >= 1 else f"fakes_{images / 1000:010.3f}"
+
+
+def _marked(step, config):
+    """Whether this snapshot is the first at or after a multiple of keep_every_kimg."""
+    every = config.checkpoint.keep_every_kimg
+    kimg = lambda step: step * config.batch_size / 1000
+    return bool(every) and kimg(step) // every > kimg(step - _steps(config.snapshot_kimg, config)) // every
+
+
+def _score(config, measures):
+    name = config.checkpoint.best
+    if not name:
+        return None
+    if name not in measures:
+        raise UserError(f"config.checkpoint.best = {name!r}: {config_lib.nearest(name, sorted(measures))}")
+    return measures[name]
+
+
+def _reals(split, network, grid_grades):
+    """Training images for the grid: by grade where the network knows grades, else as they come."""
+    if not network.conditional:
+        return np.asarray(split.images[:len(grid_grades)])
+    images = np.zeros((len(grid_grades), *split.images.shape[1:]), np.uint8)
+    for grade in range(GRID_ROWS):
+        members = np.flatnonzero(split.grades == grade)[:GRID_COLUMNS]
+        images[grade * GRID_COLUMNS:][:len(members)] = split.images[members]
+    return images
+
+
+def _check_finite(rows, done, workdir, config):
+    for step, row in enumerate(rows, done - len(rows) + 1):
+        for network, names in (("discriminator", ("loss_d", "grad_norm_d")), ("generator", ("loss_g", "grad_norm_g"))):
+            for name in names:
+                if not np.isfinite(row[name]):
+                    raise TrainingDiverged(
+                        f"step {step}: {name} of the {network} is {row[name]}; the last good checkpoint stays in {workdir}: "
+                        f"lower config.optimizer.{network[0]}_learning_rate ({config.optimizer[network[0] + '_learning_rate']:g}) or set config.optimizer.clip_norm")

@@ -1,0 +1,85 @@
+"""A run's `config.json`: the resolved configuration, the data's fingerprint, code revision, versions and devices."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import jax
+import ml_collections
+
+import idrid_jax
+from idrid_jax.config import differences
+from idrid_jax.data.cache import Manifest
+from idrid_jax.errors import UserError
+
+NAME = "config.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a workdir says of its run."""
+
+    config: ml_collections.ConfigDict
+    fingerprint: str  # of the release's content that it is trained on
+    release: str      # that release's name, for people
+
+
+def read(workdir: Path) -> Record | None:
+    """The record in `workdir`, None where there is none. Raises UserError for a file that cannot be read as one."""
+    path = Path(workdir) / NAME
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        return Record(ml_collections.ConfigDict(content["config"]), content["data"]["fingerprint"], content["data"]["name"])
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a run's record ({error}): restore it, or start again in another --workdir") from error
+
+
+def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest) -> None:
+    """Writes or renews the record, whole or not at all."""
+    content = {
+        "config": config.to_dict(),
+        "data": {"fingerprint": manifest.fingerprint, "name": manifest.name, "release": str(manifest.release), "counts": manifest.counts},
+        "revision": _revision(),
+        "versions": {"idrid_jax": idrid_jax.__version__, "python": platform.python_version(),
+                     **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+    partial = workdir / f".{NAME}"
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, workdir / NAME)
+
+
+def check_resume(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest) -> None:
+    """Raises UserError, naming the fields, where the run in `workdir` cannot go on with this configuration or data."""
+    record = read(workdir)
+    if record is None:
+        return
+    if record.fingerprint != manifest.fingerprint:
+        raise UserError(
+            f"{workdir} was trained on release {record.release} ({record.fingerprint[:12]}), not on {manifest.name} "
+            f"({manifest.fingerprint[:12]}): name it with --config.data.release={record.fingerprint[:12]}, or choose another --workdir")
+    changed = differences(record.config, config)
+    if changed:
+        raise UserError(f"{workdir} holds a run that differs in {'; '.join(changed)}: take the old values, "
+                        "or start in another --workdir (with --config.init_from to keep the networks)")
+
+
+def _revision() -> str:
+    """The code's git revision, "+changes" where the tree differs from it; empty outside a checkout."""
+    folder = Path(idrid_jax.__file__).parent
+    git = lambda *command: subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10)
+    try:
+        head = git("rev-parse", "HEAD")
+        if head.returncode:
+            return ""
+        return head.stdout.strip() + ("+changes" if git("status", "--porcelain", "--untracked-files=no").stdout.strip() else "")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

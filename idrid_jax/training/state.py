@@ -1,0 +1,64 @@
+"""What a training step changes, as plain pytrees of arrays: all of it, and nothing else, is in a checkpoint."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from idrid_jax.models.functional import Functional, Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NetworkState:
+    """One network.
+
+    Attributes:
+      params: parameters, float32.
+      stats: BatchNorm's running statistics, float32; empty without BatchNorm.
+      opt: the optimizer's state.
+    """
+
+    params: Tree
+    stats: Tree
+    opt: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Both networks and the progress.
+
+    Attributes:
+      step: int32 [], updates done; every random number is a function of (seed, step).
+      g, d: generator and discriminator.
+      ema: moving average of the generator's parameters; an empty dict where it is off.
+      best: float32 [], the best value so far of the measure that `config.checkpoint.best` names; +inf before the first.
+    """
+
+    step: jax.Array
+    g: NetworkState
+    d: NetworkState
+    ema: Tree
+    best: jax.Array
+
+
+def init_state(key: jax.Array, generator: Functional, discriminator: Functional, g_tx: optax.GradientTransformation,
+               d_tx: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """A fresh state, a pure function of the key: run it under jit with the shardings that the state shall have."""
+    g_key, d_key = jax.random.split(key)
+    g_params, g_stats = generator.init(g_key)
+    d_params, d_stats = discriminator.init(d_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        g=NetworkState(g_params, g_stats, g_tx.init(g_params)),
+        d=NetworkState(d_params, d_stats, d_tx.init(d_params)),
+        ema=jax.tree.map(jnp.copy, g_params) if ema else {},
+        best=jnp.full((), jnp.inf, jnp.float32))
+
+
+def generator_params(state: TrainState) -> Tree:
+    """The parameters that draw samples: the moving average where it is on."""
+    return state.ema or state.g.params

@@ -1,0 +1,101 @@
+"""One update of the discriminator, then one of the generator; pure."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from idrid_jax.models.functional import Functional
+from idrid_jax.training import ema, losses
+from idrid_jax.training.state import NetworkState, TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """The alternating update: D first, then G against the updated D (Goodfellow et al. 2014, algorithm 1 with k = 1).
+
+    The generator runs forward once: D's update takes its images as they are, and G's pulls its gradient back through
+    the same pass. Real and fake images pass D apart (two BatchNorm batches), as in the PyTorch tutorial that the thesis follows.
+
+    Attributes:
+      generator, discriminator, g_tx, d_tx: networks and optimizers.
+      latent: size of z.
+      smoothing: one-sided label smoothing of the real images' target.
+      flip: flips each real image left to right with probability 1/2.
+      ema_decay: per step; None without a moving average.
+    """
+
+    generator: Functional
+    discriminator: Functional
+    g_tx: optax.GradientTransformation
+    d_tx: optax.GradientTransformation
+    latent: int
+    smoothing: float = 0.0
+    flip: bool = False
+    ema_decay: float | None = None
+
+    def __call__(self, state: TrainState, images: jax.Array, grades: jax.Array, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """images uint8 [B, R, R, C], grades int32 [B], a key of (seed, step) -> the next state, float32 [] metrics."""
+        z_key, flip_key, *drop_keys = jax.random.split(key, 5)
+        z = jax.random.normal(z_key, (images.shape[0], self.latent))
+        real = to_float(images)
+        if self.flip:
+            mirrored = jax.random.bernoulli(flip_key, 0.5, (real.shape[0], 1, 1, 1))
+            real = jnp.where(mirrored, real[:, :, ::-1], real)
+        score = lambda params, stats, x, key: self.discriminator.train(params, stats, x, grades, rngs=nnx.Rngs(dropout=key))
+
+        fake, pull_back, g_stats = jax.vjp(
+            lambda params: self.generator.train(params, state.g.stats, z, grades), state.g.params, has_aux=True)
+
+        def d_objective(params):
+            on_real, stats = score(params, state.d.stats, real, drop_keys[0])
+            on_fake, stats = score(params, stats, fake, drop_keys[1])
+            return losses.discriminator_bce(on_real, on_fake, self.smoothing), (on_real, on_fake, stats)
+
+        (d_loss, (on_real, on_fake, d_stats)), d_grads = jax.value_and_grad(d_objective, has_aux=True)(state.d.params)
+        d = _descend(self.d_tx, state.d, d_grads, d_stats)
+
+        def g_objective(fake):
+            logits, stats = score(d.params, d.stats, fake, drop_keys[2])
+            return losses.generator_bce(logits), (logits, stats)
+
+        (g_loss, (on_fake_after, d_stats)), fake_grad = jax.value_and_grad(g_objective, has_aux=True)(fake)
+        d = dataclasses.replace(d, stats=d_stats)
+        (g_grads,) = pull_back(fake_grad)
+        g = _descend(self.g_tx, state.g, g_grads, g_stats)
+
+        average = state.ema if self.ema_decay is None else ema.update(state.ema, g.params, self.ema_decay, state.step)
+        metrics = {
+            "loss_d": d_loss,
+            "loss_g": g_loss,
+            "d_real": _probability(on_real),                  # D(x)
+            "d_fake_before": _probability(on_fake),           # D(G(z)) before D's update, and
+            "d_fake_after": _probability(on_fake_after),      # after it, as G sees it
+            "d_accuracy": ((on_real > 0).mean() + (on_fake <= 0).mean()) / 2,
+            "grad_norm_d": optax.global_norm(d_grads),
+            "grad_norm_g": optax.global_norm(g_grads),
+        }
+        return TrainState(state.step + 1, g, d, average, state.best), metrics
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """uint8 0..255 -> float32 [-1, 1], the range of the generators' tanh."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+    """float [-1, 1] -> uint8, rounded; the inverse of `to_float`."""
+    return jnp.clip(jnp.round((images.astype(jnp.float32) + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def _probability(logits):
+    return jax.nn.sigmoid(logits.astype(jnp.float32)).mean()
+
+
+def _descend(tx, network: NetworkState, grads, stats) -> NetworkState:
+    updates, opt = tx.update(grads, network.opt, network.params)
+    return NetworkState(optax.apply_updates(network.params, updates), stats, opt)
