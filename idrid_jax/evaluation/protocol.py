@@ -47,7 +47,8 @@ def measure(
         generated_grades: int [N] in 0..4, or None for an unconditional generator: then there is no "by_grade".
         training_grades, held_out_grades: int [N] in 0..4.
         seed: picks the image of "one_generated", and the images kept where there are more than `most`.
-        most: at most so many images of each set are used, drawn at random; None uses all. Time grows with its square.
+        most: at most so many images of each set are used, drawn at random; None uses all. Time grows with its square:
+            500 generated and IDRiD's 413 and 103 take 4 s at 28x28x1 and half a minute at 64x64x3 on two busy cores.
     Returns: a dict that json.dumps takes, the same for the same arguments.
         One entry for each key of CAPTIONS: "ssim" and "psnr" (dB), means over its pairs, "images" and "against" (how
         many of each); where there were not enough images, None for both and the reason under "missing". Nearest is the
