@@ -182,15 +182,20 @@ def _look(release: Release, parts) -> dict[str, _Look]:
     """sha256 -> what was seen. Photographs of C are files of B: a file whose hash is known is not decoded again."""
     looks: dict[str, _Look] = {}
 
+    def hashed(source: Source, data: bytes) -> str:
+        if source not in release.digests:  # else the fingerprint was asked for before
+            release.digests[source] = digest(data)
+        return release.digests[source]
+
     def one(record: Record) -> None:
         data = record.image.read()
-        key = release.digests[record.image] = digest(data)
+        key = hashed(record.image, data)
         if key not in looks:
             view = _view(data, record.image)
             looks[key] = _Look(open_image(data, record.image).size, view)
         for source in record.masks.values() if isinstance(record, Segmented) else ():
             mask = source.read()
-            release.digests[source] = digest(mask)
+            hashed(source, mask)
             with open_image(mask, source) as image:
                 check_size(source, image.size, looks[key].size)
 

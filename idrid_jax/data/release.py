@@ -232,11 +232,13 @@ def _rows(source: Source, wanted: dict[str, str]) -> dict[str, dict[str, str]]:
     """id -> column -> cell. Columns go by their letters alone; nameless columns and blank rows are passed over."""
     try:
         text = source.read().decode("utf-8-sig")
-        width = max(line.count(",") for line in text.splitlines() or [""]) + 1  # rows may be longer than the header
+        if not text.strip():
+            raise ValueError("it is empty")
+        width = max(line.count(",") for line in text.splitlines()) + 1  # rows may be longer than the header
         table = pandas.read_csv(
             io.StringIO(text), header=None, names=range(width), dtype=str, keep_default_na=False, skip_blank_lines=False
         )
-    except (ValueError, pandas.errors.ParserError) as error:  # bad encodings and empty files are ValueErrors
+    except (ValueError, pandas.errors.ParserError) as error:  # a wrong encoding is a ValueError
         raise UserError(f"{source}: not a CSV file ({' '.join(str(error).split())}); get another copy of it") from error
     table = table.fillna("").map(str.strip)
     titles = ["".join(filter(str.isalpha, title.lower())).replace("oedema", "edema") for title in table.iloc[0]]

@@ -4,14 +4,14 @@ Folders, names, CSV form and mask form are the official ones (see `layout`), so 
 for IDRiD reads what is written here.
 """
 
+import errno
 import os
-import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from idrid_jax.data import layout
+from idrid_jax.data import atomic, layout
 from idrid_jax.data.masks import palette_tiff
 from idrid_jax.errors import UserError
 
@@ -33,7 +33,8 @@ class ReleaseWriter:
     def __init__(self, out: Path, notice: str):
         self.out = Path(out).absolute()
         self.notice = notice
-        self._folder = self.out.parent / f".{self.out.name}.partial-{os.getpid()}"
+        self._folder: Path
+        self._cleaning = ExitStack()
         self._grading = {split: [] for split in layout.SPLITS}
         self._discs = {split: [] for split in layout.SPLITS}
         self._foveas = {split: [] for split in layout.SPLITS}
@@ -43,9 +44,10 @@ class ReleaseWriter:
         with self._writing():
             if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
                 raise UserError(f"{self.out}: already holds something; name a folder that does not exist, or empty it")
-            if self._folder.exists():  # left by a killed process that had our number
-                shutil.rmtree(self._folder)
-            self._folder.mkdir(parents=True)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.out.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        self._folder = self._cleaning.enter_context(atomic.partial_folder(self.out.parent))
         return self
 
     def __exit__(self, kind, value, traceback) -> None:
@@ -54,7 +56,7 @@ class ReleaseWriter:
                 with self._writing():
                     self._finish()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._cleaning.close()
 
     def add_graded(self, split: str, image: bytes, grade: int, edema: int = -1, suffix: str = ".jpg") -> str:
         """Adds a photograph to part B and returns the id it was given: IDRiD_001, ... in each split.
@@ -136,9 +138,8 @@ class ReleaseWriter:
             for folder in layout.SPLIT_FOLDERS.values():
                 (images / folder).mkdir(exist_ok=True)
         self._write("README.txt", (self.notice.rstrip() + "\n").encode())
-        if self.out.exists():  # empty: looked at on the way in
-            self.out.rmdir()
-        self._folder.rename(self.out)
+        if not atomic.publish(self._folder, self.out):
+            raise UserError(f"{self.out}: was filled by another process meanwhile; name another folder")
 
     @contextmanager
     def _writing(self):

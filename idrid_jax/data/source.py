@@ -103,7 +103,7 @@ def _only(path: Path, found: list[Part]) -> Part:
     if len(left) > 1:
         first, second = sorted(left, key=lambda part: part.root)[:2]
         alike = first.container == second.container
-        names = " and ".join(str(part.root if alike else part.container) for part in (first, second))
+        names = " and ".join(str(part.zipped or (part.root if alike else part.container)) for part in (first, second))
         raise UserError(f"{path}: holds {len(left)} releases, {names}{' ...' * (len(left) > 2)}; name one of them")
     return left[0]
 
