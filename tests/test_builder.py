@@ -1,6 +1,7 @@
 """The TFDS builder: TFDS's own test case for every config, bytes untouched, labels and masks as released."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 pytest.importorskip("tensorflow")  # reading TFRecords needs it; the builder itself does not
 tfds = pytest.importorskip("tensorflow_datasets")
 
+import idrid_jax  # noqa: E402
 from idrid_jax.data import idrid  # noqa: E402
 from idrid_jax.data.release import LESIONS, ReleaseWriter, read_mask, read_release  # noqa: E402
 from idrid_jax.errors import UserError  # noqa: E402
@@ -135,3 +137,15 @@ def test_png_passes_through_and_tiff_becomes_png(tmp_path):
 def test_the_builder_module_imports_no_tensorflow():
     code = "import sys, idrid_jax.data.idrid; assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tfds_build_works_from_the_folder(tmp_path):
+    """TFDS's own `build`, as the builder's README gives it for an environment without apache_beam."""
+    readme = (DUMMY.parent / "README.md").read_text()
+    code = readme.split('python -c "')[1].split('" --manual_dir')[0]
+    flags = [f"--manual_dir={DUMMY}", f"--data_dir={tmp_path}"]
+    environment = os.environ | {"PYTHONPATH": str(Path(idrid_jax.__file__).parent.parent), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=DUMMY.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {path.parent.parent.name for path in tmp_path.rglob("dataset_info.json")}
+    assert found == {"grading", "segmentation", "localization"}

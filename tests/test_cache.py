@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,17 @@ def test_a_split_without_photographs_and_bad_options_are_refused(manifest):
         cache.load(manifest, "val", **OPTIONS)
     with pytest.raises(UserError, match="crop 'squash'"):
         cache.load(manifest, "train", **OPTIONS | {"crop": "squash"})
+
+
+def test_a_release_in_zips(release, manifest, tmp_path):
+    """The same fingerprint and pixels as from folders, without unpacking."""
+    (tmp_path / "zips").mkdir()
+    for part in ("A. Segmentation", "B. Disease Grading", "C. Localization"):
+        shutil.make_archive(str(tmp_path / "zips" / part), "zip", release, part)
+    zipped, text = prepare(tmp_path / "zips", manifest.folder.parent.parent, tfds=False)
+    assert zipped.fingerprint == manifest.fingerprint and "already" not in text
+    assert cache.prepared(manifest.folder.parent.parent, str(tmp_path / "zips")) == zipped
+    np.testing.assert_array_equal(cache.load(zipped, "train", **OPTIONS).images, expected(release, "train"))
 
 
 # --- killed, raced, out of space
