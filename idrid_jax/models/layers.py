@@ -29,7 +29,7 @@ class Conv(nnx.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: Padding, *, bias: bool,
                  init: Initializer, dtype, rngs: nnx.Rngs):
         self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ class ConvTranspose(nnx.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: Padding, *, bias: bool,
                  init: Initializer, dtype, rngs: nnx.Rngs):
         self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, outputs, inputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:

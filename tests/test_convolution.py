@@ -1,0 +1,192 @@
+"""`conv`, `conv_input` and `conv_kernel` against `lax` and JAX's own autodiff of it, in float64, where equal means 1e-12."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from idrid_jax.models import convolution
+from idrid_jax.models.convolution import conv, conv_input, conv_kernel, out_size
+
+# (height, width), kernel, stride, padding. Odd and even kernels, every stride to 4, uneven padding, sizes that no stride divides,
+# kernels smaller than the stride (rows that no output saw), and the shapes of the networks' own layers.
+CASES = [
+    ((7, 5), 3, 1, (1, 1)),
+    ((6, 7), 4, 1, (1, 2)),
+    ((9, 8), 8, 1, (3, 4)),      # cgan32, image
+    ((4, 4), 4, 1, (0, 0)),      # dcgan, logit
+    ((7, 9), 3, 2, (0, 1)),      # cgan32, down
+    ((8, 8), 3, 2, (0, 1)),
+    ((7, 8), 5, 2, (1, 2)),      # dcgan28
+    ((8, 6), 4, 2, (1, 1)),      # dcgan, down
+    ((11, 7), 2, 2, (0, 0)),     # leaves a row over
+    ((9, 5), 1, 2, (0, 0)),      # kernel smaller than the stride
+    ((8, 11), 5, 3, (2, 0)),
+    ((7, 10), 4, 3, (3, 1)),
+    ((10, 7), 2, 3, (0, 1)),
+    ((16, 20), 16, 4, (6, 6)),   # dcgan128, image
+    ((13, 9), 5, 4, (0, 3)),
+    ((11, 14), 3, 4, (1, 0)),
+]
+IDENTIFIERS = [f"{h}x{w}_k{k}s{s}p{lo}{hi}" for (h, w), k, s, (lo, hi) in CASES]
+cases = pytest.mark.parametrize("size, kernel, stride, padding", CASES, ids=IDENTIFIERS)
+# One of each kind for the dearer tests.
+few = pytest.mark.parametrize("size, kernel, stride, padding", [CASES[i] for i in (1, 6, 9, 11, 13)])
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """A GPU would round float32 products to TF32."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def arrays(size, kernel, stride, padding, dtype=np.float64, batch=2, inputs=2, outputs=3):
+    """Images, kernel and features of fitting shapes."""
+    rng = np.random.default_rng([*size, kernel, stride, *padding])
+    features = [out_size(rows, kernel, stride, padding) for rows in size]
+    x = rng.standard_normal((batch, *size, inputs))
+    w = rng.standard_normal((kernel, kernel, inputs, outputs))
+    g = rng.standard_normal((batch, *features, outputs))
+    return tuple(jnp.asarray(a, dtype) for a in (x, w, g))
+
+
+def maps(size, kernel, stride, padding):
+    """The three maps as functions of two arrays: ours, and `lax`'s with JAX's autodiff."""
+    ours = (
+        lambda x, w: conv(x, w, stride, padding),
+        lambda g, w: conv_input(g, w, stride, padding, size),
+        lambda x, g: conv_kernel(x, g, stride, padding, kernel),
+    )
+
+    def forward(x, w):
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def to_input(g, w):
+        x = jnp.zeros((g.shape[0], *size, w.shape[2]), g.dtype)
+        return jax.vjp(lambda x: forward(x, w), x)[1](g)[0]
+
+    def to_kernel(x, g):
+        w = jnp.zeros((kernel, kernel, x.shape[-1], g.shape[-1]), x.dtype)
+        return jax.vjp(lambda w: forward(x, w), w)[1](g)[0]
+
+    return ours, (forward, to_input, to_kernel)
+
+
+def value_and_gradients(function, a, b, cotangent):
+    value, pull = jax.vjp(function, a, b)
+    return value, *pull(cotangent)
+
+
+def penalty(function, a, b):
+    """What a gradient penalty asks of a layer: the squared gradient in `a` of something not linear in it."""
+    return jnp.sum(jax.grad(lambda a: jnp.sum(jnp.tanh(function(a, b))))(a) ** 2)
+
+
+def assert_close(ours, theirs, tolerance):
+    """Equal shapes and dtypes, and equal to `tolerance` of the largest value."""
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-30))
+
+
+@functools.cache
+def values_and_gradients(which, *case):
+    """Of the three maps at this case, in float64: ours (0) or JAX's (1). Each is (value, gradient in either argument)."""
+    with jax.enable_x64(True):
+        x, w, g = arrays(*case)
+        at = ((x, w, g), (g, w, x), (x, g, w))  # both arguments, and the cotangent
+        run = jax.jit(lambda at: [
+            value_and_gradients(f, *three) for f, three in zip(maps(*case)[which], at, strict=True)])
+        return jax.tree.map(np.asarray, run(at))
+
+
+@cases
+def test_values_and_both_gradients_are_those_of_lax(size, kernel, stride, padding):
+    ours, theirs = (values_and_gradients(which, size, kernel, stride, padding) for which in (0, 1))
+    assert all(a.dtype == np.float64 for a in jax.tree.leaves(ours))
+    assert_close(ours, theirs, 1e-12)
+
+
+@few
+def test_second_derivatives_are_those_of_lax(size, kernel, stride, padding):
+    with jax.enable_x64(True):
+        x, w, g = arrays(size, kernel, stride, padding)
+        at = ((x, w), (g, w), (x, g))
+
+        def run(functions):
+            gradients = [jax.grad(functools.partial(penalty, f), (0, 1)) for f in functions]
+            return jax.jit(lambda at: [gradient(*two) for gradient, two in zip(gradients, at, strict=True)])(at)
+
+        ours, theirs = (run(functions) for functions in maps(size, kernel, stride, padding))
+        assert all(np.abs(a).max() > 0 for a in jax.tree.leaves(ours))
+        assert_close(ours, theirs, 1e-12)
+
+
+@cases
+def test_the_three_are_adjoint(size, kernel, stride, padding):
+    """<conv(x, w), g> = <x, conv_input(g, w)> = <w, conv_kernel(x, g)>."""
+    with jax.enable_x64(True):
+        x, w, g = (np.asarray(a) for a in arrays(size, kernel, stride, padding))
+    (features, *_), (images, *_), (kernels, *_) = values_and_gradients(0, size, kernel, stride, padding)
+    scale = np.linalg.norm(features) * np.linalg.norm(g)
+    assert abs(np.vdot(features, g) - np.vdot(x, images)) < 1e-13 * scale
+    assert abs(np.vdot(features, g) - np.vdot(w, kernels)) < 1e-13 * scale
+
+
+@cases
+def test_the_subpixel_form_equals_the_native_one(size, kernel, stride, padding):
+    with jax.enable_x64(True):
+        _, w, g = arrays(size, kernel, stride, padding)
+        arguments = dict(stride=stride, padding=padding, size=size)
+        ours, theirs = (
+            jax.jit(functools.partial(f, **arguments))(g, w)
+            for f in (convolution._subpixel_input, convolution._native_input))
+        assert_close(ours, theirs, 1e-13)
+
+
+@few
+def test_float32_is_equal_to_its_rounding(size, kernel, stride, padding):
+    x, w, g = arrays(size, kernel, stride, padding, np.float32)
+    ours, theirs = maps(size, kernel, stride, padding)
+    for f, reference, two in zip(ours, theirs, ((x, w), (g, w), (x, g)), strict=True):
+        assert_close(f(*two), reference(*two), 1e-6)
+
+
+@few
+def test_bfloat16_stays_itself_within_its_rounding(size, kernel, stride, padding):
+    """A bfloat16 has eight bits: half a unit in the last place of the sum, once for the result and once for partial sums."""
+    x, w, g = arrays(size, kernel, stride, padding, jnp.bfloat16)
+    ours, theirs = maps(size, kernel, stride, padding)
+    for f, reference, two in zip(ours, theirs, ((x, w), (g, w), (x, g)), strict=True):
+        y = f(*two)
+        assert y.dtype == jnp.bfloat16
+        assert_close(y.astype(jnp.float32), reference(*(a.astype(jnp.float32) for a in two)), 2**-8)
+
+
+def test_gradients_for_each_example():
+    """`vmap` of `grad`, as penalties for each example write it."""
+    size, kernel, stride, padding = CASES[6]
+    with jax.enable_x64(True):
+        x, w, _ = arrays(size, kernel, stride, padding, batch=3)
+        (ours, *_), (theirs, *_) = maps(size, kernel, stride, padding)
+
+        def each(function):
+            gradient = jax.grad(lambda x, w: jnp.sum(jnp.tanh(function(x[None], w))), (0, 1))
+            return jax.vmap(gradient, (0, None))(x, w)
+
+        assert_close(each(ours), each(theirs), 1e-12)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+@pytest.mark.parametrize("kernel, padding", [(3, {7: (1, 1), 8: (0, 1)}), (5, {7: (2, 2), 8: (1, 2)})])
+def test_same_padding_of_keras_is_that_of_lax(size, kernel, padding):
+    """The uneven padding that the Keras networks state in pixels is XLA's SAME at stride 2 and an even size."""
+    x, w, _ = arrays((size, size), kernel, 2, padding[size], np.float32)
+    theirs = lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    assert_close(conv(x, w, 2, padding[size]), theirs, 1e-6)

@@ -1,0 +1,168 @@
+"""The four networks: sizes as the thesis gives them, types, what grades and dropout do, and how the weights begin."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from idrid_jax.models import NETWORKS, cgan, dcgan
+from peers import capture
+
+COUNTS = {  # trainable parameters of generator and discriminator
+    "cgan32": (1_382_077, 212_987),
+    "dcgan28": (2_305_472, 212_865),
+    "dcgan64": (3_576_704, 2_765_568),
+    "dcgan128": (3_622_784, 2_811_648),
+}
+GRADES = np.array([0, 4, 2], np.int32)
+NARROW = {  # one of each kind, small where it can be
+    "cgan32": (cgan.Generator, cgan.Discriminator),
+    "dcgan28": (dcgan.Generator28, dcgan.Discriminator28),
+    "dcgan64": (functools.partial(dcgan.Generator, 64, width=8), functools.partial(dcgan.Discriminator, 64, width=8)),
+}
+names = pytest.mark.parametrize("name", COUNTS)
+kinds = pytest.mark.parametrize("name", NARROW)
+dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+
+
+def shapes(make, dtype=jnp.float32):
+    """The network with shapes in place of arrays."""
+    return nnx.eval_shape(lambda: make(dtype=dtype, rngs=nnx.Rngs(0)))
+
+
+def inputs(name, which, batch=3):
+    """A generator's (0) or a discriminator's (1)."""
+    network, rng = NETWORKS[name], np.random.default_rng(0)
+    if which == 0:
+        return rng.standard_normal((batch, network.latent)).astype(np.float32)
+    return rng.uniform(-1, 1, (batch, network.size, network.size, network.channels)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _call(graph, state, x, grades, keys):
+    module = nnx.merge(graph, state)
+    return module(x, grades, **{name: nnx.Rngs(dropout=key) for name, key in keys.items()}), nnx.state(module)
+
+
+def call(module, x, grades=GRADES, key=None):
+    """The output and the state after it, under jit; with a key for dropout if there is one."""
+    graph, state = nnx.split(module)
+    return _call(graph, state, x, grades, {} if key is None else {"rngs": jax.random.key(key)})
+
+
+def test_every_network_is_here():
+    assert set(NETWORKS) == set(COUNTS)
+    assert {name for name, network in NETWORKS.items() if network.conditional} == {"cgan32"}
+
+
+@names
+def test_parameter_counts_are_the_thesis_s(name):
+    network = NETWORKS[name]
+    for make, count in zip((network.generator, network.discriminator), COUNTS[name], strict=True):
+        parameters = nnx.state(shapes(make), nnx.Param)
+        assert sum(math.prod(a.shape) for a in jax.tree.leaves(parameters)) == count
+
+
+@names
+@dtypes
+def test_shapes_and_dtypes(name, dtype):
+    """Images and logits are in the type asked for; parameters and statistics in float32, before a call and after it."""
+    network = NETWORKS[name]
+    expected = (3, network.size, network.size, network.channels), (3,)
+    for which, make in enumerate((network.generator, network.discriminator)):
+        def once(x, grades, key):
+            module = make(dtype=dtype, rngs=nnx.Rngs(0))
+            before = nnx.state(module)
+            keys = {} if which == 0 else {"rngs": nnx.Rngs(dropout=key)}
+            return module(x, grades, **keys), before, nnx.state(module)
+
+        output, *states = jax.eval_shape(once, inputs(name, which), GRADES, jax.random.key(0))
+        assert output.shape == expected[which] and output.dtype == dtype
+        assert {a.dtype for a in jax.tree.leaves(states)} == {np.dtype(np.float32)}
+
+
+@kinds
+def test_bfloat16_is_float32_within_its_rounding(name):
+    """Images in [-1, 1], and the two types agree where a network of either is trained and where it is used."""
+    for which, make in enumerate(NARROW[name]):
+        outputs, statistics = {}, {}
+        for dtype in (jnp.float32, jnp.bfloat16):
+            module = capture.filled(make, np.float32)
+            graph, _ = nnx.split(shapes(make, dtype))
+            module = nnx.merge(graph, nnx.to_pure_dict(nnx.state(module)))
+            trained, state = call(module, inputs(name, which), key=None if which == 0 else 0)
+            module.eval()
+            used, _ = call(module, inputs(name, which))
+            outputs[dtype] = [np.asarray(a, np.float32) for a in (trained, used)]
+            statistics[dtype] = jax.tree.leaves(nnx.to_pure_dict(state))
+        for wide, narrow in zip(outputs[jnp.float32], outputs[jnp.bfloat16], strict=True):
+            assert np.isfinite(narrow).all() and np.ptp(narrow) > 0
+            assert which == 1 or np.abs(narrow).max() <= 1
+            print(name, which, np.abs(wide-narrow).max(), np.abs(wide).max())
+            assert 0 < np.abs(wide - narrow).max() < 0.05 * np.abs(wide).max()
+        for wide, narrow in zip(statistics[jnp.float32], statistics[jnp.bfloat16], strict=True):
+            assert narrow.dtype == jnp.float32
+            np.testing.assert_allclose(narrow, wide, rtol=0, atol=0.01 * np.abs(wide).max())
+
+
+@kinds
+def test_grades_change_the_conditional_network_alone(name):
+    for which, make in enumerate(NARROW[name]):
+        module = capture.filled(make, np.float32)
+        module.eval()
+        x = np.repeat(inputs(name, which, batch=1), 3, axis=0)
+        y = np.asarray(call(module, x)[0])
+        if NETWORKS[name].conditional:
+            assert all(np.abs(y[i] - y[j]).max() > 1e-3 for i, j in ((0, 1), (0, 2), (1, 2)))
+        else:
+            np.testing.assert_array_equal(y, np.asarray(call(module, x, GRADES[::-1].copy())[0]))
+            np.testing.assert_array_equal(y, np.asarray(call(module, x, None)[0]))
+
+
+@pytest.mark.parametrize("name", ["cgan32", "dcgan28"])
+def test_dropout_takes_its_key_at_the_call(name):
+    module, x = capture.filled(NARROW[name][1], np.float32), inputs(name, 1)
+    first, again, other = (np.asarray(call(module, x, key=key)[0]) for key in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).min() > 0
+    with pytest.raises(ValueError, match="rngs"):
+        module(x, GRADES)
+    module.eval()
+    used = [np.asarray(call(module, x, key=key)[0]) for key in (None, 0)]
+    np.testing.assert_array_equal(*used)
+
+
+@names
+def test_no_key_lives_in_the_state(name):
+    for make in (NETWORKS[name].generator, NETWORKS[name].discriminator):
+        state = nnx.state(shapes(make))
+        assert not jax.tree.leaves(nnx.state(shapes(make), nnx.RngState))
+        assert {variable.type for _, variable in nnx.to_flat_state(state)} <= {nnx.Param, nnx.BatchStat}
+
+
+@kinds
+def test_weights_begin_as_the_peers_begin(name):
+    """Glorot's limits and zero biases as in Keras; N(0, 0.02) and scales N(1, 0.02) as in the PyTorch tutorial."""
+    for make in NETWORKS[name].generator, NETWORKS[name].discriminator:
+        arrays = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(make(rngs=nnx.Rngs(key)))))(jax.random.key(0))
+        torch = name == "dcgan64"
+        for (layer, array), a in capture.by_layer(arrays).items():
+            error = 4 / np.sqrt(a.size)  # four standard errors, in standard deviations
+            if array == "kernel" and torch:
+                assert abs(a.std() / 0.02 - 1) < error and abs(a.mean() / 0.02) < error and np.abs(a).max() > 0.06
+            elif array == "kernel":
+                field = math.prod(a.shape[:-2])
+                limit = math.sqrt(6 / (field * (a.shape[-2] + a.shape[-1])))
+                assert 0.99 * limit < np.abs(a).max() <= limit and abs(a.mean() / limit) < error
+                assert abs(a.std() / (limit / math.sqrt(3)) - 1) < error
+            elif array == "embedding":
+                assert 0.045 < np.abs(a).max() <= 0.05 and abs(a.mean() / 0.05) < error
+            elif array == "scale" and torch:
+                assert abs(a.std() / 0.02 - 1) < error and abs((a.mean() - 1) / 0.02) < error
+            else:
+                assert array in ("bias", "mean", "scale", "var")
+                np.testing.assert_array_equal(a, 1.0 if array in ("scale", "var") else 0.0)

@@ -1,0 +1,182 @@
+"""dcgan64 and dcgan128 against the same networks in PyTorch, on copied weights, layer by layer; `conv` against PyTorch's."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+from idrid_jax.models import dcgan  # noqa: E402
+from idrid_jax.models.convolution import conv, conv_input  # noqa: E402
+from peers import capture, torch_dcgan  # noqa: E402
+
+# Shares of the largest value. Gradients are compared in float64 alone: see capture.filled.
+TOLERANCES = {"float32": 5e-5, "float64": 1e-12}
+WIDTHS = {"float32": 64, "float64": 16}  # the networks as they are, and narrow ones for time's sake
+BATCH = 4
+NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def tensor(a):
+    return torch.from_numpy(np.array(a))
+
+
+def nchw(a):
+    """NHWC -> NCHW."""
+    return tensor(np.moveaxis(a, -1, 1))
+
+
+def nhwc(t):
+    """NCHW -> NHWC; vectors as they are."""
+    return np.moveaxis(t.detach().numpy(), 1, -1)
+
+
+def weight(a):
+    """[k, k, I, O] -> [O, I, k, k], and a transposed convolution's [k, k, O, I] -> [I, O, k, k]; vectors as they are."""
+    return tensor(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a)
+
+
+def kernel(t):
+    """The way back."""
+    a = t.detach().numpy()
+    return a.transpose(2, 3, 1, 0) if a.ndim == 4 else a
+
+
+def weighted(peer):
+    """The peer's layers that hold arrays, in the order of their calls."""
+    return [layer for layer in peer.main if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d))]
+
+
+def copy(arrays, layers):
+    """Our arrays {(layer, array): ...} into the peer's layers {layer: ...}: all of ours, and all of theirs."""
+    with torch.no_grad():
+        for (name, array), a in arrays.items():
+            getattr(layers[name], NAMES[array]).copy_(weight(a))
+    theirs = [key for layer in layers.values() for key in layer.state_dict() if key != "num_batches_tracked"]
+    assert len(arrays) == len(theirs)
+
+
+def run(peer, x, cotangent):
+    """-> the output, and (input, output) of every layer with arrays. Copies: the activations work in place."""
+    calls = []
+
+    def keep(layer, inputs, output):
+        calls.append((inputs[0].detach().clone(), output.detach().clone()))
+
+    hooks = [layer.register_forward_hook(keep) for layer in weighted(peer)]
+    y = peer(x)
+    (y * cotangent).sum().backward()
+    for hook in hooks:
+        hook.remove()
+    return y.detach(), calls
+
+
+def generators(size, dtype):
+    """Ours, its input and the output's cotangent; theirs, and the same two as it takes them."""
+    rng = np.random.default_rng(size)
+    z = rng.standard_normal((BATCH, 100)).astype(dtype)
+    cotangent = rng.standard_normal((BATCH, size, size, 3)).astype(dtype)
+    ours = capture.filled(functools.partial(dcgan.Generator, size, width=WIDTHS[dtype]), dtype, seed=size)
+    theirs = torch_dcgan.Generator(size, ngf=WIDTHS[dtype])
+    return ours, z, cotangent, theirs, tensor(z)[:, :, None, None], nchw(cotangent)
+
+
+def discriminators(size, dtype):
+    """The same of the discriminators."""
+    rng = np.random.default_rng(size + 1)
+    images = rng.uniform(-1, 1, (BATCH, size, size, 3)).astype(dtype)
+    cotangent = rng.standard_normal(BATCH).astype(dtype)
+    ours = capture.filled(functools.partial(dcgan.Discriminator, size, width=WIDTHS[dtype]), dtype, seed=size + 1)
+    theirs = torch_dcgan.Discriminator(size, ndf=WIDTHS[dtype])
+    return ours, images, cotangent, theirs, nchw(images), tensor(cotangent)
+
+
+@pytest.mark.parametrize("size, dtype", [(64, "float64"), (128, "float64"), (128, "float32")])
+@pytest.mark.parametrize("pair", [generators, discriminators])
+def test_layer_by_layer(pair, size, dtype):
+    """Every value between the layers, every gradient, the statistics that training leaves, and the output in eval mode."""
+    with jax.enable_x64(dtype == "float64"):
+        differences = compare(*pair(size, dtype), gradients=dtype == "float64")
+    print("largest:", *max(differences.items(), key=lambda item: item[1]))
+    assert not {what: d for what, d in differences.items() if not d < TOLERANCES[dtype]}
+
+
+def compare(module, x, cotangent, peer, their_x, their_cotangent, *, gradients):
+    """-> what was compared: the difference, as a share of the largest value."""
+    ours = capture.run(module, x, None, cotangent if gradients else None)
+    before = capture.arrays(module)
+    layers = dict(zip([call.name for call in ours.calls], weighted(peer), strict=True))
+    peer.to(their_x.dtype)
+    copy(before, layers)
+    their_x.requires_grad_()
+    output, calls = run(peer.train(), their_x, their_cotangent)
+
+    differences = {"output": capture.difference(ours.output, nhwc(output) if output.ndim == 4 else output)}
+    for call, (entered, left) in zip(ours.calls, calls, strict=True):
+        differences[call.name, "input"] = capture.difference(call.input, nhwc(entered))
+        differences[call.name, "output"] = capture.difference(call.output, nhwc(left))
+    if gradients:
+        for (name, array), gradient in ours.gradients.items():
+            theirs = getattr(layers[name], NAMES[array]).grad
+            differences[name, array, "gradient"] = capture.difference(gradient, kernel(theirs))
+        assert len(ours.gradients) == len(list(peer.parameters()))
+        differences["input's gradient"] = capture.difference(ours.input_gradient, nhwc(their_x.grad).reshape(x.shape))
+
+    after = capture.arrays(ours.module)
+    for call in ours.calls:
+        if (call.name, "mean") in after:
+            layer, n = layers[call.name], call.input.size // call.input.shape[-1]
+            old, new = before[call.name, "var"], after[call.name, "var"]
+            unbiased = 0.9 * old + (new - 0.9 * old) * n / (n - 1)  # PyTorch's running variance is unbiased, ours is not
+            differences[call.name, "mean"] = capture.difference(after[call.name, "mean"], layer.running_mean)
+            differences[call.name, "var"] = capture.difference(unbiased, layer.running_var)
+
+    copy(after, layers)
+    with torch.no_grad():
+        output = peer.eval()(their_x)
+    differences["output in eval mode"] = capture.difference(
+        capture.evaluate(ours.module, x), nhwc(output) if output.ndim == 4 else output)
+    return differences
+
+
+# image rows, kernel, stride, padding, channels in and out: the layers of both sizes, and others.
+LAYERS = [
+    (64, 4, 2, 1, 3, 8),
+    (128, 16, 4, 6, 3, 8),
+    (32, 4, 2, 1, 8, 16),
+    (4, 4, 1, 0, 16, 1),
+    (4, 4, 1, 0, 32, 100),
+    (15, 5, 3, 2, 4, 3),
+    (13, 3, 2, 0, 2, 5),
+]
+
+
+@pytest.mark.parametrize("rows, k, stride, padding, channels, features", LAYERS)
+def test_convolutions(rows, k, stride, padding, channels, features):
+    """`conv` is conv2d and `conv_input` is conv_transpose2d, with both gradients."""
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((2, rows, rows, channels), np.float32)
+    w = rng.standard_normal((k, k, channels, features), np.float32)
+    theirs = torch.nn.functional.conv2d(nchw(x), weight(w), stride=stride, padding=padding)
+    g = rng.standard_normal(nhwc(theirs).shape, np.float32)
+    # PyTorch adds rows at the end that no kernel reached.
+    extra = (rows + 2 * padding - k) % stride
+
+    @jax.jit
+    def ours(x, w, g):
+        with jax.default_matmul_precision("highest"):
+            y, pull = jax.vjp(lambda x, w: conv(x, w, stride, (padding, padding)), x, w)
+            back, pull_back = jax.vjp(lambda g, w: conv_input(g, w, stride, (padding, padding), (rows, rows)), g, w)
+            return y, *pull(g), back, *pull_back(x)
+
+    tx, tw, tg = (t.requires_grad_() for t in (nchw(x), weight(w), nchw(g)))
+    y = torch.nn.functional.conv2d(tx, tw, stride=stride, padding=padding)
+    back = torch.nn.functional.conv_transpose2d(tg, tw, stride=stride, padding=padding, output_padding=extra)
+    their = (
+        nhwc(y), *(f(t) for f, t in zip((nhwc, kernel), torch.autograd.grad(y, (tx, tw), tg.detach()), strict=True)),
+        nhwc(back), *(f(t) for f, t in zip((nhwc, kernel), torch.autograd.grad(back, (tg, tw), tx.detach()), strict=True)))
+    for a, b in zip(ours(x, w, g), their, strict=True):
+        assert capture.difference(a, b) < 1e-5
