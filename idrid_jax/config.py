@@ -1,6 +1,5 @@
 """Every field of a configuration, with its unit; a file in `configs/` changes some of them and says why."""
 
-import difflib
 from collections.abc import Iterator
 
 import ml_collections
@@ -9,6 +8,7 @@ from idrid_jax.data.order import SAMPLINGS
 from idrid_jax.data.preprocess import CROPS
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
+from idrid_jax.words import nearest
 
 WAYS = ("auto", "resident", "stream")
 CONSOLES = ("bar", "thesis")
@@ -69,16 +69,6 @@ def fields(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tupl
             yield from fields(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def nearest(name: str, names) -> str:
-    """'; did you mean X?' for a misspelt name, or the names there are."""
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not close:  # the last part alone: "lr" has no place, "sampling" is in "data.sampling"
-        tails = {full.rsplit(".", 1)[-1]: full for full in names}
-        close = [tails[tail] for tail in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1, cutoff=0.5)]
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
 
 
 def check(config: ml_collections.ConfigDict) -> None:

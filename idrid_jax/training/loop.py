@@ -21,6 +21,7 @@ from idrid_jax.training.interruption import interruption
 from idrid_jax.training.log import Log, grid
 from idrid_jax.training.state import TrainState, generator_params
 from idrid_jax.training.step import to_uint8
+from idrid_jax.words import nearest
 
 GRID_ROWS, GRID_COLUMNS = len(GRADES), 12  # a conditional generator gets one grade a row
 
@@ -141,7 +142,7 @@ def _score(config, measures):
     if not name:
         return None
     if name not in measures:
-        raise UserError(f"config.checkpoint.best = {name!r}: {config_lib.nearest(name, sorted(measures))}")
+        raise UserError(f"config.checkpoint.best = {name!r}: {nearest(name, sorted(measures))}")
     return measures[name]
 
 

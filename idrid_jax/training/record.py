@@ -27,6 +27,7 @@ class Record:
     config: ml_collections.ConfigDict
     fingerprint: str  # of the release's content that it is trained on
     release: str      # that release's name, for people
+    counts: list[int]  # its training photographs by grade
 
 
 def read(workdir: Path) -> Record | None:
@@ -36,7 +37,8 @@ def read(workdir: Path) -> Record | None:
         return None
     try:
         content = json.loads(path.read_text())
-        return Record(ml_collections.ConfigDict(content["config"]), content["data"]["fingerprint"], content["data"]["name"])
+        return Record(ml_collections.ConfigDict(content["config"]), content["data"]["fingerprint"], content["data"]["name"],
+                      list(content["data"]["counts"]["grading"]["train"]))
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a run's record ({error}): restore it, or start again in another --workdir") from error
 

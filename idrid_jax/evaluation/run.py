@@ -1,0 +1,64 @@
+"""What `idrid-jax evaluate` does: a run's generator measured by the protocol, written to evaluation.json."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from idrid_jax import sampling
+from idrid_jax.data import cache
+from idrid_jax.evaluation import protocol
+from idrid_jax.evaluation.image_quality import ssim_pairs
+from idrid_jax.training import build
+
+NAME = "evaluation.json"
+SNAPSHOT_IMAGES = 60  # of each set, so that a snapshot's measures cost seconds at any size
+
+
+def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, step: int | None = None) -> dict:
+    """Measures `count` images (None: as many as training photographs) against the release that the run was trained on.
+
+    Grades are drawn in the training split's proportions. The test split is the held-out one; nothing is chosen by it.
+    Returns what `protocol.measure` does, with what was measured under "of"; writes it to `workdir/evaluation.json`.
+    Raises UserError where `sampling.load` does, or the release is no longer prepared.
+    """
+    sampler = sampling.load(workdir, step)
+    config = sampler.config.copy_and_resolve_references()
+    config.data.release = sampler.run.fingerprint
+    _, training = build.load_split(config, "train")
+    manifest, held_out = build.load_split(config, "test")
+    count = len(training.grades) if count is None else count
+    # the training split's own grades, in a drawn order, over and over: the same mixture for any count
+    order = np.random.default_rng(seed).permutation(len(training.grades))
+    grades = training.grades[np.resize(order, count)]
+    images = np.stack(list(sampler.images(grades, seed=seed)))
+    result = protocol.measure(
+        images, grades if sampler.network.conditional else None, training.images, training.grades,
+        held_out.images, held_out.grades, seed=seed)
+    result["of"] = {
+        "network": config.network, "step": sampler.step, "kimg": sampler.step * config.batch_size / 1000,
+        "release": manifest.name, "fingerprint": manifest.fingerprint, "size": sampler.network.size,
+        "channels": sampler.network.channels, "crop": config.data.crop}
+    path = Path(workdir) / NAME
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(partial, path)
+    return result
+
+
+def snapshot_measures(fakes: np.ndarray, grades: np.ndarray, training: cache.Split) -> dict[str, float]:
+    """How alike a snapshot's images are: a cheap sign of collapse, handed to `loop.train`.
+
+    fakes uint8 [N, R, R, C]. Returns "ssim_among" of the fakes and "ssim_excess" over as many training images.
+    """
+    del grades
+    fakes = fakes[:SNAPSHOT_IMAGES]
+    some = np.linspace(0, len(training.grades) - 1, min(len(fakes), len(training.grades))).astype(int)
+    among = _among(fakes)
+    return {"ssim_among": among, "ssim_excess": among - _among(np.asarray(training.images[some]))}
+
+
+def _among(images):
+    pairs = np.asarray(ssim_pairs(images.astype(np.float32) / 255, images.astype(np.float32) / 255))
+    return float(pairs[~np.eye(len(images), dtype=bool)].mean())

@@ -1,0 +1,162 @@
+"""A trained generator -> images by grade, and images -> a release in IDRiD's layout."""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from idrid_jax.data import atomic
+from idrid_jax.data.release import GRADES, ReleaseWriter
+from idrid_jax.errors import UserError
+from idrid_jax.models import NETWORKS, Network
+from idrid_jax.models.functional import Functional
+from idrid_jax.training import build, record
+from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training.log import grid
+from idrid_jax.training.state import generator_params
+from idrid_jax.training.step import to_uint8
+
+BATCH = 64  # images drawn at a time
+FORMATS = ("jpg", "png")
+SHEET = "contact_sheet.png"
+SHEET_COLUMNS, SHEET_ROWS = 12, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """The generator of one checkpoint: its moving average where the run keeps one, with its running batch statistics."""
+
+    config: ml_collections.ConfigDict
+    run: record.Record
+    step: int
+    generator: Functional
+    params: dict
+    stats: dict
+
+    @property
+    def network(self) -> Network:
+        return NETWORKS[self.config.network]
+
+    def images(self, grades: np.ndarray, *, seed: int = 0) -> Iterator[np.ndarray]:
+        """grades int32 [N] -> N images, uint8 [R, R, C]; image i is a function of (seed, i, its grade) alone."""
+        key = jax.random.key(seed)
+
+        @jax.jit
+        def draw(params, stats, first, grades):
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(BATCH))
+            z = jax.vmap(lambda key: jax.random.normal(key, (self.network.latent,)))(keys)
+            return to_uint8(self.generator.eval(params, stats, z, grades))
+
+        for first in range(0, len(grades), BATCH):
+            part = np.zeros(BATCH, np.int32)
+            some = np.asarray(grades[first:first + BATCH], np.int32)
+            part[:len(some)] = some
+            yield from np.asarray(draw(self.params, self.stats, first, part))[:len(some)]
+
+
+def load(workdir: Path | str, step: int | None = None) -> Sampler:
+    """The generator of the newest readable checkpoint in `workdir`, or of `step`.
+
+    Raises UserError where no run is, or no checkpoint (of that step).
+    """
+    workdir = Path(workdir)
+    run = record.read(workdir)
+    if run is None:
+        raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
+    generator, discriminator = build.networks(run.config)
+    _, init = build.make_update(run.config, generator, discriminator)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(init, jax.random.key(0)))
+    with Checkpoints(workdir) as checkpoints:
+        if step is not None and step not in checkpoints.steps():
+            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, checkpoints.steps())) or 'none'}")
+        state = checkpoints.restore(like, step=step)
+    if state is None:
+        raise UserError(f"{workdir}: no checkpoint yet: train until the first snapshot (config.snapshot_kimg = {run.config.snapshot_kimg:g})")
+    return Sampler(run.config, run, int(state.step), generator, generator_params(state), state.g.stats)
+
+
+def balancing(counts: list[int]) -> list[int]:
+    """How many images of each grade it takes to level the real training set: [5] -> [5]."""
+    return [max(counts) - count for count in counts]
+
+
+def write_release(sampler: Sampler, out: Path | str, counts: list[int], *, seed: int = 0, suffix: str = "jpg", quality: int = 95) -> Path:
+    """counts[g] images of grade g as part B's training set of a release in IDRiD's layout, with a contact sheet.
+
+    Oedema risk is unknown and stays an empty cell. Whole or not at all. Raises UserError for an unconditional
+    generator, counts that come to nothing, or a folder that exists or cannot be written.
+    """
+    network, name = sampler.network, sampler.config.network
+    if not network.conditional:
+        raise UserError(f"{name} is unconditional: it has no grades; use --count N alone")
+    if not any(counts):
+        raise UserError("no image is asked for: the counts by grade are all 0")
+    out = Path(out)
+    grades = np.repeat(np.arange(len(GRADES)), counts)
+    images = []
+    with ReleaseWriter(out, _notice(sampler, seed)) as writer:
+        for image, grade in zip(sampler.images(grades, seed=seed), grades):
+            writer.add_graded("train", encode(image, suffix, quality), int(grade), suffix=f".{suffix}")
+            images.append(image)
+    _sheet(images, grades, out / SHEET)
+    return out
+
+
+def write_images(sampler: Sampler, out: Path | str, count: int, *, seed: int = 0, suffix: str = "jpg", quality: int = 95) -> Path:
+    """`count` images of an unconditional generator in `out`, numbered, with a contact sheet. Whole or not at all.
+
+    Raises UserError where `out` exists or cannot be written.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists and is not an empty folder; choose another")
+    grades = np.zeros(count, np.int32)
+    with atomic.partial_folder(out.absolute().parent) as partial:
+        folder = partial / "images"
+        folder.mkdir()
+        images = list(sampler.images(grades, seed=seed))
+        for number, image in enumerate(images, 1):
+            (folder / f"{number:0{max(4, len(str(count)))}d}.{suffix}").write_bytes(encode(image, suffix, quality))
+        (folder / "README.txt").write_text(_notice(sampler, seed))
+        _sheet(images, grades, folder / SHEET)
+        if out.exists():
+            out.rmdir()
+        if not atomic.publish(folder, out):
+            raise UserError(f"--out {out}: another process has written it meanwhile; choose another")
+    return out
+
+
+def encode(image: np.ndarray, suffix: str, quality: int) -> bytes:
+    """uint8 [R, R, C] -> JPEG (4:4:4: at these sizes halved colour would blur lesions) or PNG bytes."""
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    buffer = io.BytesIO()
+    if suffix == "png":
+        picture.save(buffer, "PNG")
+    else:
+        picture.save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def _sheet(images, grades, path):
+    """Every image, or SHEET_ROWS rows shared among the grades; each grade begins a row."""
+    rows = []
+    present = np.unique(grades)
+    for grade in present:
+        mine = [image for image, g in zip(images, grades) if g == grade][:SHEET_COLUMNS * max(1, SHEET_ROWS // len(present))]
+        mine += [np.full_like(images[0], 255)] * (-len(mine) % SHEET_COLUMNS)
+        rows += mine
+    grid(np.stack(rows), SHEET_COLUMNS).save(path)
+
+
+def _notice(sampler, seed):
+    return (f"Synthetic images: no photograph of any patient. Drawn by idrid_jax ({sampler.config.network}, step {sampler.step}, seed {seed}), "
+            f"trained on release {sampler.run.release} ({sampler.run.fingerprint}).\n"
+            "Grades are those the generator was asked for; nobody has graded the images. Oedema risk is unknown and left empty.\n"
+            "Not for diagnosis. If the training release is IDRiD: (c) P. Porwal, S. Pachade, M. Kokare, CC BY 4.0, DOI 10.21227/H25W98.\n")
