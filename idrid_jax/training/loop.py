@@ -14,7 +14,7 @@ from idrid_jax.data.cache import Split
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, record
+from idrid_jax.training import build, curves, record
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.interruption import interruption
@@ -107,8 +107,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str, on_snapshot: t
                     checkpoints.save(done, state, score=score, marked=_marked(done, config))
                     log.pause()
                 if stop:
+                    checkpoints.wait()
                     log.say(f"interrupted: saved step {done}; the same command goes on from there")
                     break
+    curves.draw(workdir)
     return state
 
 

@@ -1,0 +1,32 @@
+"""A run's curves as one picture, from its stats.jsonl."""
+
+import json
+import os
+from pathlib import Path
+
+PANELS = (  # title, {key in stats.jsonl: caption}
+    ("losses (binary cross-entropy; D's is the sum of both halves)", {"loss_d": "D", "loss_g": "G"}),
+    ("D's mean probability of being real", {"d_real": "D(x)", "d_fake_before": "D(G(z)) before D's update", "d_fake_after": "D(G(z)) after"}),
+    ("gradient norms", {"grad_norm_d": "D", "grad_norm_g": "G"}),
+    ("SSIM among the snapshot's images less among real ones (collapse above 0.1)", {"ssim_excess": "excess"}),
+)
+
+
+def draw(workdir: Path) -> None:
+    """Writes `workdir/curves.png` from `workdir/stats.jsonl`; whole or not at all."""
+    from matplotlib.figure import Figure  # no pyplot: no display, no global state
+
+    rows = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
+    figure = Figure(figsize=(10, 12), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(len(PANELS), 1, sharex=True), PANELS):
+        for key, caption in curves.items():
+            points = [(row["kimg"], row[key]) for row in rows if key in row]
+            axes.plot(*zip(*points), label=caption, marker="." if len(points) < 40 else None) if points else None
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=9)
+    axes.set_xlabel("kimg: thousands of real images shown to D")
+    partial = workdir / ".curves.png"
+    figure.savefig(partial, dpi=100, format="png")
+    os.replace(partial, workdir / "curves.png")
