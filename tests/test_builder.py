@@ -145,7 +145,8 @@ def test_tfds_build_works_from_the_folder(tmp_path):
     code = readme.split('python -c "')[1].split('" --manual_dir')[0]
     flags = [f"--manual_dir={DUMMY}", f"--data_dir={tmp_path}"]
     environment = os.environ | {"PYTHONPATH": str(Path(idrid_jax.__file__).parent.parent), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=DUMMY.parent, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, *flags]
+    done = subprocess.run(command, cwd=DUMMY.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = {path.parent.parent.name for path in tmp_path.rglob("dataset_info.json")}
     assert found == {"grading", "segmentation", "localization"}

@@ -53,7 +53,8 @@ def manifest(release, tmp_path) -> cache.Manifest:
 
 def expected(release: Path, split: str) -> np.ndarray:
     records = [record for record in read_release(release).grading if record.split == split]
-    return np.stack([preprocess(r.image.read(), r.id, **OPTIONS) for r in sorted(records, key=lambda record: record.id)])
+    records = sorted(records, key=lambda record: record.id)
+    return np.stack([preprocess(record.image.read(), record.id, **OPTIONS) for record in records])
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -103,7 +104,7 @@ def test_folds_keep_copies_together(manifest):
 
 
 def test_train_before_prepare(tmp_path):
-    with pytest.raises(UserError, match="no release has been prepared under .*: run idrid-jax prepare --release PATH first"):
+    with pytest.raises(UserError, match="no release has been prepared under .*: run idrid-jax prepare --release PATH"):
         cache.prepared(tmp_path)
 
 
@@ -315,7 +316,7 @@ def test_both_ways_to_fill_give_the_same_bytes(built, manifest):
 
     assert str(Builder.VERSION) == cache.TFDS_VERSION
     assert built.tfds and not manifest.tfds and built.fingerprint == manifest.fingerprint
-    assert sorted(path.name for path in (built.folder / "idrid").iterdir()) == ["grading", "localization", "segmentation"]
+    assert {path.name for path in (built.folder / "idrid").iterdir()} == {"grading", "localization", "segmentation"}
     elsewhere = {split: tuple(dataclasses.replace(one, source=dataclasses.replace(one.source, path=Path("gone")))
                               for one in found) for split, found in built.grading.items()}
     a = cache.load(dataclasses.replace(built, grading=elsewhere), "train", **OPTIONS)  # the release is not needed
@@ -343,7 +344,9 @@ def test_a_build_that_was_killed_is_built_again(release, tmp_path):
 import os
 from idrid_jax.data import atomic, prepare
 publish = atomic.publish
-atomic.publish = lambda folder, target: os.kill(os.getpid(), 9) if "segmentation" in str(target) else publish(folder, target)
+def publish_or_die(folder, target):
+    return os.kill(os.getpid(), 9) if "segmentation" in str(target) else publish(folder, target)
+atomic.publish = publish_or_die
 prepare.prepare({str(release)!r}, {str(tmp_path)!r})
 """
     process = python(code)

@@ -94,12 +94,13 @@ def prepared(data_dir: Path | str | None = None, release: str = "") -> Manifest:
     latest = root / (root / "latest").read_text().strip()
     if not release:
         return read_manifest(latest)
-    if found := [path.parent for path in sorted(root.glob(f"[!.]*/{MANIFEST}")) if path.parent.name.startswith(release)]:
+    folders = [path.parent for path in sorted(root.glob(f"[!.]*/{MANIFEST}"))]
+    if found := [folder for folder in folders if folder.name.startswith(release)]:
         if len(found) > 1:
-            raise UserError(f"release {release!r} is the beginning of {len(found)} fingerprints under {root}; give more of it")
+            raise UserError(f"release {release!r} begins {len(found)} fingerprints under {root}; give more of it")
         return read_manifest(found[0])
     path = Path(release).expanduser().resolve()
-    all_manifests = [read_manifest(path.parent) for path in sorted(root.glob(f"[!.]*/{MANIFEST}"))]
+    all_manifests = [read_manifest(folder) for folder in folders]
     same = [manifest for manifest in all_manifests if manifest.release == path]
     if not same:
         known = ", ".join(f"{manifest.fingerprint[:8]} ({manifest.release})" for manifest in all_manifests)
@@ -158,7 +159,7 @@ def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str)
         raise UserError(f"split {split!r} is not known; choose one of {', '.join(SPLITS)}")
     photographs = manifest.grading[split]
     if not photographs:
-        raise UserError(f"{manifest.release}: no graded photograph in the split {split!r}; prepare a release that has some")
+        raise UserError(f"{manifest.release}: no graded photograph in the split {split!r}; prepare one that has some")
     folder = manifest.folder / "cache" / f"{size}_{channels}_{crop}_v{VERSION}" / split
     meta = {
         "fingerprint": manifest.fingerprint, "size": size, "channels": channels, "crop": crop, "version": VERSION,
@@ -240,7 +241,7 @@ def _reads_from_release(manifest: Manifest, split: str) -> Iterator[tuple[int, C
         try:
             data = photograph.source.read()
         except (OSError, KeyError) as error:  # KeyError: no such member in the zip
-            raise UserError(f"{photograph.source}: gone or unreadable since it was prepared ({error}); {AGAIN}") from error
+            raise UserError(f"{photograph.source}: gone since it was prepared ({error}); {AGAIN}") from error
         if hashlib.sha256(data).hexdigest() != photograph.sha256:
             raise UserError(f"{photograph.source}: has changed since the release was prepared; {AGAIN}")
         return data
@@ -278,8 +279,9 @@ def tfds_path(config: str) -> Path:
 
 
 def import_tfds():
-    """Imports and returns (tensorflow, tensorflow_datasets). The GPUs are JAX's: TensorFlow does not get to see them."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its errors; not what it found in the processor
+    """Imports and returns (tensorflow, tensorflow_datasets). TensorFlow is not shown the GPUs: they are JAX's."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors alone, not what it found in the processor
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at every import otherwise; only tf.data is used here
     import tensorflow
     import tensorflow_datasets
 
@@ -291,7 +293,7 @@ def import_tfds():
 
 
 def _in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:
-    """work(*item) for each item, in order, in threads (Pillow decodes without the GIL), few of them in memory at once."""
+    """work(*item) for each item, in order, in threads (Pillow lets go of the GIL), few in memory at once."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()

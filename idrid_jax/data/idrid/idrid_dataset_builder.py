@@ -22,7 +22,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "First version."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = """\
     Download "A. Segmentation.zip", "B. Disease Grading.zip" and "C. Localization.zip" (those that you need) from IEEE
-    DataPort, https://doi.org/10.21227/H25W98 (free account; CC BY 4.0), and put them, zipped or unpacked, into manual_dir.
+    DataPort, https://doi.org/10.21227/H25W98 (free account; CC BY 4.0), and put them, zipped or unpacked, into
+    manual_dir.
     """
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name="grading", description="Part B: severity of retinopathy, risk of macular oedema."),
@@ -49,7 +50,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             features["macular_edema_risk"] = tfds.features.ClassLabel(num_classes=3, doc="0 to 2; -1: not given")
         elif self.builder_config.name == "segmentation":
             mask = {
-                "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc="255 where it is, else 0"),
+                "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc="255 inside, else 0"),
                 "present": tfds.features.Scalar(dtype=np.bool_, doc="False: the release has no mask, all of it is 0"),
             }
             features["masks"] = {lesion: mask for lesion in LESIONS}
