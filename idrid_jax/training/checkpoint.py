@@ -4,6 +4,7 @@ A checkpoint holds arrays alone, at `workdir/checkpoints/STEP`. It becomes visib
 leaves the one before. Orbax does not notice a changed byte inside a chunk: a CRC-32 of all arrays is kept with them.
 """
 
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -20,6 +21,7 @@ from idrid_jax.errors import UserError
 
 FOLDER = "checkpoints"
 SET_ASIDE = "unreadable_checkpoints"
+TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax's suffix of a checkpoint that is not whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,9 @@ class _Preserve(ocp.training.preservation_policies.PreservationPolicy):
     keep_last: int
 
     def should_preserve(self, checkpoints, *, context):
-        scores = [(info.metrics or {}).get("score", np.inf) for info in checkpoints]
-        best = int(np.argmin(scores)) if scores and np.isfinite(min(scores)) else None
+        scores = np.array([(info.metrics or {}).get("score", np.inf) for info in checkpoints])
+        finite = np.flatnonzero(np.isfinite(scores))
+        best = finite[np.argmin(scores[finite])] if len(finite) else None
         newest = len(checkpoints) - self.keep_last
         return [i >= newest or i == best or bool((info.metrics or {}).get("marked"))
                 for i, info in enumerate(checkpoints)]
@@ -40,19 +43,25 @@ class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the save under way."""
 
     def __init__(self, workdir: Path, *, keep_last: int = 3):
-        """`keep_last`: newest ones kept, beside the marked and the best. Opens nothing for writing until `save`."""
+        """`keep_last`: newest ones kept, beside the marked and the best. Leaves what is there alone until `save` or `restore`."""
         self._workdir = Path(workdir)
-        logging.set_verbosity(logging.WARNING)  # Orbax logs every step of its own at INFO
+        self._leftovers = jax.process_index() == 0  # of a process killed while it saved: still to be removed
+        logging.set_verbosity(logging.FATAL)  # Orbax logs every step of its own, and tracebacks of errors that it also raises
         self._checkpointer = ocp.training.Checkpointer(
             (self._workdir / FOLDER).absolute(), preservation_policy=_Preserve(keep_last),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True)
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
-        self._checkpointer.close()
+    def __exit__(self, kind, error, traceback):
+        try:
+            with self._saving("the last one"):
+                self._checkpointer.close()
+        except UserError as failure:
+            if error is None:
+                raise
+            print(failure, file=sys.stderr)
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint, oldest first."""
@@ -65,16 +74,19 @@ class Checkpoints:
         Raises UserError where the disk is full or cannot be written.
         """
         metrics = {"marked": int(marked)} | ({} if score is None else {"score": float(score)})
-        try:
+        with self._saving(f"step {step}"):
             self._checkpointer.wait()  # errors of the save before come out here
+            # Orbax would remove them when it opens, and with them what another process is saving while this one only reads
+            for left in (self._workdir / FOLDER).glob(f"*{TEMPORARY}") if self._leftovers else ():
+                shutil.rmtree(left)
+            self._leftovers = False
             self._checkpointer.save_async(
                 step, {"state": state, "crc32": _crc32(state)}, metrics=metrics, force=True, overwrite=step in self.steps())
-        except OSError as error:
-            raise UserError(f"{self._workdir / FOLDER}: cannot save step {step}: {error}; make room or choose another --workdir") from error
 
     def wait(self) -> None:
-        """Until the save under way is on the disk."""
-        self._checkpointer.wait()
+        """Until the save under way is on the disk. Raises UserError as `save`."""
+        with self._saving("the last one"):
+            self._checkpointer.wait()
 
     def restore(self, like: Any, *, step: int | None = None) -> Any | None:
         """The newest readable checkpoint (or that of `step`) with the structure and the shardings of `like`; None where there is none.
@@ -98,6 +110,16 @@ class Checkpoints:
             raise UserError(f"{self._workdir}: none of its checkpoints is readable; they lie in {SET_ASIDE}: start again in another --workdir")
         return None
 
+    @contextlib.contextmanager
+    def _saving(self, what):
+        try:
+            yield
+        except (OSError, ValueError) as error:  # TensorStore raises ValueError for what the system refuses
+            if not isinstance(error, OSError) and "os_error" not in str(error):
+                raise
+            raise UserError(f"{self._workdir / FOLDER}: cannot save {what}: {_brief(error, 300)}; "
+                            "make room or choose another --workdir") from error
+
     def _load(self, step, like):
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         loaded = self._checkpointer.load(step, {"state": abstract, "crc32": np.zeros((), np.uint32)})
@@ -110,7 +132,8 @@ class Checkpoints:
         target.parent.mkdir(exist_ok=True)
         if target.exists():
             shutil.rmtree(target)
-        shutil.move(self._workdir / FOLDER / str(step), target)
+        if (self._workdir / FOLDER / str(step)).exists():  # a run that goes on may have dropped it meanwhile
+            shutil.move(self._workdir / FOLDER / str(step), target)
         self._checkpointer.reload()
         return target
 
@@ -125,5 +148,5 @@ def _crc32(state) -> np.ndarray:
     return np.array(crc, np.uint32)
 
 
-def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def _brief(error: Exception, length: int = 120) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:length]

@@ -101,10 +101,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str, on_snapshot: t
                         measures |= measure(fakes, grid_grades, split)
                 log.scalars(done, rows, measures)
                 if snapshot or stop:
+                    _check_state(state, done, workdir)
                     score = _score(config, measures) if snapshot else None
                     if score is not None and score < float(state.best):
                         state = dataclasses.replace(state, best=jax.device_put(jnp.float32(score), mesh_lib.replicated(mesh)))
-                    checkpoints.save(done, state, score=score, marked=_marked(done, config))
+                    checkpoints.save(done, state, score=score, marked=snapshot and _marked(done, config))
                     log.pause()
                 if stop:
                     checkpoints.wait()
@@ -134,9 +135,11 @@ def _fakes_name(step, config):
 
 def _marked(step, config):
     """Whether this snapshot is the first at or after a multiple of keep_every_kimg."""
-    every = config.checkpoint.keep_every_kimg
-    kimg = lambda step: step * config.batch_size / 1000
-    return bool(every) and kimg(step) // every > kimg(step - _steps(config.snapshot_kimg, config)) // every
+    if not config.checkpoint.keep_every_kimg:
+        return False
+    every, between = _steps(config.checkpoint.keep_every_kimg, config), _steps(config.snapshot_kimg, config)
+    before = (step - 1) // between * between
+    return step // every > before // every
 
 
 def _score(config, measures):
@@ -167,3 +170,16 @@ def _check_finite(rows, done, workdir, config):
                     raise TrainingDiverged(
                         f"step {step}: {name} of the {network} is {row[name]}; the last good checkpoint stays in {workdir}: "
                         f"lower config.optimizer.{network[0]}_learning_rate ({config.optimizer[network[0] + '_learning_rate']:g}) or set config.optimizer.clip_norm")
+
+
+@jax.jit
+def _finite(tree):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def _check_state(state, done, workdir):
+    """Before a save: finite numbers alone, so that the checkpoints before are never pushed out by a broken one."""
+    for network, part in (("discriminator", state.d), ("generator", (state.g, state.ema))):
+        if not _finite(part):
+            raise TrainingDiverged(f"step {done}: a parameter or statistic of the {network} is not finite; the last good checkpoint "
+                                   f"stays in {workdir}: lower config.optimizer.{network[0]}_learning_rate")
