@@ -16,10 +16,6 @@ from absl import flags
 from idrid_jax.errors import UserError
 from idrid_jax.words import nearest
 
-# TensorFlow only reads files here; without these two it greets at every import.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 PROGRAM = "idrid-jax"
 
 

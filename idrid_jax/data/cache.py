@@ -26,6 +26,7 @@ from tqdm import tqdm
 from idrid_jax.data import atomic
 from idrid_jax.data.preprocess import VERSION, check_options, preprocess
 from idrid_jax.data.release import SPLITS, Graded, Source
+from idrid_jax.data.tensorflow import import_tensorflow
 from idrid_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -279,16 +280,10 @@ def tfds_path(config: str) -> Path:
 
 
 def import_tfds():
-    """Imports and returns (tensorflow, tensorflow_datasets). TensorFlow is not shown the GPUs: they are JAX's."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors alone, not what it found in the processor
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at every import otherwise; only tf.data is used here
-    import tensorflow
+    """Imports and returns (tensorflow, tensorflow_datasets)."""
+    tensorflow = import_tensorflow()
     import tensorflow_datasets
 
-    try:
-        tensorflow.config.set_visible_devices([], "GPU")
-    except RuntimeError:  # the caller's own TensorFlow code has begun to use them; not ours to take away
-        pass
     return tensorflow, tensorflow_datasets
 
 

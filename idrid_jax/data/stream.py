@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from idrid_jax.data.order import Order
+from idrid_jax.data.tensorflow import import_tensorflow
 
 
 def share(n: int, process: int, processes: int) -> slice:
@@ -32,9 +33,7 @@ def batches(images: np.ndarray, grades: np.ndarray, *, seed: int, batch_size: in
 
 
 def _read(images, grades, order, first_step):
-    import tensorflow as tf  # heavy: imported where a stream is really read
-    tf.config.set_visible_devices([], "GPU")  # the devices are JAX's
-
+    tf = import_tensorflow()
     cpu = jax.local_devices(backend="cpu")[0]
     indices_of = jax.jit(order)
 
