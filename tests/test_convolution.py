@@ -1,4 +1,4 @@
-"""`conv`, `conv_input` and `conv_kernel` against `lax` and JAX's own autodiff of it, in float64, where equal means 1e-12."""
+"""`conv`, `conv_input` and `conv_kernel` against `lax` and its autodiff, in float64, where equal means 1e-12."""
 
 import functools
 
@@ -11,30 +11,27 @@ from jax import lax
 from idrid_jax.models import convolution
 from idrid_jax.models.convolution import conv, conv_input, conv_kernel, out_size
 
-# (height, width), kernel, stride, padding. Odd and even kernels, every stride to 4, uneven padding, sizes that no stride divides,
-# kernels smaller than the stride (rows that no output saw), and the shapes of the networks' own layers.
+# (height, width), kernel, stride, padding. Odd and even kernels, every stride to 4, uneven padding, sizes that no
+# stride divides, kernels smaller than the stride (rows that no output saw), and the shapes of the networks' own layers.
 CASES = [
     ((7, 5), 3, 1, (1, 1)),
-    ((6, 7), 4, 1, (1, 2)),
     ((9, 8), 8, 1, (3, 4)),      # cgan32, image
     ((4, 4), 4, 1, (0, 0)),      # dcgan, logit
     ((7, 9), 3, 2, (0, 1)),      # cgan32, down
-    ((8, 8), 3, 2, (0, 1)),
     ((7, 8), 5, 2, (1, 2)),      # dcgan28
     ((8, 6), 4, 2, (1, 1)),      # dcgan, down
     ((11, 7), 2, 2, (0, 0)),     # leaves a row over
     ((9, 5), 1, 2, (0, 0)),      # kernel smaller than the stride
     ((8, 11), 5, 3, (2, 0)),
     ((7, 10), 4, 3, (3, 1)),
-    ((10, 7), 2, 3, (0, 1)),
     ((16, 20), 16, 4, (6, 6)),   # dcgan128, image
-    ((13, 9), 5, 4, (0, 3)),
     ((11, 14), 3, 4, (1, 0)),
 ]
 IDENTIFIERS = [f"{h}x{w}_k{k}s{s}p{lo}{hi}" for (h, w), k, s, (lo, hi) in CASES]
 cases = pytest.mark.parametrize("size, kernel, stride, padding", CASES, ids=IDENTIFIERS)
 # One of each kind for the dearer tests.
-few = pytest.mark.parametrize("size, kernel, stride, padding", [CASES[i] for i in (1, 6, 9, 11, 13)])
+FEW = [((6, 7), 4, 1, (1, 2)), ((7, 8), 5, 2, (1, 2)), ((10, 7), 2, 3, (0, 1)), ((13, 9), 5, 4, (0, 3))]
+few = pytest.mark.parametrize("size, kernel, stride, padding", FEW)
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +94,7 @@ def assert_close(ours, theirs, tolerance):
 
 @functools.cache
 def values_and_gradients(which, *case):
-    """Of the three maps at this case, in float64: ours (0) or JAX's (1). Each is (value, gradient in either argument)."""
+    """Of the three maps in float64, ours (0) or JAX's (1): each is (value, gradient in either argument)."""
     with jax.enable_x64(True):
         x, w, g = arrays(*case)
         at = ((x, w, g), (g, w, x), (x, g, w))  # both arguments, and the cotangent
@@ -150,28 +147,33 @@ def test_the_subpixel_form_equals_the_native_one(size, kernel, stride, padding):
         assert_close(ours, theirs, 1e-13)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def values(which, case, x, w, g):
+    """Of the three maps: ours (0) or JAX's (1)."""
+    return [f(*two) for f, two in zip(maps(*case)[which], ((x, w), (g, w), (x, g)), strict=True)]
+
+
 @few
 def test_float32_is_equal_to_its_rounding(size, kernel, stride, padding):
-    x, w, g = arrays(size, kernel, stride, padding, np.float32)
-    ours, theirs = maps(size, kernel, stride, padding)
-    for f, reference, two in zip(ours, theirs, ((x, w), (g, w), (x, g)), strict=True):
-        assert_close(f(*two), reference(*two), 1e-6)
+    case = size, kernel, stride, padding
+    given = arrays(*case, np.float32)
+    assert_close(values(0, case, *given), values(1, case, *given), 1e-6)
 
 
 @few
 def test_bfloat16_stays_itself_within_its_rounding(size, kernel, stride, padding):
-    """A bfloat16 has eight bits: half a unit in the last place of the sum, once for the result and once for partial sums."""
-    x, w, g = arrays(size, kernel, stride, padding, jnp.bfloat16)
-    ours, theirs = maps(size, kernel, stride, padding)
-    for f, reference, two in zip(ours, theirs, ((x, w), (g, w), (x, g)), strict=True):
-        y = f(*two)
-        assert y.dtype == jnp.bfloat16
-        assert_close(y.astype(jnp.float32), reference(*(a.astype(jnp.float32) for a in two)), 2**-8)
+    """Eight bits: half a unit in the last place for the result, as much again for partial sums."""
+    case = size, kernel, stride, padding
+    given = arrays(*case, jnp.bfloat16)
+    ours = values(0, case, *given)
+    assert all(a.dtype == jnp.bfloat16 for a in ours)
+    wide = [a.astype(jnp.float32) for a in given]
+    assert_close([a.astype(jnp.float32) for a in ours], values(1, case, *wide), 2**-8)
 
 
 def test_gradients_for_each_example():
     """`vmap` of `grad`, as penalties for each example write it."""
-    size, kernel, stride, padding = CASES[6]
+    size, kernel, stride, padding = FEW[1]
     with jax.enable_x64(True):
         x, w, _ = arrays(size, kernel, stride, padding, batch=3)
         (ours, *_), (theirs, *_) = maps(size, kernel, stride, padding)

@@ -17,8 +17,8 @@ import tensorflow as tf  # noqa: E402
 from idrid_jax.models import cgan, dcgan  # noqa: E402
 from peers import capture, keras_cgan, keras_dcgan  # noqa: E402
 
-# Shares of the largest value. Gradients are compared in float64 alone: see capture.filled. It comes to 1e-8 and no closer,
-# because TensorFlow keeps the slope of its leaky ReLU, 0.2 or 0.3, as a float32.
+# Shares of the largest value. Gradients are compared in float64 alone: see capture.filled. It comes to 1e-8 and no
+# closer, because TensorFlow keeps the slope of its leaky ReLU, 0.2 or 0.3, as a float32.
 TOLERANCES = {"float32": 5e-5, "float64": 3e-7}
 BATCH = 3
 GRADES = np.array([4, 0, 3], np.int32)
@@ -61,7 +61,7 @@ def copy(arrays, peer):
 
 
 def run(peer, names, inputs, cotangent, training):
-    """-> the output, {layer: (input, output)}, {layer: {variable's path: gradient}}, the gradient of the first input."""
+    """-> the output, {layer: (input, output)}, {variable's path: gradient}, the gradient of the first input."""
     layers = [peer.get_layer(name) for name in names]
     probe = keras.Model(peer.inputs, [peer.output, *((layer.input, layer.output) for layer in layers)])
     inputs = [tf.convert_to_tensor(a) for a in inputs]
@@ -69,9 +69,9 @@ def run(peer, names, inputs, cotangent, training):
         tape.watch(inputs[0])
         output, *calls = probe(inputs if len(inputs) > 1 else inputs[0], training=training)
         loss = tf.reduce_sum(output * cotangent.reshape(output.shape))
-    variables = [v.value for v in peer.trainable_variables]
-    *gradients, input_gradient = tape.gradient(loss, [*variables, inputs[0]])
-    gradients = {v.path: tf.convert_to_tensor(g).numpy() for v, g in zip(peer.trainable_variables, gradients, strict=True)}
+    variables = peer.trainable_variables
+    *gradients, input_gradient = tape.gradient(loss, [*(v.value for v in variables), inputs[0]])
+    gradients = {v.path: tf.convert_to_tensor(g).numpy() for v, g in zip(variables, gradients, strict=True)}
     calls = {name: [t.numpy() for t in two] for name, two in zip(names, calls, strict=True)}
     return output.numpy(), calls, gradients, input_gradient.numpy()
 
@@ -79,7 +79,7 @@ def run(peer, names, inputs, cotangent, training):
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_layer_by_layer(pair, dtype, policy):
-    """Every value between the layers, every gradient, the statistics that training leaves, and the output in eval mode."""
+    """Every value between the layers, every gradient, the statistics after it, and the output in eval mode."""
     make, make_theirs, shape, conditional = PAIRS[pair]
     module, peer = capture.filled(make, dtype), make_theirs()
     generates = len(shape) == 1

@@ -1,4 +1,4 @@
-"""dcgan64 and dcgan128 against the same networks in PyTorch, on copied weights, layer by layer; `conv` against PyTorch's."""
+"""dcgan64 and dcgan128 against the same in PyTorch, on copied weights, layer by layer; `conv` against PyTorch's."""
 
 import functools
 
@@ -9,8 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from idrid_jax.models import dcgan  # noqa: E402
-from idrid_jax.models.convolution import conv, conv_input  # noqa: E402
+from idrid_jax.models import convolution, dcgan  # noqa: E402
 from peers import capture, torch_dcgan  # noqa: E402
 
 # Shares of the largest value. Gradients are compared in float64 alone: see capture.filled.
@@ -35,7 +34,7 @@ def nhwc(t):
 
 
 def weight(a):
-    """[k, k, I, O] -> [O, I, k, k], and a transposed convolution's [k, k, O, I] -> [I, O, k, k]; vectors as they are."""
+    """[k, k, I, O] -> [O, I, k, k]; a transposed convolution's [k, k, O, I] -> [I, O, k, k]; vectors stay."""
     return tensor(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a)
 
 
@@ -97,7 +96,7 @@ def discriminators(size, dtype):
 @pytest.mark.parametrize("size, dtype", [(64, "float64"), (128, "float64"), (128, "float32")])
 @pytest.mark.parametrize("pair", [generators, discriminators])
 def test_layer_by_layer(pair, size, dtype):
-    """Every value between the layers, every gradient, the statistics that training leaves, and the output in eval mode."""
+    """Every value between the layers, every gradient, the statistics after it, and the output in eval mode."""
     with jax.enable_x64(dtype == "float64"):
         differences = compare(*pair(size, dtype), gradients=dtype == "float64")
     print("largest:", *max(differences.items(), key=lambda item: item[1]))
@@ -130,7 +129,7 @@ def compare(module, x, cotangent, peer, their_x, their_cotangent, *, gradients):
         if (call.name, "mean") in after:
             layer, n = layers[call.name], call.input.size // call.input.shape[-1]
             old, new = before[call.name, "var"], after[call.name, "var"]
-            unbiased = 0.9 * old + (new - 0.9 * old) * n / (n - 1)  # PyTorch's running variance is unbiased, ours is not
+            unbiased = 0.9 * old + (new - 0.9 * old) * n / (n - 1)  # PyTorch keeps the unbiased variance; we do not
             differences[call.name, "mean"] = capture.difference(after[call.name, "mean"], layer.running_mean)
             differences[call.name, "var"] = capture.difference(unbiased, layer.running_var)
 
@@ -160,23 +159,23 @@ def test_convolutions(rows, k, stride, padding, channels, features):
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((2, rows, rows, channels), np.float32)
     w = rng.standard_normal((k, k, channels, features), np.float32)
-    theirs = torch.nn.functional.conv2d(nchw(x), weight(w), stride=stride, padding=padding)
-    g = rng.standard_normal(nhwc(theirs).shape, np.float32)
-    # PyTorch adds rows at the end that no kernel reached.
-    extra = (rows + 2 * padding - k) % stride
+    out = convolution.out_size(rows, k, stride, (padding, padding))
+    g = rng.standard_normal((2, out, out, features), np.float32)
+    extra = (rows + 2 * padding - k) % stride  # rows at the end that no kernel position reached
 
     @jax.jit
     def ours(x, w, g):
         with jax.default_matmul_precision("highest"):
-            y, pull = jax.vjp(lambda x, w: conv(x, w, stride, (padding, padding)), x, w)
-            back, pull_back = jax.vjp(lambda g, w: conv_input(g, w, stride, (padding, padding), (rows, rows)), g, w)
+            y, pull = jax.vjp(lambda x, w: convolution.conv(x, w, stride, (padding, padding)), x, w)
+            back, pull_back = jax.vjp(
+                lambda g, w: convolution.conv_input(g, w, stride, (padding, padding), (rows, rows)), g, w)
             return y, *pull(g), back, *pull_back(x)
 
     tx, tw, tg = (t.requires_grad_() for t in (nchw(x), weight(w), nchw(g)))
     y = torch.nn.functional.conv2d(tx, tw, stride=stride, padding=padding)
     back = torch.nn.functional.conv_transpose2d(tg, tw, stride=stride, padding=padding, output_padding=extra)
-    their = (
-        nhwc(y), *(f(t) for f, t in zip((nhwc, kernel), torch.autograd.grad(y, (tx, tw), tg.detach()), strict=True)),
-        nhwc(back), *(f(t) for f, t in zip((nhwc, kernel), torch.autograd.grad(back, (tg, tw), tx.detach()), strict=True)))
-    for a, b in zip(ours(x, w, g), their, strict=True):
+    gx, gw = torch.autograd.grad(y, (tx, tw), tg.detach())
+    gg, back_gw = torch.autograd.grad(back, (tg, tw), tx.detach())
+    theirs = nhwc(y), nhwc(gx), kernel(gw), nhwc(back), nhwc(gg), kernel(back_gw)
+    for a, b in zip(ours(x, w, g), theirs, strict=True):
         assert capture.difference(a, b) < 1e-5

@@ -41,8 +41,8 @@ class Run:
 def filled(make: Callable[..., nnx.Module], dtype, seed: int = 0) -> nnx.Module:
     """The network with every array random, biases and statistics too: one that is swapped or forgotten must show.
 
-    It holds and computes `dtype`. float64 (in `jax.enable_x64`) is for gradients: in float32 a value within rounding of a
-    ReLU's kink falls to either side, and one such value among 100,000 moves a gradient by some per cent.
+    It holds and computes `dtype`. float64 (in `jax.enable_x64`) is for gradients: in float32 a value within rounding of
+    a ReLU's kink falls to either side, and one such value among 100,000 moves a gradient by some per cent.
     """
     rng = np.random.default_rng(seed)
     draw = {

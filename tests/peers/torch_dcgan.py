@@ -1,7 +1,7 @@
 """The thesis's PyTorch DCGAN (3.3.2) in PyTorch, in the shape of PyTorch's own DCGAN tutorial; NCHW.
 
-Size 128 has the thesis's outer layer, 16/4/6; size 64 the tutorial's, 4/2/1. The discriminator gives logits, to be used with
-BCEWithLogitsLoss, where the tutorial and the thesis have a sigmoid and BCELoss.
+Size 128 has the thesis's outer layer, 16/4/6; size 64 the tutorial's, 4/2/1. The discriminator gives logits, to be used
+with BCEWithLogitsLoss, where the tutorial and the thesis have a sigmoid and BCELoss.
 """
 
 from torch import nn
