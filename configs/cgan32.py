@@ -13,6 +13,6 @@ from idrid_jax.config import default_config
 def get_config():
     config = default_config()
     config.network = "cgan32"
-    config.batch_size = 128
+    config.batch_size = 32       # four times the updates of the usual 128 for the same photographs
     config.total_kimg = 100.0
     return config

@@ -12,6 +12,6 @@ from idrid_jax.config import default_config
 def get_config():
     config = default_config()
     config.network = "dcgan64"
-    config.batch_size = 64
+    config.batch_size = 32
     config.total_kimg = 100.0
     return config
