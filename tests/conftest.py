@@ -1,0 +1,132 @@
+"""Eight simulated devices, a small prepared phantom, and a pair of tiny networks, so that a whole training run takes a second."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # many tests compile the same; pytest-xdist's workers and commands under test inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="idrid_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)  # before anything touches a device
+
+import jax.numpy as jnp  # noqa: E402
+import ml_collections  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from idrid_jax.config import default_config  # noqa: E402
+from idrid_jax.data import phantom  # noqa: E402
+from idrid_jax.data.prepare import prepare  # noqa: E402
+from idrid_jax.models import NETWORKS, Network  # noqa: E402
+
+SIZE, CHANNELS, LATENT = 8, 3, 6
+TRAIN = (8, 5, 8, 6, 5)
+
+
+@pytest.fixture(scope="session")
+def phantom_release(tmp_path_factory):
+    """A drawn release, 32 photographs to train on."""
+    return phantom.draw_release(
+        tmp_path_factory.mktemp("phantom") / "release", seed=1, train=TRAIN, test=(2, 2, 2, 2, 2), segmentation=(0, 0), height=64)
+
+
+@pytest.fixture(scope="session")
+def phantom_data(phantom_release, tmp_path_factory):
+    """A data_dir with that release prepared."""
+    data_dir = tmp_path_factory.mktemp("data")
+    prepare(phantom_release, data_dir, tfds=False)
+    return data_dir
+
+
+class TinyGenerator(nnx.Module):
+    """z [B, 6] and grades int32 [B] -> images [B, 8, 8, 3]: what a real one has, an embedding and BatchNorm."""
+
+    def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(5, 4, dtype=dtype, rngs=rngs)
+        self.hidden = nnx.Linear(LATENT + 4, 8, dtype=dtype, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, momentum=0.9, dtype=dtype, rngs=rngs)
+        self.image = nnx.Linear(8, SIZE * SIZE * CHANNELS, dtype=dtype, rngs=rngs)
+
+    def __call__(self, z, grades):
+        x = nnx.relu(self.norm(self.hidden(jnp.concatenate([z, self.embed(grades)], axis=-1))))
+        return jnp.tanh(self.image(x)).reshape(-1, SIZE, SIZE, CHANNELS)
+
+
+class TinyDiscriminator(nnx.Module):
+    """Images [B, 8, 8, 3] and grades int32 [B] -> logits [B]: an embedding, BatchNorm and dropout."""
+
+    def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(5, 4, dtype=dtype, rngs=rngs)
+        self.hidden = nnx.Linear(SIZE * SIZE * CHANNELS + 4, 8, dtype=dtype, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, momentum=0.9, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(0.3)
+        self.logit = nnx.Linear(8, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images, grades, *, rngs=None):
+        x = jnp.concatenate([images.reshape(images.shape[0], -1), self.embed(grades).astype(images.dtype)], axis=-1)
+        x = nnx.leaky_relu(self.norm(self.hidden(x)), 0.2)
+        return self.logit(self.dropout(x, rngs=rngs))[:, 0]
+
+
+TINY = {
+    "tiny": Network(TinyGenerator, TinyDiscriminator, SIZE, CHANNELS, conditional=True, latent=LATENT),
+    "tiny_unconditional": Network(
+        lambda **kwargs: _Unconditional(TinyGenerator, **kwargs), lambda **kwargs: _Unconditional(TinyDiscriminator, **kwargs),
+        SIZE, CHANNELS, conditional=False, latent=LATENT),
+}
+
+
+class _Unconditional(nnx.Module):
+    def __init__(self, make, **kwargs):
+        self.network = make(**kwargs)
+
+    def __call__(self, x, grades, **kwargs):
+        return self.network(x, jnp.zeros_like(grades), **kwargs)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The tiny networks under the names "tiny" and "tiny_unconditional"."""
+    for name, network in TINY.items():
+        monkeypatch.setitem(NETWORKS, name, network)
+
+
+@pytest.fixture
+def config(tiny, phantom_data):
+    """A run of 12 steps of 8 images on one device, with a snapshot every 4 steps."""
+    return make_config(phantom_data)
+
+
+def make_config(data_dir, network="tiny", **changes) -> ml_collections.ConfigDict:
+    """`changes`: field -> value; dots are written as two underscores."""
+    config = default_config()
+    config.network, config.batch_size = network, 8
+    config.total_kimg, config.snapshot_kimg, config.log_kimg = 0.096, 0.032, 0.016
+    config.data.data_dir, config.mesh.data = str(data_dir), 1
+    return changed(config, **changes)
+
+
+def changed(config, **changes) -> ml_collections.ConfigDict:
+    """A copy with other values."""
+    config = config.copy_and_resolve_references()
+    for name, value in changes.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config
+
+
+def assert_same(a, b):
+    """Equal pytrees, bit for bit."""
+    leaves_a, tree_a = jax.tree_util.tree_flatten_with_path(a)
+    leaves_b, tree_b = jax.tree_util.tree_flatten_with_path(b)
+    assert tree_a == tree_b
+    for (path, x), (_, y) in zip(leaves_a, leaves_b, strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.dtype == y.dtype and x.shape == y.shape, jax.tree_util.keystr(path)
+        assert x.tobytes() == y.tobytes(), f"{jax.tree_util.keystr(path)}: {np.abs(x - y).max()} apart"
