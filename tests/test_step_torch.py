@@ -1,0 +1,151 @@
+"""Our alternating update against the loop of PyTorch's DCGAN tutorial, on the same weights, latents and images.
+
+The losses and probabilities in float32 over two steps of Adam, at full width. What the step leaves in the parameters, narrow and
+in float64 (see capture.filled), by plain SGD, whose update is the gradient: Adam's is the gradient's sign, which noise decides near 0.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+from flax import nnx  # noqa: E402
+
+from idrid_jax.models import dcgan  # noqa: E402
+from idrid_jax.models.functional import functional  # noqa: E402
+from idrid_jax.training.state import NetworkState, TrainState  # noqa: E402
+from idrid_jax.training.step import Update  # noqa: E402
+from peers import capture, torch_dcgan  # noqa: E402
+
+BATCH, SIZE = 8, 64
+NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def ours(width, dtype, g_tx, d_tx):
+    """The update, its state, and the two modules that the state was taken from; weights as the tutorial draws them."""
+    networks, states, modules = [], [], []
+    for make, tx, seed in ((dcgan.Generator, g_tx, 1), (dcgan.Discriminator, d_tx, 2)):
+        make = functools.partial(make, SIZE, width=width)
+        module = capture.filled(make, dtype, seed)
+        _, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+        params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+        networks.append(functional(lambda rngs, make=make: make(dtype=dtype, rngs=rngs)))
+        states.append(NetworkState(params, stats, tx.init(params)))
+        modules.append(module)
+    update = Update(*networks, g_tx, d_tx, latent=100)
+    return update, TrainState(jnp.zeros((), jnp.int32), *states, {}, jnp.float32(np.inf)), modules
+
+
+def layers(peer):
+    """The peer's layers with arrays, by our names: the generator's last and the discriminator's first convolution are "image"."""
+    found = [layer for layer in peer.main if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d))]
+    convolutions = [layer for layer in found if not isinstance(layer, nn.BatchNorm2d)]
+    names = {f"norm.{i}": layer for i, layer in enumerate(layer for layer in found if isinstance(layer, nn.BatchNorm2d))}
+    if isinstance(convolutions[0], nn.ConvTranspose2d):
+        *up, names["image"] = convolutions
+        return names | {f"up.{i}": layer for i, layer in enumerate(up)}
+    names["image"], *down, names["logit"] = convolutions
+    return names | {f"down.{i}": layer for i, layer in enumerate(down)}
+
+
+def copy(module, peer):
+    found = layers(peer)
+    arrays = capture.arrays(module)
+    with torch.no_grad():
+        for (name, array), a in arrays.items():
+            getattr(found[name], NAMES[array]).copy_(torch.from_numpy(np.array(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a)))
+
+
+def ours_of(peer, name, array):
+    """The peer's array in our order of axes."""
+    a = getattr(layers(peer)[name], NAMES[array]).detach().numpy()
+    return a.transpose(2, 3, 1, 0) if a.ndim == 4 else a
+
+
+def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z):
+    """One turn of the tutorial's inner loop; its numbers under our names."""
+    criterion = nn.BCEWithLogitsLoss()
+    ones, zeros = torch.ones(len(real), dtype=real.dtype), torch.zeros(len(real), dtype=real.dtype)
+    net_d.zero_grad()
+    output = net_d(real)
+    err_d_real = criterion(output, ones)
+    err_d_real.backward()
+    d_x, right = output.sigmoid().mean().item(), (output > 0).sum().item()
+    fake = net_g(z)
+    output = net_d(fake.detach())
+    err_d_fake = criterion(output, zeros)
+    err_d_fake.backward()
+    d_g_z1, right = output.sigmoid().mean().item(), right + (output <= 0).sum().item()
+    norm = lambda net: torch.sqrt(sum((p.grad ** 2).sum() for p in net.parameters())).item()
+    norm_d = norm(net_d)
+    optimizer_d.step()
+    net_g.zero_grad()
+    output = net_d(fake)
+    err_g = criterion(output, ones)
+    err_g.backward()
+    norm_g = norm(net_g)
+    optimizer_g.step()
+    return {"loss_d": (err_d_real + err_d_fake).item(), "loss_g": err_g.item(), "d_real": d_x, "d_fake_before": d_g_z1,
+            "d_fake_after": output.sigmoid().mean().item(), "d_accuracy": right / (2 * len(real)), "grad_norm_d": norm_d, "grad_norm_g": norm_g}
+
+
+def both(width, dtype, steps, tx, optimizer):
+    """-> (our metrics, theirs) of each step, our state, their networks, at the end."""
+    update, state, modules = ours(width, dtype, tx(), tx())
+    torch_type = getattr(torch, dtype)
+    net_g, net_d = torch_dcgan.Generator(SIZE, ngf=width).to(torch_type), torch_dcgan.Discriminator(SIZE, ndf=width).to(torch_type)
+    copy(modules[0], net_g)
+    copy(modules[1], net_d)
+    optimizers = optimizer(net_g.parameters()), optimizer(net_d.parameters())
+    step = jax.jit(update)
+    rows = []
+    for i in range(steps):
+        images = np.random.default_rng(i).integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
+        key = jax.random.key(i)
+        z = np.array(jax.random.normal(jax.random.split(key, 5)[0], (BATCH, 100)))
+        with jax.default_matmul_precision("highest"):
+            state, metrics = step(state, images, np.zeros(BATCH, np.int32), key)
+        real = torch.from_numpy(np.moveaxis(images, -1, 1) / np.float32(127.5) - 1).to(torch_type)
+        theirs = tutorial_step(net_g, net_d, *optimizers, real, torch.from_numpy(z)[:, :, None, None].to(torch_type))
+        rows.append(({name: float(value) for name, value in metrics.items()}, theirs))
+    return rows, state, (net_g, net_d)
+
+
+def test_two_steps_of_adam_give_the_tutorial_s_numbers():
+    rows, *_ = both(64, "float32", 2, lambda: optax.adam(2e-4, b1=0.5, b2=0.999),
+                    lambda parameters: torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999)))
+    for (metrics, theirs), tolerance in zip(rows, (1e-4, 5e-3), strict=True):  # Adam turns rounding into whole steps where gradients are near 0
+        for name in ("loss_d", "loss_g", "d_real", "d_fake_before", "d_fake_after", "d_accuracy"):
+            assert metrics[name] == pytest.approx(theirs[name], rel=tolerance), name
+    metrics, theirs = rows[0]
+    assert metrics["d_fake_before"] != pytest.approx(metrics["d_fake_after"], rel=1e-2)  # the update in between is seen
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_step_leaves_the_tutorial_s_parameters(name):
+    """Two steps, every parameter of both networks, and the running means, in float64 (losses are float32 always)."""
+    tx, optimizer = {
+        "sgd": (lambda: optax.sgd(1e-2), lambda parameters: torch.optim.SGD(parameters, lr=1e-2)),
+        # eps as large as the gradients: the update is then no sign, and still tells m from v, and both bias corrections
+        "adam": (lambda: optax.adam(2e-4, b1=0.5, b2=0.999, eps=1e-3),
+                 lambda parameters: torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999), eps=1e-3)),
+    }[name]
+    with jax.enable_x64():
+        rows, state, peers = both(8, "float64", 2, tx, optimizer)
+        _, start, _ = ours(8, "float64", tx(), tx())
+    for metrics, theirs in rows:
+        assert metrics == pytest.approx(theirs, rel=1e-5)
+    for after, before, peer in zip((state.g, state.d), (start.g, start.d), peers, strict=True):
+        before = capture.by_layer(before.params)
+        for (layer, array), a in capture.by_layer(after.params).items():
+            moved, theirs = a - before[layer, array], ours_of(peer, layer, array) - before[layer, array]
+            assert capture.difference(moved, theirs) < 1e-5, (layer, array)
+        for (layer, array), a in capture.by_layer(after.stats).items():
+            if array == "mean":  # the running variance is biased here and unbiased there
+                assert capture.difference(a, ours_of(peer, layer, array)) < 1e-5, layer
