@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        print(f"{PROGRAM}: {error.filename or 'the disk'}: {os.strerror(error.errno)}; make room or choose another place", file=sys.stderr)
+        print(f"{PROGRAM}: {error.filename or 'the disk'}: {os.strerror(error.errno)}; make room or choose another place",
+              file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
@@ -102,6 +103,8 @@ def _run_prepare(values):
     _, text = prepare(values.release, values.data_dir or None, tfds=values.tfds, keep_leaks=values.keep_leaks,
                       keep_contradictions=values.keep_contradictions)
     print(text)
+    where = f" --config.data.data_dir={values.data_dir}" if values.data_dir else ""
+    print(f"next: {PROGRAM} train --config configs/cgan32.py --workdir runs/cgan32{where}")
     if values.overlap:
         from idrid_jax.data.audit import overlap
         from idrid_jax.data.release import read_release
@@ -129,13 +132,19 @@ def _run_train(values):
     config_lib.check(config)
     from idrid_jax.evaluation.run import snapshot_measures
     from idrid_jax.training import build, loop
-    print(build.table(config))
     if values.dry_run:
+        print(build.table(config))
         print(json.dumps(config.to_dict(), indent=2))
         return
+    from idrid_jax.data import cache
+    manifest = cache.prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
+    print(build.table(config))
+    print(f"release {manifest.name} ({manifest.fingerprint[:12]}), training photographs by grade: {manifest.counts['grading']['train']}",
+          flush=True)
     workdir = Path(values.workdir)
     state = loop.train(config, workdir, on_snapshot=(snapshot_measures,))
-    print(f"step {int(state.step)} ({int(state.step) * config.batch_size / 1000:.1f} kimg): images, stats.jsonl and checkpoints in {workdir}")
+    print(f"step {int(state.step)} ({int(state.step) * config.batch_size / 1000:g} kimg): images, stats.jsonl and checkpoints in {workdir}\n"
+          f"next: {PROGRAM} evaluate --workdir {workdir}")
 
 
 # -- sample
@@ -191,13 +200,15 @@ def _grade_counts(values, sampler) -> list[int]:
 def _define_evaluate(values, argv):
     _define_checkpoint(values)
     flags.DEFINE_integer("count", None, "generated images; empty: as many as training photographs", lower_bound=2, flag_values=values)
+    flags.DEFINE_string("data_dir", "", "where the release is prepared; empty: where the run found it", flag_values=values)
 
 
 def _run_evaluate(values):
     from idrid_jax.evaluation import protocol, run
-    result = run.evaluate(values.workdir, count=values.count, seed=values.seed, step=values.step)
+    result = run.evaluate(values.workdir, count=values.count, seed=values.seed, step=values.step, data_dir=values.data_dir)
     of = result["of"]
-    print(f"{of['network']} at step {of['step']} ({of['kimg']:.1f} kimg) on {of['release']}, {of['size']}x{of['size']}x{of['channels']} {of['crop']}\n")
+    print(f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg) on release {of['release']} ({of['fingerprint'][:12]}), "
+          f"{of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n")
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
     print(f"\nwritten to {Path(values.workdir) / run.NAME}")
 
@@ -205,7 +216,8 @@ def _run_evaluate(values):
 def _define_checkpoint(values):
     flags.DEFINE_string("workdir", None, "of idrid-jax train", required=True, flag_values=values)
     flags.DEFINE_integer("step", None, "of a checkpoint; empty: the newest", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "the images are a function of the checkpoint and this", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "the images are a function of the checkpoint and this", lower_bound=0,
+                         upper_bound=2**32 - 1, flag_values=values)
 
 
 COMMANDS = {
@@ -225,15 +237,30 @@ def _parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
     try:
         stray = values([name, *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"{name}: no flag --{error.flagname}; {nearest(error.flagname, [flag for flag in values if '.' not in flag])}") from error
+        known = [f"--{flag}" for flag in values if "." not in flag]
+        raise UserError(f"{name}: no flag --{error.flagname}; {nearest(f'--{error.flagname}', known)}") from error
     except flags.Error as error:
         message = str(error).splitlines()[0].rstrip(".")
         missing = re.search(r"--(\w+)=None: Flag --\w+ must have a value", message) or re.search(r"flag --(\w+)=None", message)
-        raise UserError(f"{name}: --{missing[1]} is missing; see {PROGRAM} {name} --help" if missing else f"{name}: {message}") from error
+        raise UserError(f"{name}: --{missing[1]} is missing; see {PROGRAM} {name} --help" if missing else f"{name}: {_plain(message)}") from error
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name}: {_plain(' '.join(str(error).split()))}") from error
     if stray:
         raise UserError(f"{name}: {stray[0]!r} belongs to no flag; see {PROGRAM} {name} --help")
+
+
+def _plain(message: str) -> str:
+    """What absl and ml_collections say of a value, without Python's words."""
+    for pattern, plain in (
+        (r"invalid literal for int\(\) with base 10: .*", "not a whole number"),
+        (r"could not convert string to float: .*", "not a number"),
+        (r"\('Non-boolean argument to boolean flag', .*\)", "not true or false"),
+        (r"Found (--\S+) in argv before a value for --config was specified", r"\1 stands before --config FILE: put it after"),
+        (r"Missing value for flag (--\S+)", r"\1 has no value: write \1=VALUE"),
+        (r"^flag (--[^:=]+=)", r"\1"),
+    ):
+        message = re.sub(pattern, plain, message)
+    return message
 
 
 def _check_fields(arguments: list[str]) -> None:
@@ -248,10 +275,14 @@ def _check_fields(arguments: list[str]) -> None:
         if overrides:
             raise UserError(f"--config.{overrides[0]}: name a file with --config first, such as --config configs/cgan32.py")
         return
+    if not path:
+        raise UserError("--config has no value: name a file such as configs/cgan32.py")
     from idrid_jax.config import fields
     config = _load_config(path)
     known = dict(fields(config))
     for name in overrides:
+        if members := [field for field in known if field.startswith(f"{name}.")]:
+            raise UserError(f"--config.{name}: a group of fields; name one of them: {', '.join(members)}")
         if name not in known:
             raise UserError(f"--config.{name}: {path} has no such field; {nearest(name, known)}")
 
@@ -260,7 +291,7 @@ def _load_config(path: str):
     """What get_config of a file returns. Raises UserError where it has none or fails."""
     import ml_collections
     if not Path(path).is_file():
-        raise UserError(f"--config {path}: no such file; the project's own lie in configs/")
+        raise UserError(f"--config {path}: {'is no file' if Path(path).exists() else 'no such file'}; the project's own lie in configs/")
     try:
         spec = importlib.util.spec_from_file_location("_config", path)
         module = importlib.util.module_from_spec(spec)
@@ -295,10 +326,15 @@ def _overview() -> str:
 
 def _help(name: str, command: Command, values: flags.FlagValues) -> str:
     lines = [f"{PROGRAM} {name}: {command.summary}", "", f"  {PROGRAM} {name} {command.example}", ""]
-    for flag in (values[flag] for flag in values):
-        if "." in flag.name:
-            continue
-        default = "" if flag.default in (None, "", False) else f" [{flag.default_as_str.strip(chr(39))}]"
-        text = textwrap.wrap(flag.help + default, 84)
-        lines += [f"  --{flag.name:14} {text[0]}", *(" " * 19 + line for line in text[1:])]
+    shown = [values[flag] for flag in values if "." not in flag]
+    names = [f"--[no]{flag.name}" if flag.default is True else f"--{flag.name}" for flag in shown]
+    width = max(map(len, names)) + 2
+    for option, flag in zip(names, shown, strict=True):
+        required = any("other than None" in validator.message for validator in flag.validators)  # where absl keeps it
+        needed = " (needed)" if required or flag.name == "config" else ""
+        default = "" if flag.boolean or flag.default in (None, "") else f" [{flag.default_as_str.strip(chr(39))}]"
+        text = textwrap.wrap(flag.help + needed + default, 116 - width)
+        lines += [f"  {option:{width}}{text[0]}", *(" " * (width + 2) + line for line in text[1:])]
+    if name == "train":
+        lines += ["", "  The fields stand in idrid_jax/config.py with their units; --dry_run prints the values they come to."]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from idrid_jax.words import nearest
 WAYS = ("auto", "resident", "stream")
 CONSOLES = ("bar", "thesis")
 DTYPES = ("float32", "bfloat16")
+KINDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
 
 # What may change when a run goes on; the rest is part of what its checkpoints mean.
 FREE_ON_RESUME = (
@@ -73,30 +74,35 @@ def fields(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tupl
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError, naming the field, for a value that no run can have."""
-    known = dict(fields(default_config()))
-    for name, _ in fields(config):
+    known, given = dict(fields(default_config())), dict(fields(config))
+    for name in given:
         if name not in known:
             raise UserError(f"config.{name}: no such field; {nearest(name, known)}")
+    for name, default in known.items():
+        if name not in given:
+            raise UserError(f"config.{name} is missing: begin the file with idrid_jax.config.default_config()")
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(given[name], wanted) or isinstance(given[name], bool) != isinstance(default, bool):
+            raise UserError(f"config.{name} = {given[name]!r}: must be {KINDS[type(default)]}")
     for name, choices in (("network", NETWORKS), ("dtype", DTYPES), ("data.way", WAYS), ("data.crop", CROPS),
                           ("data.sampling", SAMPLINGS), ("log.console", CONSOLES)):
-        value = dict(fields(config))[name]
-        if value not in choices:
-            raise UserError(f"config.{name} = {value!r}: {nearest(str(value), choices)}")
-    images = {"total_kimg": config.total_kimg, "snapshot_kimg": config.snapshot_kimg, "log_kimg": config.log_kimg}
-    for name, kimg in images.items():
-        if not kimg > 0:
-            raise UserError(f"config.{name} = {kimg}: must be above 0")
-    if config.batch_size < 1:
-        raise UserError(f"config.batch_size = {config.batch_size}: must be at least 1")
-    if config.checkpoint.keep_last < 1:
-        raise UserError(f"config.checkpoint.keep_last = {config.checkpoint.keep_last}: must be at least 1")
+        if given[name] not in choices:
+            raise UserError(f"config.{name} = {given[name]!r}: {nearest(given[name], choices)}")
+    for name in ("total_kimg", "snapshot_kimg", "log_kimg"):
+        if not 0 < given[name] < float("inf"):
+            raise UserError(f"config.{name} = {given[name]}: must be above 0 and finite")
+    for name in ("batch_size", "checkpoint.keep_last"):
+        if given[name] < 1:
+            raise UserError(f"config.{name} = {given[name]}: must be at least 1")
     for name in ("ema_kimg", "checkpoint.keep_every_kimg", "optimizer.clip_norm", "optimizer.g_learning_rate",
-                 "optimizer.d_learning_rate", "seed"):
-        value = dict(fields(config))[name]
-        if value < 0:
-            raise UserError(f"config.{name} = {value}: must not be negative")
-    if not 0 <= config.loss.label_smoothing < 1:
-        raise UserError(f"config.loss.label_smoothing = {config.loss.label_smoothing}: must be in [0, 1)")
+                 "optimizer.d_learning_rate", "data.resident_mib"):
+        if not 0 <= given[name] < float("inf"):
+            raise UserError(f"config.{name} = {given[name]}: must be finite and not negative")
+    for name in ("loss.label_smoothing", "optimizer.b1", "optimizer.b2"):
+        if not 0 <= given[name] < 1:
+            raise UserError(f"config.{name} = {given[name]}: must be in [0, 1)")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"config.seed = {config.seed}: must be in [0, 2**32)")
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
+from idrid_jax import config as config_lib
 from idrid_jax.data import atomic
 from idrid_jax.data.release import GRADES, ReleaseWriter
 from idrid_jax.errors import UserError
@@ -63,22 +65,37 @@ class Sampler:
 def load(workdir: Path | str, step: int | None = None) -> Sampler:
     """The generator of the newest readable checkpoint in `workdir`, or of `step`.
 
-    Raises UserError where no run is, or no checkpoint (of that step).
+    It reads and changes nothing: an unreadable checkpoint is reported on stderr and stays, for `train` to see to.
+    Raises UserError where no run is, its configuration is none, or no checkpoint (of that step) can be read.
     """
     workdir = Path(workdir)
     run = record.read(workdir)
     if run is None:
         raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
+    try:
+        config_lib.check(run.config)
+    except UserError as error:
+        raise UserError(f"{workdir / record.NAME}: {error}") from error
     generator, discriminator = build.networks(run.config)
     _, init = build.make_update(run.config, generator, discriminator)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(init, jax.random.key(0)))
+    state, unreadable = None, []
     with Checkpoints(workdir) as checkpoints:
-        if step is not None and step not in checkpoints.steps():
-            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, checkpoints.steps())) or 'none'}")
-        state = checkpoints.restore(like, step=step)
+        steps = checkpoints.steps()
+        if step is not None and step not in steps:
+            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}")
+        for candidate in steps[::-1] if step is None else [step]:
+            try:
+                state = checkpoints.restore(like, step=candidate)
+                break
+            except UserError as error:  # with a step it moves nothing: another process may be training on these
+                unreadable.append(str(error))
     if state is None:
-        raise UserError(f"{workdir}: no checkpoint yet: train until the first snapshot (config.snapshot_kimg = {run.config.snapshot_kimg:g})")
+        raise UserError(unreadable[0] if unreadable else f"{workdir}: no checkpoint yet: train until the first snapshot "
+                        f"(config.snapshot_kimg = {run.config.snapshot_kimg:g})")
+    for message in unreadable:
+        print(f"{message}; taking the one before", file=sys.stderr)
     return Sampler(run.config, run, int(state.step), generator, generator_params(state), state.g.stats)
 
 

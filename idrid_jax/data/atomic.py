@@ -70,7 +70,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write under {path}: {reason}; free some space or name another --data_dir") from error
+        raise UserError(f"cannot write under {path}: {reason}; free some space or name another folder") from error
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -1,13 +1,13 @@
 """What `idrid-jax evaluate` does: a run's generator measured by the protocol, written to evaluation.json."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from idrid_jax import sampling
-from idrid_jax.data import cache
+from idrid_jax.data import atomic, cache
+from idrid_jax.errors import UserError
 from idrid_jax.evaluation import protocol
 from idrid_jax.evaluation.image_quality import ssim_pairs
 from idrid_jax.training import build
@@ -16,9 +16,11 @@ NAME = "evaluation.json"
 SNAPSHOT_IMAGES = 60  # of each set, so that a snapshot's measures cost seconds at any size
 
 
-def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, step: int | None = None) -> dict:
+def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, step: int | None = None,
+             data_dir: Path | str = "") -> dict:
     """Measures `count` images (None: as many as training photographs) against the release that the run was trained on.
 
+    data_dir: where the release is prepared; empty: where the run found it.
     Grades are drawn in the training split's proportions. The test split is the held-out one; nothing is chosen by it.
     Returns what `protocol.measure` does, with what was measured under "of"; writes it to `workdir/evaluation.json`.
     Raises UserError where `sampling.load` does, or the release is no longer prepared.
@@ -26,8 +28,13 @@ def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, st
     sampler = sampling.load(workdir, step)
     config = sampler.config.copy_and_resolve_references()
     config.data.release = sampler.run.fingerprint
-    _, training = build.load_split(config, "train")
-    manifest, held_out = build.load_split(config, "test")
+    config.data.data_dir = str(data_dir) or config.data.data_dir
+    try:
+        _, training = build.load_split(config, "train")
+        manifest, held_out = build.load_split(config, "test")
+    except UserError as error:
+        raise UserError(f"{workdir} was trained on release {sampler.run.release} ({sampler.run.fingerprint[:12]}): {error}; "
+                        "name where it is prepared with --data_dir") from error
     count = len(training.grades) if count is None else count
     # the training split's own grades, in a drawn order, over and over: the same mixture for any count
     order = np.random.default_rng(seed).permutation(len(training.grades))
@@ -41,9 +48,7 @@ def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, st
         "release": manifest.name, "fingerprint": manifest.fingerprint, "size": sampler.network.size,
         "channels": sampler.network.channels, "crop": config.data.crop}
     path = Path(workdir) / NAME
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(partial, path)
+    atomic.write_text(path, json.dumps(result, indent=2) + "\n")
     return result
 
 
