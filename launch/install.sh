@@ -9,6 +9,10 @@ extras="${1:-}"
 python="${PYTHON:-python3}"
 venv="${VENV:-.venv}"
 
+if ! command -v "$python" >/dev/null; then
+  echo "install: $python: no such interpreter; Python 3.11 to 3.13 is needed, name one with PYTHON=python3.12" >&2
+  exit 2
+fi
 if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; then
   echo "install: $python is $("$python" --version 2>&1): Python 3.11 to 3.13 is needed; name one with PYTHON=python3.12" >&2
   exit 2

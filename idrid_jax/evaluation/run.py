@@ -21,7 +21,8 @@ def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, st
     """Measures `count` images (None: as many as training photographs) against the release that the run was trained on.
 
     data_dir: where the release is prepared; empty: where the run found it.
-    Grades are drawn in the training split's proportions. The test split is the held-out one; nothing is chosen by it.
+    Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty; nothing is
+    chosen by it.
     Returns what `protocol.measure` does, with what was measured under "of"; writes it to `workdir/evaluation.json`.
     Raises UserError where `sampling.load` does, or the release is no longer prepared.
     """
@@ -30,8 +31,11 @@ def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, st
     config.data.release = sampler.run.fingerprint
     config.data.data_dir = str(data_dir) or config.data.data_dir
     try:
-        _, training = build.load_split(config, "train")
-        manifest, held_out = build.load_split(config, "test")
+        manifest, training = build.load_split(config, "train")
+        held_out = training.images[:0], training.grades[:0]  # of a release such as `sample` writes
+        if any(manifest.counts["grading"]["test"]):
+            _, split = build.load_split(config, "test")
+            held_out = split.images, split.grades
     except UserError as error:
         raise UserError(f"{workdir} was trained on release {sampler.run.release} ({sampler.run.fingerprint[:12]}): {error}; "
                         "name where it is prepared with --data_dir") from error
@@ -42,7 +46,7 @@ def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, st
     images = np.stack(list(sampler.images(grades, seed=seed)))
     result = protocol.measure(
         images, grades if sampler.network.conditional else None, training.images, training.grades,
-        held_out.images, held_out.grades, seed=seed)
+        *held_out, seed=seed)
     result["of"] = {
         "network": config.network, "step": sampler.step, "kimg": sampler.step * config.batch_size / 1000,
         "release": manifest.name, "fingerprint": manifest.fingerprint, "size": sampler.network.size,
@@ -55,13 +59,20 @@ def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, st
 def snapshot_measures(fakes: np.ndarray, grades: np.ndarray, training: cache.Split) -> dict[str, float]:
     """How alike a snapshot's images are: a cheap sign of collapse, handed to `loop.train`.
 
-    fakes uint8 [N, R, R, C]. Returns "ssim_among" of the fakes and "ssim_excess" over as many training images.
+    fakes uint8 [N, R, R, C]. Returns "ssim_among" of the fakes and "ssim_excess" over as many training images; the
+    latter only where there are two of them.
     """
     del grades
     fakes = fakes[:SNAPSHOT_IMAGES]
     some = np.linspace(0, len(training.grades) - 1, min(len(fakes), len(training.grades))).astype(int)
     among = _among(fakes)
+    if len(some) < 2:
+        return {"ssim_among": among}
     return {"ssim_among": among, "ssim_excess": among - _among(np.asarray(training.images[some]))}
+
+
+def _nothing_like(split):
+    return cache.Split(split.images[:0], split.grades[:0], split.edema[:0], ())
 
 
 def _among(images):

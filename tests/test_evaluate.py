@@ -1,0 +1,147 @@
+"""`evaluate`: what evaluation.json holds, that it repeats itself, and the sign of collapse at a snapshot."""
+
+import json
+import shutil
+
+import made_run
+import numpy as np
+import pytest
+
+from idrid_jax import sampling
+from idrid_jax.data import cache
+from idrid_jax.data.prepare import prepare
+from idrid_jax.data.preprocess import preprocess
+from idrid_jax.data.release import GRADES
+from idrid_jax.errors import UserError
+from idrid_jax.evaluation import protocol, run
+from idrid_jax.evaluation.image_quality import psnr, ssim
+
+REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "among_generated", "among_real")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def manifest(folder):
+    return prepare(made_run.write_release(folder / "made up"), folder / "data", tfds=False)[0]
+
+
+@pytest.fixture(scope="module")
+def workdir(folder, manifest):
+    return made_run.make_run(folder / "run", manifest, steps=(3, 5), batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def result(workdir):
+    return run.evaluate(workdir)
+
+
+@pytest.fixture(scope="module")
+def training(manifest):
+    return cache.load(manifest, "train", size=32, channels=3, crop="field_of_view")
+
+
+def test_the_keys_of_the_issue_hold_finite_numbers(workdir, result):
+    written = json.loads((workdir / run.NAME).read_text())
+    assert written == result
+    for row in ("generated", *REFERENCES):
+        assert np.isfinite(written[row]["ssim"]) and np.isfinite(written[row]["psnr"]), row
+        assert -1 <= written[row]["ssim"] <= 1
+    assert written["images"] == {"generated": sum(made_run.TRAIN), "training": sum(made_run.TRAIN), "held_out": sum(made_run.TEST)}
+
+
+def test_what_was_measured_is_written_with_it(manifest, result):
+    assert result["of"] == {
+        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "release": "made up", "fingerprint": manifest.fingerprint,
+        "size": 32, "channels": 3, "crop": "field_of_view"}
+
+
+def test_by_grade_where_there_are_grades(folder, manifest, result):
+    assert list(result["by_grade"]) == list(GRADES)
+    for count, rows in zip(made_run.TRAIN, result["by_grade"].values()):
+        assert rows["generated"]["images"] == rows["generated"]["against"] == count  # drawn in the training split's proportions
+        assert np.isfinite(rows["generated"]["ssim"])
+    unconditional = run.evaluate(made_run.make_run(folder / "dcgan", manifest, network="dcgan28"), count=4)
+    assert "by_grade" not in unconditional and unconditional["generated"]["images"] == 4
+    assert unconditional["of"]["channels"] == 1
+
+
+def test_the_numbers_are_those_of_the_images_that_sample_draws(workdir, manifest, training):
+    """One plain loop over pairs of one generated image each, on pixels preprocessed anew."""
+    result = run.evaluate(workdir, count=2, seed=3)
+    grades = training.grades[np.random.default_rng(3).permutation(len(training.grades))[:2]]
+    generated = np.stack(list(sampling.load(workdir).images(grades, seed=3))) / np.float32(255)
+    real = np.stack([preprocess(p.source.read(), p.id, size=32, channels=3, crop="field_of_view")
+                     for p in manifest.grading["train"]]) / np.float32(255)
+    pairs = [(x, y) for x in generated for y in real]
+    x, y = (np.stack(side) for side in zip(*pairs))
+    assert result["generated"]["ssim"] == pytest.approx(float(np.mean(ssim(x, y))), abs=1e-5)
+    assert result["generated"]["psnr"] == pytest.approx(float(np.mean(psnr(x, y))), abs=1e-3)
+
+
+def test_the_same_again_and_another_seed_or_step_differs(workdir, result):
+    assert run.evaluate(workdir) == result
+    assert run.evaluate(workdir, seed=1)["generated"] != result["generated"]
+    older = run.evaluate(workdir, step=3)
+    assert older["of"]["step"] == 3 and older["generated"] != result["generated"]
+    for reference in ("held_out_real", "mean_image", "among_real", "nearest_to_held_out"):
+        assert older[reference] == result[reference]  # of real images alone
+
+
+def test_a_table_of_every_row(result):
+    text = protocol.table(result)
+    for caption in protocol.CAPTIONS.values():
+        assert caption in text
+    assert all(grade in text for grade in GRADES) and "thesis's own" not in text
+
+
+def test_the_release_of_the_run_counts_not_the_latest(folder, manifest, workdir, result):
+    other = prepare(made_run.write_release(folder / "other", train=(1, 1, 1, 1, 1)), folder / "data", tfds=False)[0]
+    assert other.fingerprint != manifest.fingerprint
+    assert run.evaluate(workdir)["of"] == result["of"]
+
+
+def test_a_release_that_is_no_longer_prepared_is_one_line_and_can_be_named(folder, manifest, workdir, result):
+    moved = folder / "run, data gone"
+    shutil.copytree(workdir, moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["config"]["data"]["data_dir"] = str(folder / "nowhere")
+    (moved / "config.json").write_text(json.dumps(config))
+    (moved / run.NAME).unlink()
+    with pytest.raises(UserError, match=f"made up \\({manifest.fingerprint[:12]}\\).*prepare --release PATH.*--data_dir") as caught:
+        run.evaluate(moved)
+    assert "\n" not in str(caught.value) and not (moved / run.NAME).exists()
+    assert run.evaluate(moved, data_dir=folder / "data") == result
+
+
+def test_a_release_without_held_out_photographs_is_measured_without_them(folder):
+    manifest = prepare(made_run.write_release(folder / "no test", test=(0,) * 5), folder / "data, no test", tfds=False)[0]
+    result = run.evaluate(made_run.make_run(folder / "run, no test", manifest))
+    assert result["held_out_real"]["ssim"] is None and "missing" in result["held_out_real"]
+    assert np.isfinite(result["generated"]["ssim"])
+    assert protocol.table(result)
+
+
+# -- the measure of a snapshot
+
+def test_identical_images_are_flagged_and_real_ones_are_not(training):
+    grades = np.repeat(np.arange(5), 12)
+    same = np.repeat(training.images[:1], 60, axis=0)
+    collapsed = run.snapshot_measures(same, grades, training)
+    assert collapsed["ssim_among"] == pytest.approx(1, abs=1e-5)
+    assert collapsed["ssim_excess"] > protocol.COLLAPSE
+    real = run.snapshot_measures(np.asarray(training.images), grades, training)
+    assert real["ssim_excess"] == pytest.approx(0, abs=1e-6)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
+    assert run.snapshot_measures(noise, grades, training)["ssim_excess"] < 0
+
+
+def test_a_snapshot_of_one_training_photograph_measures_nothing_wrong(training):
+    """One image has no pair: such a measure is not a number, and must not pass for a score."""
+    one = cache.Split(training.images[:1], training.grades[:1], training.edema[:1], training.ids[:1])
+    measures = run.snapshot_measures(np.asarray(training.images[:5]), np.zeros(5, int), one)
+    assert np.isfinite(measures["ssim_among"])
+    assert "ssim_excess" not in measures
