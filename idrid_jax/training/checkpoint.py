@@ -46,6 +46,7 @@ class Checkpoints:
         """`keep_last`: newest ones kept, beside the marked and the best. Leaves what is there alone until `save` or `restore`."""
         self._workdir = Path(workdir)
         self._leftovers = jax.process_index() == 0  # of a process killed while it saved: still to be removed
+        self._failed = False  # whether a failed save has been raised
         logging.set_verbosity(logging.FATAL)  # Orbax logs every step of its own, and tracebacks of errors that it also raises
         self._checkpointer = ocp.training.Checkpointer(
             (self._workdir / FOLDER).absolute(), preservation_policy=_Preserve(keep_last),
@@ -55,13 +56,15 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, traceback):
+        reported = self._failed
         try:
             with self._saving("the last one"):
                 self._checkpointer.close()
         except UserError as failure:
             if error is None:
                 raise
-            print(failure, file=sys.stderr)
+            if not reported:
+                print(failure, file=sys.stderr)
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint, oldest first."""
@@ -117,6 +120,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # TensorStore raises ValueError for what the system refuses
             if not isinstance(error, OSError) and "os_error" not in str(error):
                 raise
+            self._failed = True
             raise UserError(f"{self._workdir / FOLDER}: cannot save {what}: {_brief(error, 300)}; "
                             "make room or choose another --workdir") from error
 
