@@ -1,0 +1,376 @@
+"""Whole runs with tiny networks: the run directory, resume bit for bit, interruption, divergence, refusals; two real networks briefly."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import SIZE, TRAIN, assert_same, changed, make_config
+from idrid_jax.data import cache, phantom
+from idrid_jax.data.prepare import prepare
+from idrid_jax.errors import UserError
+from idrid_jax.training import build, mesh, step
+from idrid_jax.training.checkpoint import FOLDER, Checkpoints
+from idrid_jax.training.loop import TrainingDiverged, train
+
+ALL_ON = {  # options that change what a step does
+    "ema_kimg": 0.05, "checkpoint__best": "score", "data__sampling": "balanced", "data__flip": True, "loss__label_smoothing": 0.1,
+    "optimizer__clip_norm": 1.0}
+ways = pytest.mark.parametrize("way", ["resident", "stream"])
+
+
+def score(fakes, grades, split):
+    """A measure that goes down and up again."""
+    return {"score": float(abs(fakes.astype(float).mean() - 128) + fakes[0, 0, 0, 0] % 7)}
+
+
+def stats(workdir):
+    return [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
+
+
+def steps(workdir):
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.steps()
+
+
+def stop_at(number, sent=signal.SIGTERM):
+    """A snapshot callback that interrupts the run the `number`th time it is called."""
+    calls = []
+
+    def callback(fakes, grades, split):
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), sent)
+        return score(fakes, grades, split)
+    return callback
+
+
+# -- The run directory
+
+def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys):
+    state = train(config, tmp_path / "a" / "run", on_snapshot=(score,))
+    workdir = tmp_path / "a" / "run"
+    assert int(state.step) == 12
+    record = json.loads((workdir / "config.json").read_text())
+    manifest = cache.prepared(phantom_data)
+    assert record["config"] == config.to_dict()
+    assert record["data"]["fingerprint"] == manifest.fingerprint and record["data"]["counts"]["grading"]["train"] == list(TRAIN)
+    assert record["versions"].keys() >= {"idrid_jax", "python", "jax", "flax", "optax", "orbax-checkpoint"}
+    assert len(record["devices"]) == len(jax.devices()) and record["devices"][0].startswith("cpu:0") and "revision" in record
+
+    rows = stats(workdir)
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    for row in rows:
+        assert row.keys() - {"score"} == {
+            "step", "kimg", "seconds", "images_per_s", "loss_d", "loss_g", "d_real", "d_fake_before", "d_fake_after", "d_accuracy",
+            "grad_norm_d", "grad_norm_g"}
+        assert ("score" in row) == (row["step"] % 4 == 0) and row["kimg"] == row["step"] * 8 / 1000
+        assert all(np.isfinite(value) for value in row.values()) and 0 < row["d_real"] < 1
+
+    grids = sorted(path.name for path in workdir.glob("fakes_*.png"))
+    assert grids == [f"fakes_000000.{images:03d}.png" for images in (0, 32, 64, 96)]
+    for name in ("reals.png", *grids):
+        assert Image.open(workdir / name).size == (12 * (SIZE + 2) - 2, 5 * (SIZE + 2) - 2)  # a row for each grade
+    assert len({(workdir / name).read_bytes() for name in grids}) == 4
+    assert (workdir / "tensorboard").is_dir() and list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    assert steps(workdir) == [4, 8, 12]
+    assert not [path for path in workdir.iterdir() if path.name.startswith(".")]
+    assert "0.1/0.1 kimg" in capsys.readouterr().err
+
+
+def test_reals_of_a_conditional_network_are_by_grade(config, phantom_data, tmp_path):
+    train(changed(config, total_kimg=0.008), tmp_path)
+    picture = np.asarray(Image.open(tmp_path / "reals.png"))
+    split = cache.load(cache.prepared(phantom_data), "train", size=SIZE, channels=3, crop=config.data.crop)
+    for grade in range(5):
+        for column, index in enumerate(np.flatnonzero(split.grades == grade)):
+            y, x = grade * (SIZE + 2), column * (SIZE + 2)
+            assert (picture[y:y + SIZE, x:x + SIZE] == split.images[index]).all()
+
+
+def test_the_thesis_s_console_line(config, tmp_path, capsys):
+    train(changed(config, log__console="thesis", log_kimg=0.008), tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    number = r"\d+\.\d{4}"
+    pattern = rf"\[\d/3\]\[\d/4\] Loss_D: {number} Loss_G: {number} D\(x\): {number} D\(G\(z\)\): {number} / {number}"
+    assert len(lines) == 12 and all(re.fullmatch(pattern, line) for line in lines), lines
+    assert [line.split(" ")[0] for line in lines] == [f"[{i // 4}/3][{i % 4}/4]" for i in range(12)]  # 32 photographs, 4 batches an epoch
+
+
+def test_names_of_grids_count_thousands(config, tmp_path):
+    train(changed(config, batch_size=500, total_kimg=2.0, snapshot_kimg=1.0), tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("fakes_*.png")) == [f"fakes_{kimg:06d}.png" for kimg in range(3)]
+
+
+# -- Resume
+
+@ways
+@pytest.mark.parametrize("options", [{}, ALL_ON], ids=["plain", "all on"])
+def test_resumed_is_uninterrupted(config, tmp_path, capsys, way, options):
+    """Bit for bit, all of the state; interrupted between two snapshots, and once more at one."""
+    config = changed(config, data__way=way, **options)
+    whole = train(config, tmp_path / "whole", on_snapshot=(score,))
+    stopped = train(config, tmp_path / "parts", on_snapshot=(stop_at(1),))  # during the snapshot of step 4: stops at 5
+    assert int(stopped.step) == 5 and steps(tmp_path / "parts")[-1] == 5
+    assert "interrupted: saved step 5" in capsys.readouterr().err
+    stopped = train(config, tmp_path / "parts", on_snapshot=(stop_at(1, signal.SIGINT),))  # Ctrl-C, at the snapshot of step 8
+    assert int(stopped.step) == 9
+    assert "resuming from step 5 (0.0 kimg)" in capsys.readouterr().err
+    assert_same(train(config, tmp_path / "parts", on_snapshot=(score,)), whole)
+    with Checkpoints(tmp_path / "parts") as a, Checkpoints(tmp_path / "whole") as b:
+        assert_same(a.restore(whole), b.restore(whole))
+    by_step = [row["step"] for row in stats(tmp_path / "parts")]
+    assert by_step == sorted(set(by_step)) and {2, 4, 5, 8, 9, 12} <= set(by_step)
+    assert (float(whole.best) < np.inf) == bool(options)
+    for name in ("reals.png", "fakes_000000.096.png"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_both_ways_in_train_the_same(config, tmp_path):
+    resident, stream = (train(changed(config, data__way=way, **ALL_ON), tmp_path / way, on_snapshot=(score,)) for way in ("resident", "stream"))
+    for a, b in zip(jax.tree.leaves(resident.g.params), jax.tree.leaves(stream.g.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_the_way_in_may_change_on_resume(config, tmp_path):
+    train(changed(config, total_kimg=0.048, data__way="stream"), tmp_path)
+    assert int(train(changed(config, data__way="resident"), tmp_path).step) == 12
+
+
+def test_a_finished_run_is_left_alone(config, tmp_path):
+    whole = train(config, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).rglob("*")}
+    calls = []
+    assert_same(train(config, tmp_path, on_snapshot=(lambda *_: calls.append(1) or {},)), whole)
+    assert not calls and {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).rglob("*")} == before
+    assert [row["step"] for row in stats(tmp_path)] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_run_extended_is_the_long_run(config, tmp_path):
+    whole = train(changed(config, total_kimg=0.16), tmp_path / "whole")
+    train(config, tmp_path / "parts")
+    assert_same(train(changed(config, total_kimg=0.16), tmp_path / "parts"), whole)
+    assert json.loads((tmp_path / "parts" / "config.json").read_text())["config"]["total_kimg"] == 0.16
+
+
+def test_a_damaged_newest_checkpoint_costs_one_snapshot(config, tmp_path, capsys):
+    whole = train(config, tmp_path)
+    next((tmp_path / FOLDER / "12" / "state").rglob("manifest.ocdbt")).unlink()
+    assert_same(train(config, tmp_path), whole)
+    assert "checkpoint of step 12 is unreadable" in (err := capsys.readouterr().err) and "resuming from step 8" in err
+
+
+def test_stats_of_a_killed_run_are_cut_back(config, tmp_path):
+    """Lines written after the last checkpoint, and a line cut short, are not there twice after resume."""
+    train(changed(config, total_kimg=0.064), tmp_path)
+    with (tmp_path / "stats.jsonl").open("a") as file:
+        file.write('{"step": 10, "loss_d": 1.0}\n{"step": 12, "los')
+    train(config, tmp_path)
+    assert [row["step"] for row in stats(tmp_path)] == [2, 4, 6, 8, 10, 12]
+    assert all(row["images_per_s"] > 0 for row in stats(tmp_path))
+
+
+def test_keep_last_marked_and_best(config, tmp_path):
+    config = changed(config, total_kimg=0.256, checkpoint__keep_last=2, checkpoint__keep_every_kimg=0.08, checkpoint__best="score")
+    scores = iter([5, 4, 1, 3, 2, 9, 9, 9])
+    train(config, tmp_path, on_snapshot=(lambda *_: {"score": next(scores)},))
+    # snapshots at 4, 8, ... 32; the first at or after 10, 20 and 30; the best at 12
+    assert steps(tmp_path) == [12, 20, 28, 32]
+
+
+KILLED = textwrap.dedent("""
+    import sys
+    from idrid_jax.cli import main
+    sys.exit(main(sys.argv[1:]))
+""")
+
+
+def test_kill_9_of_the_command_then_resume(phantom_data, tmp_path):
+    """The real command and a real network; killed between snapshots, started again: the same as never killed."""
+    root = Path(__file__).parents[1]
+    overrides = {"batch_size": 8, "total_kimg": 0.096, "snapshot_kimg": 0.032, "log_kimg": 0.008, "data.data_dir": phantom_data,
+                 "mesh.data": 1}
+    command = [sys.executable, "-m", "idrid_jax", "train", f"--config={root / 'configs' / 'dcgan28.py'}", f"--workdir={tmp_path / 'killed'}",
+               *(f"--config.{name}={value}" for name, value in overrides.items())]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / FOLDER / "4").is_dir():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    resumed = re.search(r"resuming from step (\d+)", done.stderr)
+    assert resumed and int(resumed[1]) in (4, 8), done.stderr
+    config = make_config(phantom_data, "dcgan28", data__crop="letterbox", **{"log_kimg": 0.008})
+    whole = train(config, tmp_path / "whole")
+    with Checkpoints(tmp_path / "killed") as checkpoints:
+        killed = checkpoints.restore(whole)
+    assert [row["step"] for row in stats(tmp_path / "killed")] == list(range(1, 13))
+    for a, b in zip(stats(tmp_path / "killed"), stats(tmp_path / "whole"), strict=True):
+        assert a["loss_d"] == pytest.approx(b["loss_d"], rel=1e-4)  # of another process, on eight simulated devices' threads
+    assert int(killed.step) == 12
+
+
+@pytest.mark.parametrize("network", ["cgan32", "dcgan28"])
+def test_the_real_networks_run(phantom_data, tmp_path, network):
+    state = train(make_config(phantom_data, network, total_kimg=0.016, snapshot_kimg=0.016), tmp_path)
+    assert int(state.step) == 2
+    rows = 5 * (32 if network == "cgan32" else 28)
+    assert Image.open(tmp_path / "fakes_000000.016.png").size[1] == rows + 4 * 2
+
+
+# -- Divergence
+
+def test_an_exploding_run_stops_and_keeps_the_last_good_checkpoint(config, tmp_path):
+    """A learning rate that overflows from step 7 on is what a later, broken step looks like."""
+    train(changed(config, total_kimg=0.032), tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    record["config"]["optimizer"]["d_learning_rate"] = 1e30
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(TrainingDiverged, match=r"^step \d+: (loss|grad_norm)_[dg] of the (generator|discriminator) is (nan|inf); .*last good") as error:
+        train(changed(config, optimizer__d_learning_rate=1e30), tmp_path)
+    assert "\n" not in str(error.value)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [4]
+
+
+@pytest.mark.parametrize("network, name", [("discriminator", "loss_d"), ("generator", "grad_norm_g")])
+def test_divergence_names_the_step_and_the_network(config, tmp_path, monkeypatch, network, name):
+    call = step.Update.__call__
+
+    def broken(self, state, images, grades, key):
+        after, metrics = call(self, state, images, grades, key)
+        return after, metrics | {name: jax.numpy.where(state.step == 6, jax.numpy.nan, metrics[name])}  # the seventh
+
+    monkeypatch.setattr(step.Update, "__call__", broken)
+    with pytest.raises(TrainingDiverged, match=f"^step 7: {name} of the {network} is nan.*config.optimizer.{network[0]}_learning_rate"):
+        train(config, tmp_path)
+    assert steps(tmp_path) == [4]
+    assert [row["step"] for row in stats(tmp_path)] == [2, 4, 6]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [4]
+
+
+def test_a_state_that_is_not_finite_is_not_saved(config, tmp_path):
+    """The very update that leaves infinite parameters has finite losses and gradients."""
+    every = changed(config, snapshot_kimg=0.008, optimizer__g_learning_rate=1e39)
+    with pytest.raises(TrainingDiverged, match="^step 1: .* of the generator is not finite; .*g_learning_rate"):
+        train(every, tmp_path)
+    assert steps(tmp_path) == []
+
+
+# -- Refusals
+
+@pytest.mark.parametrize("changes, named", [
+    ({"batch_size": 16}, ["config.batch_size: 8 -> 16"]),
+    ({"network": "tiny_unconditional"}, ["config.network: 'tiny' -> 'tiny_unconditional'"]),
+    ({"ema_kimg": 1.0, "optimizer__b1": 0.9}, ["config.ema_kimg: 0.0 -> 1.0", "config.optimizer.b1: 0.5 -> 0.9"]),
+    ({"seed": 1, "data__flip": True}, ["config.data.flip", "config.seed"]),
+])
+def test_a_config_that_does_not_fit_is_refused(config, tmp_path, changes, named):
+    train(changed(config, total_kimg=0.008), tmp_path)
+    with pytest.raises(UserError, match="differs in") as error:
+        train(changed(config, **changes), tmp_path)
+    assert all(field in str(error.value) for field in named) and "\n" not in str(error.value)
+    assert str(error.value).count("->") == len(changes)
+
+
+def test_other_data_are_refused(config, tmp_path):
+    train(changed(config, total_kimg=0.008), tmp_path / "run")
+    release = phantom.draw_release(tmp_path / "other", seed=2, train=(2, 2, 2, 2, 2), test=(1, 1, 1, 1, 1), segmentation=(0, 0), height=64)
+    other, _ = prepare(release, tmp_path / "data", tfds=False)
+    ours = cache.prepared(config.data.data_dir)
+    with pytest.raises(UserError, match="was trained on release") as error:
+        train(changed(config, data__data_dir=str(tmp_path / "data")), tmp_path / "run")
+    assert other.fingerprint[:12] in str(error.value) and ours.fingerprint[:12] in str(error.value)
+
+
+def test_a_grade_that_is_missing_stops_balanced_training_alone(tiny, tmp_path):
+    release = phantom.draw_release(tmp_path / "release", train=(4, 0, 4, 4, 4), test=(1, 1, 1, 1, 1), segmentation=(0, 0), height=64)
+    prepare(release, tmp_path / "data", tfds=False)
+    config = make_config(tmp_path / "data", total_kimg=0.008)
+    with pytest.raises(UserError, match="no photograph of grade MILD"):
+        train(changed(config, data__sampling="balanced"), tmp_path / "a")
+    assert int(train(config, tmp_path / "b").step) == 1
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"checkpoint__best": "scor"}, "config.checkpoint.best = 'scor': .*score"),
+    ({"total_kimg": 0.0}, "config.total_kimg = 0.0"),
+    ({"network": "tinny"}, "config.network = 'tinny': .*tiny"),
+    ({"data__way": "residant"}, "config.data.way = 'residant': .*resident"),
+    ({"data__data_dir": "/nowhere"}, "prepare"),
+    ({"init_from": "/nowhere"}, "config.init_from = '/nowhere': no run is there"),
+])
+def test_mistakes_are_refused(config, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        train(changed(config, **changes), tmp_path / "run", on_snapshot=(score,))
+    assert "\n" not in str(error.value)
+
+
+def test_a_workdir_that_is_a_file_is_refused(config, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="--workdir .*run: cannot be written"):
+        train(config, tmp_path / "run")
+
+
+# -- Fine-tuning
+
+def test_init_from_takes_the_networks_alone(config, tmp_path):
+    source = train(config, tmp_path / "source")
+    tuned = changed(config, init_from=str(tmp_path / "source"), optimizer__g_learning_rate=0.0, optimizer__d_learning_rate=0.0, total_kimg=0.008)
+    state = train(tuned, tmp_path / "tuned")
+    assert_same(state.g.params, source.g.params)
+    assert_same(state.d.params, source.d.params)
+    assert int(state.step) == 1 and all(int(leaf) == 1 for leaf in jax.tree.leaves(state.g.opt) if leaf.shape == ())
+    assert not np.array_equal(state.g.stats["norm"]["mean"], np.zeros(8))
+    # the same command resumes, whatever has become of the source
+    again = train(changed(tuned, total_kimg=0.016, init_from="/nowhere"), tmp_path / "tuned")
+    assert int(again.step) == 2
+
+
+def test_init_from_takes_or_begins_the_average(config, tmp_path):
+    averaged = train(changed(config, ema_kimg=0.05), tmp_path / "averaged")
+    still = dict(total_kimg=0.008, optimizer__g_learning_rate=0.0, optimizer__d_learning_rate=0.0)
+    _, split = build.load_split(config, "train")
+    del split
+    state = train(changed(config, ema_kimg=1.0, init_from=str(tmp_path / "averaged"), **still), tmp_path / "a")
+    assert_same(state.g.params, averaged.g.params)
+    for a, b, p in zip(*map(jax.tree.leaves, (state.ema, averaged.ema, averaged.g.params)), strict=True):
+        np.testing.assert_allclose(a, 0.1 * np.asarray(b) + 0.9 * np.asarray(p), atol=1e-6)  # one step of a young average
+    assert train(changed(config, init_from=str(tmp_path / "averaged"), **still), tmp_path / "b").ema == {}
+
+
+def test_init_from_another_network_is_refused(config, tmp_path):
+    train(changed(config, total_kimg=0.008, network="tiny_unconditional"), tmp_path / "source")
+    with pytest.raises(UserError, match="init_from = .*its network is tiny_unconditional, not tiny"):
+        train(changed(config, init_from=str(tmp_path / "source")), tmp_path / "run")
+
+
+# -- Speed
+
+def test_the_resident_way_moves_nothing_to_the_device(config):
+    """In steady state: the step asks for no transfer between host and device."""
+    config = changed(config, data__way="resident", **ALL_ON)
+    devices = mesh.make_mesh(1)
+    update, init = build.make_update(config, *build.networks(config))
+    _, split = build.load_split(config, "train")
+    state = jax.jit(init, out_shardings=mesh.replicated(devices))(jax.random.key(0))
+    call = build.compile_step(config, update, devices, split, 0)
+    state, _ = call(state)
+    with jax.transfer_guard("disallow"):
+        for _ in range(3):
+            state, metrics = call(state)
+    assert int(state.step) == 4 and np.isfinite(float(metrics["loss_d"]))
