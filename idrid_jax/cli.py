@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,8 @@ class Command:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    values = flags.FlagValues()
+    warnings.filterwarnings("ignore", module="PIL")  # of what a damaged file holds; what cannot be read is refused
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(_overview())
@@ -44,7 +47,6 @@ def main(argv: list[str] | None = None) -> int:
         if name not in COMMANDS:
             raise UserError(f"{name}: no such command; {nearest(name, COMMANDS)}")
         command = COMMANDS[name]
-        values = flags.FlagValues()
         command.define(values, [name, *arguments])
         if {"-h", "--help", "-help", "--helpfull"} & set(arguments):
             print(_help(name, command, values))
@@ -58,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        print(f"{PROGRAM}: {error.filename or 'the disk'}: {os.strerror(error.errno)}; make room or choose another place",
+        place = error.filename or next((values[name].value for name in ("out", "workdir", "data_dir") if name in values), "the disk")
+        print(f"{PROGRAM}: {place}: {os.strerror(error.errno)}; make room or choose another place",
               file=sys.stderr)
         return 2
     except KeyboardInterrupt:
