@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        place = error.filename or next((values[name].value for name in ("out", "workdir", "data_dir") if name in values), "the disk")
+        places = [values[name].value for name in ("out", "workdir", "data_dir") if name in values]
+        place = error.filename or next(iter(places), "the disk")
         print(f"{PROGRAM}: {place}: {os.strerror(error.errno)}; make room or choose another place",
               file=sys.stderr)
         return 2
@@ -78,7 +79,8 @@ def _define_phantom(values, argv):
     flags.DEFINE_list("test", "10,2,9,6,4", "test photographs by grade 0 to 4", flag_values=values)
     flags.DEFINE_list("segmentation", "8,4", "photographs with lesion masks, training and test", flag_values=values)
     flags.DEFINE_boolean("localization", True, "write part C: disc and fovea centres", flag_values=values)
-    flags.DEFINE_integer("height", 178, "of a photograph, in pixels, 64 to 2848; the width follows IDRiD's 3:2", flag_values=values)
+    flags.DEFINE_integer("height", 178, "of a photograph, in pixels, 64 to 2848; the width follows IDRiD's 3:2",
+                         flag_values=values)
 
 
 def _run_phantom(values):
@@ -92,12 +94,19 @@ def _run_phantom(values):
 # -- prepare
 
 def _define_prepare(values, argv):
-    flags.DEFINE_string("release", None, "IDRiD as downloaded: the folder with the zips, the unpacked folders, one of them, or a folder around them",
+    flags.DEFINE_string("release", None,
+                        "IDRiD as downloaded: the folder with the zips, the unpacked folders, one of them, or a folder "
+                        "around them",
                         required=True, flag_values=values)
-    flags.DEFINE_string("data_dir", "", "where prepared data go; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets", flag_values=values)
-    flags.DEFINE_boolean("tfds", True, "build the TFDS dataset; --notfds fills caches straight from the release, without TensorFlow", flag_values=values)
-    flags.DEFINE_boolean("keep_leaks", False, "keep training photographs that are also in the test split", flag_values=values)
-    flags.DEFINE_boolean("keep_contradictions", False, "keep copies of one photograph that have different grades", flag_values=values)
+    flags.DEFINE_string("data_dir", "", "where prepared data go; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets",
+                        flag_values=values)
+    flags.DEFINE_boolean("tfds", True,
+                         "build the TFDS dataset; --notfds fills caches straight from the release, without TensorFlow",
+                         flag_values=values)
+    flags.DEFINE_boolean("keep_leaks", False, "keep training photographs that are also in the test split",
+                         flag_values=values)
+    flags.DEFINE_boolean("keep_contradictions", False, "keep copies of one photograph that have different grades",
+                         flag_values=values)
     flags.DEFINE_boolean("overlap", False, "also list the photographs of part A that are in part B", flag_values=values)
 
 
@@ -122,9 +131,12 @@ def _run_prepare(values):
 def _define_train(values, argv):
     from ml_collections import config_flags
     config_flags.DEFINE_config_file(
-        "config", None, "a file such as configs/cgan32.py; --config.FIELD=VALUE changes a field", flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "the run's folder; the same command again resumes", required=True, flag_values=values)
-    flags.DEFINE_boolean("dry_run", False, "print the layers and the resolved configuration, and stop", flag_values=values)
+        "config", None, "a file such as configs/cgan32.py; --config.FIELD=VALUE changes a field", flag_values=values,
+        sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "the run's folder; the same command again resumes", required=True,
+                        flag_values=values)
+    flags.DEFINE_boolean("dry_run", False, "print the layers and the resolved configuration, and stop",
+                         flag_values=values)
 
 
 def _run_train(values):
@@ -142,11 +154,12 @@ def _run_train(values):
     from idrid_jax.data import cache
     manifest = cache.prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
     print(build.table(config))
-    print(f"release {manifest.name} ({manifest.fingerprint[:12]}), training photographs by grade: {manifest.counts['grading']['train']}",
-          flush=True)
+    print(f"release {manifest.name} ({manifest.fingerprint[:12]}), "
+          f"training photographs by grade: {manifest.counts['grading']['train']}", flush=True)
     workdir = Path(values.workdir)
     state = loop.train(config, workdir, on_snapshot=(snapshot_measures,))
-    print(f"step {int(state.step)} ({int(state.step) * config.batch_size / 1000:g} kimg): images, stats.jsonl and checkpoints in {workdir}\n"
+    step = int(state.step)
+    print(f"step {step} ({step * config.batch_size / 1000:g} kimg): images, stats.jsonl and checkpoints in {workdir}\n"
           f"next: {PROGRAM} evaluate --workdir {workdir}")
 
 
@@ -156,9 +169,12 @@ def _define_sample(values, argv):
     _define_checkpoint(values)
     flags.DEFINE_string("out", None, "new folder for the images", required=True, flag_values=values)
     flags.DEFINE_integer("per_grade", None, "as many of each grade", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("grade", None, "one grade, 0 to 4, with --count", lower_bound=0, upper_bound=4, flag_values=values)
-    flags.DEFINE_integer("count", None, "how many; with --grade, or alone for an unconditional generator", lower_bound=1, flag_values=values)
-    flags.DEFINE_boolean("balance", False, "as many of each grade as it takes to level the real training set", flag_values=values)
+    flags.DEFINE_integer("grade", None, "one grade, 0 to 4, with --count", lower_bound=0, upper_bound=4,
+                         flag_values=values)
+    flags.DEFINE_integer("count", None, "how many; with --grade, or alone for an unconditional generator",
+                         lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("balance", False, "as many of each grade as it takes to level the real training set",
+                         flag_values=values)
     flags.DEFINE_enum("format", "jpg", ["jpg", "png"], "of the images; IDRiD's tools expect jpg", flag_values=values)
     flags.DEFINE_integer("quality", 95, "of JPEG", lower_bound=1, upper_bound=100, flag_values=values)
 
@@ -167,7 +183,8 @@ def _run_sample(values):
     asked = [name for name in ("per_grade", "grade", "balance") if values[name].value not in (None, False)]
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]} exclude each other: take one")
-    if (values.grade is not None and values.count is None) or (values.count is not None and asked and asked != ["grade"]):
+    graded, counted = values.grade is not None, values.count is not None
+    if (graded and not counted) or (counted and asked and not graded):
         raise UserError("--count goes with --grade, or alone for an unconditional generator: --grade G --count N")
     from idrid_jax import sampling
     sampler = sampling.load(values.workdir, values.step)
@@ -202,16 +219,19 @@ def _grade_counts(values, sampler) -> list[int]:
 
 def _define_evaluate(values, argv):
     _define_checkpoint(values)
-    flags.DEFINE_integer("count", None, "generated images; empty: as many as training photographs", lower_bound=2, flag_values=values)
-    flags.DEFINE_string("data_dir", "", "where the release is prepared; empty: where the run found it", flag_values=values)
+    flags.DEFINE_integer("count", None, "generated images; empty: as many as training photographs", lower_bound=2,
+                         flag_values=values)
+    flags.DEFINE_string("data_dir", "", "where the release is prepared; empty: where the run found it",
+                        flag_values=values)
 
 
 def _run_evaluate(values):
     from idrid_jax.evaluation import protocol, run
-    result = run.evaluate(values.workdir, count=values.count, seed=values.seed, step=values.step, data_dir=values.data_dir)
+    result = run.evaluate(values.workdir, count=values.count, seed=values.seed, step=values.step,
+                          data_dir=values.data_dir)
     of = result["of"]
-    print(f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg) on release {of['release']} ({of['fingerprint'][:12]}), "
-          f"{of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n")
+    print(f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg) on release {of['release']} "
+          f"({of['fingerprint'][:12]}), {of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n")
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
     print(f"\nwritten to {Path(values.workdir) / run.NAME}")
 
@@ -224,11 +244,17 @@ def _define_checkpoint(values):
 
 
 COMMANDS = {
-    "phantom": Command("draw a made-up release to try everything on", "--out /tmp/phantom", _define_phantom, _run_phantom),
-    "prepare": Command("read and audit IDRiD as downloaded, build its TFDS dataset", "--release ~/Downloads/IDRiD", _define_prepare, _run_prepare),
-    "train": Command("train a generator, or go on with it", "--config configs/cgan32.py --workdir runs/cgan32 --config.total_kimg=200", _define_train, _run_train),
-    "sample": Command("draw images by grade, as a release in IDRiD's layout", "--workdir runs/cgan32 --out synthetic --balance", _define_sample, _run_sample),
-    "evaluate": Command("PSNR and SSIM beside what real photographs give", "--workdir runs/cgan32", _define_evaluate, _run_evaluate),
+    "phantom": Command("draw a made-up release to try everything on", "--out /tmp/phantom", _define_phantom,
+                       _run_phantom),
+    "prepare": Command("read and audit IDRiD as downloaded, build its TFDS dataset", "--release ~/Downloads/IDRiD",
+                       _define_prepare, _run_prepare),
+    "train": Command("train a generator, or go on with it",
+                     "--config configs/cgan32.py --workdir runs/cgan32 --config.total_kimg=200", _define_train,
+                     _run_train),
+    "sample": Command("draw images by grade, as a release in IDRiD's layout",
+                      "--workdir runs/cgan32 --out synthetic --balance", _define_sample, _run_sample),
+    "evaluate": Command("PSNR and SSIM beside what real photographs give", "--workdir runs/cgan32", _define_evaluate,
+                        _run_evaluate),
 }
 
 
@@ -244,8 +270,9 @@ def _parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
         raise UserError(f"{name}: no flag --{error.flagname}; {nearest(f'--{error.flagname}', known)}") from error
     except flags.Error as error:
         message = str(error).splitlines()[0].rstrip(".")
-        missing = re.search(r"--(\w+)=None: Flag --\w+ must have a value", message) or re.search(r"flag --(\w+)=None", message)
-        raise UserError(f"{name}: --{missing[1]} is missing; see {PROGRAM} {name} --help" if missing else f"{name}: {_plain(message)}") from error
+        missing = re.search(r"flag --(\w+)=None", message)
+        message = f"--{missing[1]} is missing; see {PROGRAM} {name} --help" if missing else _plain(message)
+        raise UserError(f"{name}: {message}") from error
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{name}: {_plain(' '.join(str(error).split()))}") from error
     if stray:
@@ -258,7 +285,8 @@ def _plain(message: str) -> str:
         (r"invalid literal for int\(\) with base 10: .*", "not a whole number"),
         (r"could not convert string to float: .*", "not a number"),
         (r"\('Non-boolean argument to boolean flag', .*\)", "not true or false"),
-        (r"Found (--\S+) in argv before a value for --config was specified", r"\1 stands before --config FILE: put it after"),
+        (r"Found (--\S+) in argv before a value for --config was specified",
+         r"\1 stands before --config FILE: put it after"),
         (r"Missing value for flag (--\S+)", r"\1 has no value: write \1=VALUE"),
         (r"^flag (--[^:=]+=)", r"\1"),
     ):
@@ -276,7 +304,7 @@ def _check_fields(arguments: list[str]) -> None:
     overrides = [match[1] for argument in arguments if (match := re.match(r"--?(?:no)?config\.([^=]+)", argument))]
     if path is None:
         if overrides:
-            raise UserError(f"--config.{overrides[0]}: name a file with --config first, such as --config configs/cgan32.py")
+            raise UserError(f"--config.{overrides[0]}: name a file first, such as --config configs/cgan32.py")
         return
     if not path:
         raise UserError("--config has no value: name a file such as configs/cgan32.py")
@@ -294,7 +322,8 @@ def _load_config(path: str):
     """What get_config of a file returns. Raises UserError where it has none or fails."""
     import ml_collections
     if not Path(path).is_file():
-        raise UserError(f"--config {path}: {'is no file' if Path(path).exists() else 'no such file'}; the project's own lie in configs/")
+        what = "is no file" if Path(path).exists() else "no such file"
+        raise UserError(f"--config {path}: {what}; the project's own lie in configs/")
     try:
         spec = importlib.util.spec_from_file_location("_config", path)
         module = importlib.util.module_from_spec(spec)
@@ -339,5 +368,5 @@ def _help(name: str, command: Command, values: flags.FlagValues) -> str:
         text = textwrap.wrap(flag.help + needed + default, 116 - width)
         lines += [f"  {option:{width}}{text[0]}", *(" " * (width + 2) + line for line in text[1:])]
     if name == "train":
-        lines += ["", "  The fields stand in idrid_jax/config.py with their units; --dry_run prints the values they come to."]
+        lines += ["", "  The fields stand in idrid_jax/config.py with their units; --dry_run prints their values."]
     return "\n".join(lines)

@@ -45,7 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
         ),
         ema_kimg=0.0,             # half-life of the generator's moving average, which samples then use; 0 = off
         data=dict(
-            release="",           # fingerprint (or its beginning) or path of a prepared release; empty = the one prepared last
+            release="",           # fingerprint (or its beginning) or path of a prepared one; empty = prepared last
             data_dir="",          # where `prepare` wrote; empty = $TFDS_DATA_DIR, else ~/tensorflow_datasets
             way="auto",           # resident | stream | auto = resident while the split fits resident_mib
             resident_mib=4096.0,  # device memory, MiB, that a resident split may take

@@ -32,7 +32,7 @@ SHEET_COLUMNS, SHEET_ROWS = 12, 20
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """The generator of one checkpoint: its moving average where the run keeps one, with its running batch statistics."""
+    """The generator of one checkpoint: its moving average where the run keeps one, its running batch statistics."""
 
     config: ml_collections.ConfigDict
     run: record.Record
@@ -79,12 +79,14 @@ def load(workdir: Path | str, step: int | None = None) -> Sampler:
     generator, discriminator = build.networks(run.config)
     _, init = build.make_update(run.config, generator, discriminator)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(init, jax.random.key(0)))
+    like = jax.eval_shape(init, jax.random.key(0))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     state, unreadable = None, []
     with Checkpoints(workdir) as checkpoints:
         steps = checkpoints.steps()
         if step is not None and step not in steps:
-            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}")
+            there = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {there}")
         for candidate in steps[::-1] if step is None else [step]:
             try:
                 state = checkpoints.restore(like, step=candidate)
@@ -92,8 +94,8 @@ def load(workdir: Path | str, step: int | None = None) -> Sampler:
             except UserError as error:  # with a step it moves nothing: another process may be training on these
                 unreadable.append(str(error))
     if state is None:
-        raise UserError(unreadable[0] if unreadable else f"{workdir}: no checkpoint yet: train until the first snapshot "
-                        f"(config.snapshot_kimg = {run.config.snapshot_kimg:g})")
+        wait = f"train until the first snapshot (config.snapshot_kimg = {run.config.snapshot_kimg:g})"
+        raise UserError(unreadable[0] if unreadable else f"{workdir}: no checkpoint yet: {wait}")
     for message in unreadable:
         print(f"{message}; taking the one before", file=sys.stderr)
     return Sampler(run.config, run, int(state.step), generator, generator_params(state), state.g.stats)
@@ -104,7 +106,8 @@ def balancing(counts: list[int]) -> list[int]:
     return [max(counts) - count for count in counts]
 
 
-def write_release(sampler: Sampler, out: Path | str, counts: list[int], *, seed: int = 0, suffix: str = "jpg", quality: int = 95) -> Path:
+def write_release(sampler: Sampler, out: Path | str, counts: list[int], *, seed: int = 0, suffix: str = "jpg",
+                  quality: int = 95) -> Path:
     """counts[g] images of grade g as part B's training set of a release in IDRiD's layout, with a contact sheet.
 
     Oedema risk is unknown and stays an empty cell. Whole or not at all. Raises UserError for an unconditional
@@ -126,7 +129,8 @@ def write_release(sampler: Sampler, out: Path | str, counts: list[int], *, seed:
     return out
 
 
-def write_images(sampler: Sampler, out: Path | str, count: int, *, seed: int = 0, suffix: str = "jpg", quality: int = 95) -> Path:
+def write_images(sampler: Sampler, out: Path | str, count: int, *, seed: int = 0, suffix: str = "jpg",
+                 quality: int = 95) -> Path:
     """`count` images of an unconditional generator in `out`, numbered, with a contact sheet. Whole or not at all.
 
     Raises UserError where `out` exists or cannot be written.
@@ -165,15 +169,19 @@ def _sheet(images, grades, path):
     """Every image, or SHEET_ROWS rows shared among the grades; each grade begins a row."""
     rows = []
     present = np.unique(grades)
+    most = SHEET_COLUMNS * max(1, SHEET_ROWS // len(present))
     for grade in present:
-        mine = [image for image, g in zip(images, grades) if g == grade][:SHEET_COLUMNS * max(1, SHEET_ROWS // len(present))]
+        mine = [image for image, g in zip(images, grades) if g == grade][:most]
         mine += [np.full_like(images[0], 255)] * (-len(mine) % SHEET_COLUMNS)
         rows += mine
     grid(np.stack(rows), SHEET_COLUMNS).save(path)
 
 
 def _notice(sampler, seed):
-    return (f"Synthetic images: no photograph of any patient. Drawn by idrid_jax ({sampler.config.network}, step {sampler.step}, seed {seed}), "
+    return ("Synthetic images: no photograph of any patient. Drawn by idrid_jax "
+            f"({sampler.config.network}, step {sampler.step}, seed {seed}), "
             f"trained on release {sampler.run.release} ({sampler.run.fingerprint}).\n"
-            "Grades are those the generator was asked for; nobody has graded the images. Oedema risk is unknown and left empty.\n"
-            "Not for diagnosis. If the training release is IDRiD: (c) P. Porwal, S. Pachade, M. Kokare, CC BY 4.0, DOI 10.21227/H25W98.\n")
+            "Grades are those the generator was asked for; nobody has graded the images. "
+            "Oedema risk is unknown and left empty.\n"
+            "Not for diagnosis. If the training release is IDRiD: (c) P. Porwal, S. Pachade, M. Kokare, "
+            "CC BY 4.0, DOI 10.21227/H25W98.\n")

@@ -40,7 +40,8 @@ def write_release(out: Path, train=TRAIN, test=TEST) -> Path:
     return out
 
 
-def make_run(workdir: Path, manifest: cache.Manifest, *, network: str = "cgan32", steps: tuple[int, ...] = (3,), **changes) -> Path:
+def make_run(workdir: Path, manifest: cache.Manifest, *, network: str = "cgan32", steps: tuple[int, ...] = (3,),
+             **changes) -> Path:
     """A workdir as training leaves it, its checkpoints full of random numbers: costs no compilation.
 
     Checkpoints of different steps hold different numbers, and the moving average others than the generator itself.

@@ -16,7 +16,8 @@ from idrid_jax.errors import UserError
 from idrid_jax.evaluation import protocol, run
 from idrid_jax.evaluation.image_quality import psnr, ssim
 
-REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "among_generated", "among_real")
+REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "among_generated",
+              "among_real")
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +51,21 @@ def test_the_keys_of_the_issue_hold_finite_numbers(workdir, result):
     for row in ("generated", *REFERENCES):
         assert np.isfinite(written[row]["ssim"]) and np.isfinite(written[row]["psnr"]), row
         assert -1 <= written[row]["ssim"] <= 1
-    assert written["images"] == {"generated": sum(made_run.TRAIN), "training": sum(made_run.TRAIN), "held_out": sum(made_run.TEST)}
+    assert written["images"] == {"generated": sum(made_run.TRAIN), "training": sum(made_run.TRAIN),
+                                 "held_out": sum(made_run.TEST)}
 
 
 def test_what_was_measured_is_written_with_it(manifest, result):
     assert result["of"] == {
-        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "release": "made up", "fingerprint": manifest.fingerprint,
+        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "release": "made up",
+        "fingerprint": manifest.fingerprint,
         "size": 32, "channels": 3, "crop": "field_of_view"}
 
 
 def test_by_grade_where_there_are_grades(folder, manifest, result):
     assert list(result["by_grade"]) == list(GRADES)
     for count, rows in zip(made_run.TRAIN, result["by_grade"].values()):
-        assert rows["generated"]["images"] == rows["generated"]["against"] == count  # drawn in the training split's proportions
+        assert rows["generated"]["images"] == rows["generated"]["against"] == count  # the training split's proportions
         assert np.isfinite(rows["generated"]["ssim"])
     unconditional = run.evaluate(made_run.make_run(folder / "dcgan", manifest, network="dcgan28"), count=4)
     assert "by_grade" not in unconditional and unconditional["generated"]["images"] == 4
@@ -111,14 +114,16 @@ def test_a_release_that_is_no_longer_prepared_is_one_line_and_can_be_named(folde
     config["config"]["data"]["data_dir"] = str(folder / "nowhere")
     (moved / "config.json").write_text(json.dumps(config))
     (moved / run.NAME).unlink()
-    with pytest.raises(UserError, match=f"made up \\({manifest.fingerprint[:12]}\\).*prepare --release PATH.*--data_dir") as caught:
+    says = f"made up \\({manifest.fingerprint[:12]}\\).*prepare --release PATH.*--data_dir"
+    with pytest.raises(UserError, match=says) as caught:
         run.evaluate(moved)
     assert "\n" not in str(caught.value) and not (moved / run.NAME).exists()
     assert run.evaluate(moved, data_dir=folder / "data") == result
 
 
 def test_a_release_without_held_out_photographs_is_measured_without_them(folder):
-    manifest = prepare(made_run.write_release(folder / "no test", test=(0,) * 5), folder / "data, no test", tfds=False)[0]
+    manifest = prepare(made_run.write_release(folder / "no test", test=(0,) * 5), folder / "data, no test",
+                       tfds=False)[0]
     result = run.evaluate(made_run.make_run(folder / "run, no test", manifest))
     assert result["held_out_real"]["ssim"] is None and "missing" in result["held_out_real"]
     assert np.isfinite(result["generated"]["ssim"])

@@ -53,7 +53,8 @@ esac
 
 def install(tmp_path, old, *arguments):
     environment = os.environ | {"PYTHON": str(fake_python(tmp_path, old)), "VENV": str(tmp_path / "venv")}
-    return subprocess.run(["bash", ROOT / "launch" / "install.sh", *arguments], env=environment, capture_output=True, text=True)
+    return subprocess.run(["bash", ROOT / "launch" / "install.sh", *arguments], env=environment, capture_output=True,
+                          text=True)
 
 
 def test_install_refuses_another_python_in_one_line(tmp_path):
@@ -89,7 +90,8 @@ def test_install_installs_once_and_again_for_other_extras(tmp_path):
 
 def test_install_and_the_package_want_the_same_python():
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    assert wanted == ">=3.11,<3.14" and "(3, 11) <= sys.version_info[:2] <= (3, 13)" in (ROOT / "launch/install.sh").read_text()
+    script = (ROOT / "launch" / "install.sh").read_text()
+    assert wanted == ">=3.11,<3.14" and "(3, 11) <= sys.version_info[:2] <= (3, 13)" in script
 
 
 # -- configurations
@@ -115,7 +117,8 @@ def test_configs(path):
 def test_the_faithful_configurations_have_none_of_the_options():
     for path in CONFIGS:
         config = load(path).get_config()
-        assert (config.ema_kimg, config.loss.label_smoothing, config.optimizer.clip_norm, config.init_from) == (0, 0, 0, "")
+        options = config.ema_kimg, config.loss.label_smoothing, config.optimizer.clip_norm, config.init_from
+        assert options == (0, 0, 0, "")
 
 
 @pytest.mark.parametrize(("field", "value", "says"), [

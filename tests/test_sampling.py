@@ -1,4 +1,4 @@
-"""Images are a function of (checkpoint, seed, i, grade), and what is written is a release that everything else reads."""
+"""Images are a function of (checkpoint, seed, i, grade); what is written is a release that everything else reads."""
 
 import io
 import os
@@ -87,7 +87,7 @@ def test_the_moving_average_is_used_where_there_is_one(folder, manifest):
     sampler = sampling.load(made_run.make_run(folder / "ema", manifest, ema_kimg=1.0))
     plain = sampling.load(made_run.make_run(folder / "no ema", manifest))
     like_plain = np.asarray(plain.params["image"]["kernel"])
-    assert (np.asarray(sampler.params["image"]["kernel"]) != like_plain).any()  # same step and numbers, but of the average
+    assert (np.asarray(sampler.params["image"]["kernel"]) != like_plain).any()  # of the same step, but the average
     assert (draw(sampler, [1]) != draw(plain, [1])).any()
 
 
@@ -166,7 +166,8 @@ def test_jpeg_round_trip_is_near_and_quality_counts(sampler, tmp_path):
     drawn = draw(sampler, np.repeat(range(5), [1] * 5)).astype(float)
     errors = []
     for quality in (50, 95, 100):
-        records = read_release(sampling.write_release(sampler, tmp_path / f"{quality}", [1] * 5, quality=quality)).grading
+        records = read_release(sampling.write_release(sampler, tmp_path / f"{quality}", [1] * 5,
+                                                      quality=quality)).grading
         errors.append(np.abs(np.stack([pixels(record) for record in records]) - drawn).mean())
     assert errors[0] > errors[1] > errors[2] and errors[2] < 2, errors
 
@@ -186,7 +187,8 @@ def test_the_notice_says_that_it_is_synthetic_and_whence(sampler, unconditional,
     sampling.write_images(unconditional, tmp_path / "images", 2, seed=7)
     for out, one in (("release", sampler), ("images", unconditional)):
         notice = (tmp_path / out / "README.txt").read_text()
-        for words in ("Synthetic images", "no photograph of any patient", f"step {one.step}", "seed 7", one.config.network,
+        for words in ("Synthetic images", "no photograph of any patient", f"step {one.step}", "seed 7",
+                      one.config.network,
                       one.run.fingerprint, "CC BY 4.0", "Not for diagnosis"):
             assert words in notice, words
 
@@ -213,7 +215,8 @@ def test_the_contact_sheet_has_a_row_for_each_grade_at_least(sampler, unconditio
 
 def test_unconditional_images_are_numbered(unconditional, tmp_path):
     out = sampling.write_images(unconditional, tmp_path / "out", 3, suffix="png", seed=2)
-    assert sorted(path.name for path in out.iterdir()) == ["0001.png", "0002.png", "0003.png", "README.txt", sampling.SHEET]
+    assert sorted(path.name for path in out.iterdir()) == ["0001.png", "0002.png", "0003.png", "README.txt",
+                                                           sampling.SHEET]
     drawn = draw(unconditional, np.zeros(3, int), seed=2)
     for number, image in enumerate(drawn, 1):
         np.testing.assert_array_equal(np.asarray(Image.open(out / f"{number:04d}.png")), image[..., 0])
@@ -236,7 +239,8 @@ def test_an_out_that_cannot_be_written_is_left_alone(sampler, unconditional, tmp
     else:
         out = "/proc/idrid_jax_out"
     before = files(tmp_path)
-    for write in (lambda: sampling.write_release(sampler, out, [1] * 5), lambda: sampling.write_images(unconditional, out, 1)):
+    for write in (lambda: sampling.write_release(sampler, out, [1] * 5),
+                  lambda: sampling.write_images(unconditional, out, 1)):
         with pytest.raises(UserError) as caught:
             write()
         assert "\n" not in str(caught.value) and "data_dir" not in str(caught.value)

@@ -21,8 +21,8 @@ def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, st
     """Measures `count` images (None: as many as training photographs) against the release that the run was trained on.
 
     data_dir: where the release is prepared; empty: where the run found it.
-    Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty; nothing is
-    chosen by it.
+    Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
+    nothing is chosen by it.
     Returns what `protocol.measure` does, with what was measured under "of"; writes it to `workdir/evaluation.json`.
     Raises UserError where `sampling.load` does, or the release is no longer prepared.
     """
@@ -37,8 +37,9 @@ def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, st
             _, split = build.load_split(config, "test")
             held_out = split.images, split.grades
     except UserError as error:
-        raise UserError(f"{workdir} was trained on release {sampler.run.release} ({sampler.run.fingerprint[:12]}): {error}; "
-                        "name where it is prepared with --data_dir") from error
+        release = f"{sampler.run.release} ({sampler.run.fingerprint[:12]})"
+        raise UserError(f"{workdir} was trained on release {release}: {error}; name where it is prepared with "
+                        "--data_dir") from error
     count = len(training.grades) if count is None else count
     # the training split's own grades, in a drawn order, over and over: the same mixture for any count
     order = np.random.default_rng(seed).permutation(len(training.grades))
