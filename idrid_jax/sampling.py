@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +11,12 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from idrid_jax import config as config_lib
 from idrid_jax.data import atomic
 from idrid_jax.data.release import GRADES, ReleaseWriter
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, Network
 from idrid_jax.models.functional import Functional
 from idrid_jax.training import build, record
-from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.log import grid
 from idrid_jax.training.state import generator_params
 from idrid_jax.training.step import to_uint8
@@ -63,41 +60,9 @@ class Sampler:
 
 
 def load(workdir: Path | str, step: int | None = None) -> Sampler:
-    """The generator of the newest readable checkpoint in `workdir`, or of `step`.
-
-    It reads and changes nothing: an unreadable checkpoint is reported on stderr and stays, for `train` to see to.
-    Raises UserError where no run is, its configuration is none, or no checkpoint (of that step) can be read.
-    """
-    workdir = Path(workdir)
-    run = record.read(workdir)
-    if run is None:
-        raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
-    try:
-        config_lib.check(run.config)
-    except UserError as error:
-        raise UserError(f"{workdir / record.NAME}: {error}") from error
-    generator, discriminator = build.networks(run.config)
-    _, init = build.make_update(run.config, generator, discriminator)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.eval_shape(init, jax.random.key(0))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-    state, unreadable = None, []
-    with Checkpoints(workdir) as checkpoints:
-        steps = checkpoints.steps()
-        if step is not None and step not in steps:
-            there = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {there}")
-        for candidate in steps[::-1] if step is None else [step]:
-            try:
-                state = checkpoints.restore(like, step=candidate)
-                break
-            except UserError as error:  # with a step it moves nothing: another process may be training on these
-                unreadable.append(str(error))
-    if state is None:
-        wait = f"train until the first snapshot (config.snapshot_kimg = {run.config.snapshot_kimg:g})"
-        raise UserError(unreadable[0] if unreadable else f"{workdir}: no checkpoint yet: {wait}")
-    for message in unreadable:
-        print(f"{message}; taking the one before", file=sys.stderr)
+    """The generator of the newest readable checkpoint in `workdir`, or of `step`. Raises UserError where `build.read_run` does."""
+    run, state = build.read_run(workdir, step=step)
+    generator, _ = build.networks(run.config)
     return Sampler(run.config, run, int(state.step), generator, generator_params(state), state.g.stats)
 
 
@@ -125,7 +90,7 @@ def write_release(sampler: Sampler, out: Path | str, counts: list[int], *, seed:
         for image, grade in zip(sampler.images(grades, seed=seed), grades):
             writer.add_graded("train", encode(image, suffix, quality), int(grade), suffix=f".{suffix}")
             images.append(image)
-    _sheet(images, grades, out / SHEET)
+        writer.add_file(SHEET, _sheet(images, grades))
     return out
 
 
@@ -146,7 +111,7 @@ def write_images(sampler: Sampler, out: Path | str, count: int, *, seed: int = 0
         for number, image in enumerate(images, 1):
             (folder / f"{number:0{max(4, len(str(count)))}d}.{suffix}").write_bytes(encode(image, suffix, quality))
         (folder / "README.txt").write_text(_notice(sampler, seed))
-        _sheet(images, grades, folder / SHEET)
+        (folder / SHEET).write_bytes(_sheet(images, grades))
         if out.exists():
             out.rmdir()
         if not atomic.publish(folder, out):
@@ -154,9 +119,9 @@ def write_images(sampler: Sampler, out: Path | str, count: int, *, seed: int = 0
     return out
 
 
-def encode(image: np.ndarray, suffix: str, quality: int) -> bytes:
-    """uint8 [R, R, C] -> JPEG (4:4:4: at these sizes halved colour would blur lesions) or PNG bytes."""
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+def encode(image: np.ndarray, suffix: str, quality: int = 95) -> bytes:
+    """uint8 [H, W] or [H, W, C] -> JPEG (4:4:4: at these sizes halved colour would blur lesions) or PNG bytes."""
+    picture = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     buffer = io.BytesIO()
     if suffix == "png":
         picture.save(buffer, "PNG")
@@ -165,8 +130,8 @@ def encode(image: np.ndarray, suffix: str, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _sheet(images, grades, path):
-    """Every image, or SHEET_ROWS rows shared among the grades; each grade begins a row."""
+def _sheet(images, grades) -> bytes:
+    """PNG of every image, or of SHEET_ROWS rows shared among the grades; each grade begins a row."""
     rows = []
     present = np.unique(grades)
     most = SHEET_COLUMNS * max(1, SHEET_ROWS // len(present))
@@ -174,7 +139,7 @@ def _sheet(images, grades, path):
         mine = [image for image, g in zip(images, grades) if g == grade][:most]
         mine += [np.full_like(images[0], 255)] * (-len(mine) % SHEET_COLUMNS)
         rows += mine
-    grid(np.stack(rows), SHEET_COLUMNS).save(path)
+    return encode(np.asarray(grid(np.stack(rows), SHEET_COLUMNS)), "png")
 
 
 def _notice(sampler, seed):

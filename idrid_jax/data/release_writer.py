@@ -109,6 +109,10 @@ class ReleaseWriter:
             rows.append(f"{name},{_number(x)},{_number(y)}{layout.MARKUP_PADDING}")
         return name
 
+    def add_file(self, name: str, data: bytes) -> None:
+        """A file of the writer's own in the release's root, which no reader looks at."""
+        self._write(name, data)
+
     def _photograph(self, part: str, split: str, name: str, image: bytes, suffix: str) -> None:
         if suffix not in layout.PHOTO_SUFFIXES:
             raise ValueError(f"suffix {suffix!r} must be one of {layout.PHOTO_SUFFIXES}")

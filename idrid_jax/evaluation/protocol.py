@@ -129,7 +129,7 @@ def table(result: dict, *, thesis: bool = False) -> str:
     lines += [
         "",
         f"Images used: {of['generated']} generated, {of['training']} training, {of['held_out']} held-out real.",
-        f"Collapse: {result['collapse']['verdict']}.",
+        f"Diversity: {result['collapse']['verdict']}.",
         "Higher is more alike, not better. Two unrelated photographs give what the held-out row says, a blurred mean",
         "image gives more, and a generator that repeats one image can beat both: read each row against the others.",
     ]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Tree = dict[str, Any]  # nested dicts of arrays
@@ -31,6 +32,11 @@ class Functional:
         """Fresh parameters and batch statistics, float32, from a PRNG key; pure, so that it can run under jit."""
         _, params, stats = nnx.split(self.make(rngs=nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+    def zeros(self) -> nnx.Module:
+        """The module in its evaluation form with all arrays 0: for its structure, at no cost of drawing parameters."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return nnx.merge(self.eval_graph, *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
     def train(self, params: Tree, stats: Tree, *args, **kwargs) -> tuple[jax.Array, Tree]:
         """Output with the batch's statistics, and the running statistics moved towards them."""

@@ -1,6 +1,7 @@
 """From a configuration to what it names: data, networks, their update, and the compiled step that `train` calls."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from idrid_jax import config as config_lib
 from idrid_jax.data import cache, resident, stream
 from idrid_jax.data.order import Order
 from idrid_jax.errors import UserError
@@ -58,6 +60,7 @@ def compile_step(config: ml_collections.ConfigDict, update: Update, mesh: jax.sh
     The state is donated. Batches are functions of (seed, step): the first call must be with the state of `first_step`.
     """
     everywhere, over_devices = mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh)
+    update = dataclasses.replace(update, over_devices=over_devices)
     key = jax.random.key(config.seed)
 
     def step(state, images, grades):
@@ -88,34 +91,65 @@ def way_in(config: ml_collections.ConfigDict, split: cache.Split) -> str:
 
 def table(config: ml_collections.ConfigDict) -> str:
     """The layers of both networks with their shapes, for one image."""
-    network, dtype = NETWORKS[config.network], jnp.dtype(config.dtype)
+    network = NETWORKS[config.network]
     image = jnp.zeros((1, network.size, network.size, network.channels))
     tables = []
-    for make, x in ((network.generator, jnp.zeros((1, network.latent))), (network.discriminator, image)):
-        module = make(dtype=dtype, rngs=nnx.Rngs(0))
-        module.eval()
-        tables.append(nnx.tabulate(module, x, jnp.zeros((1,), jnp.int32),
+    for make, x in zip(networks(config), (jnp.zeros((1, network.latent)), image)):
+        tables.append(nnx.tabulate(make.zeros(), x, jnp.zeros((1,), jnp.int32),
                                    console_kwargs={"width": 120, "force_terminal": False}))
     return "\n".join(line.rstrip() for line in "\n".join(tables).splitlines())
+
+
+def read_run(workdir: Path | str, *, step: int | None = None, sharding: jax.sharding.Sharding | None = None) -> tuple[record.Record, TrainState]:
+    """What a run's folder says of it, and the state of its newest readable checkpoint, or that of `step`.
+
+    It reads and changes nothing, as another process may be training there: an unreadable checkpoint is reported on
+    stderr and stays. The arrays come with `sharding` (None: whole on the first device).
+    Raises UserError where no run is, its configuration is none, or no checkpoint (of that step) can be read.
+    """
+    workdir = Path(workdir)
+    run = record.read(workdir)
+    if run is None:
+        raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
+    try:
+        config_lib.check(run.config)
+    except UserError as error:
+        raise UserError(f"{workdir / record.NAME}: {error}") from error
+    _, init = make_update(run.config, *networks(run.config))
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.eval_shape(init, jax.random.key(0))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+    state, unreadable = None, []
+    with Checkpoints(workdir) as checkpoints:
+        steps = checkpoints.steps()
+        if step is not None and step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {there}")
+        for candidate in steps[::-1] if step is None else [step]:
+            try:
+                state = checkpoints.restore(like, step=candidate)  # with a step it moves nothing
+                break
+            except UserError as error:
+                unreadable.append(str(error))
+    if state is None:
+        wait = f"train until the first snapshot (config.snapshot_kimg = {run.config.snapshot_kimg:g})"
+        raise UserError(unreadable[0] if unreadable else f"{workdir}: no checkpoint yet: {wait}")
+    for message in unreadable:
+        print(f"{message}; taking the one before", file=sys.stderr)
+    return run, state
 
 
 def start_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
     """A fresh state with both networks, and the moving average, of the newest checkpoint of the run `config.init_from`.
 
-    Optimizers and progress start anew. Raises UserError where there is no such run, or it is of another network.
+    Optimizers and progress start anew. Raises UserError where `read_run` does, or the run is of another network.
     """
-    other = record.read(Path(config.init_from))
-    if other is None:
-        raise UserError(f"config.init_from = {config.init_from!r}: no run is there (no {record.NAME})")
+    try:
+        other, source = read_run(config.init_from, sharding=state.step.sharding)
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
     if other.config.network != config.network:
         raise UserError(f"config.init_from = {config.init_from!r}: its network is {other.config.network}, not {config.network}")
-    _, init = make_update(other.config, *networks(other.config))
-    like = jax.eval_shape(init, jax.random.key(0))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state.step.sharding), like)
-    with Checkpoints(Path(config.init_from)) as checkpoints:
-        source = checkpoints.restore(like)
-    if source is None:
-        raise UserError(f"config.init_from = {config.init_from!r}: the run has no checkpoint yet")
     take = lambda to, network: dataclasses.replace(to, params=network.params, stats=network.stats)
     average = jax.tree.map(jnp.copy, generator_params(source)) if config.ema_kimg else {}
     return dataclasses.replace(state, g=take(state.g, source.g), d=take(state.d, source.d), ema=average)

@@ -75,6 +75,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str, on_snapshot: t
         log_steps, snapshot_steps = _steps(config.log_kimg, config), _steps(config.snapshot_kimg, config)
         with Log(workdir, total_images=last_step * config.batch_size, first_step=first_step, batch_size=config.batch_size,
                  epoch_images=len(split.grades), console=config.log.console) as log, interruption() as interrupted:
+            if config.checkpoint.best:  # a misspelt measure is met now, not at the first snapshot
+                _score(config, _measure(on_snapshot, np.asarray(draw(state)), grid_grades, split))
             if restored is not None:
                 log.say(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
             else:
@@ -97,8 +99,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str, on_snapshot: t
                 if snapshot:
                     fakes = np.asarray(draw(state))
                     log.image(_fakes_name(done, config), grid(fakes, GRID_COLUMNS), done)
-                    for measure in on_snapshot:
-                        measures |= measure(fakes, grid_grades, split)
+                    measures = _measure(on_snapshot, fakes, grid_grades, split)
                 log.scalars(done, rows, measures)
                 if snapshot or stop:
                     _check_state(state, done, workdir)
@@ -140,6 +141,13 @@ def _marked(step, config):
     every, between = _steps(config.checkpoint.keep_every_kimg, config), _steps(config.snapshot_kimg, config)
     before = (step - 1) // between * between
     return step // every > before // every
+
+
+def _measure(on_snapshot, fakes, grades, split):
+    measures = {}
+    for measure in on_snapshot:
+        measures |= measure(fakes, grades, split)
+    return measures
 
 
 def _score(config, measures):

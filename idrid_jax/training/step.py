@@ -27,6 +27,8 @@ class Update:
       smoothing: one-sided label smoothing of the real images' target.
       flip: flips each real image left to right with probability 1/2.
       ema_decay: per step; None without a moving average.
+      over_devices: how batches are split. Nothing ties the latents to the images, so each device would otherwise draw and
+        judge all the fakes; None on one device.
     """
 
     generator: Functional
@@ -37,11 +39,14 @@ class Update:
     smoothing: float = 0.0
     flip: bool = False
     ema_decay: float | None = None
+    over_devices: jax.sharding.Sharding | None = None
 
     def __call__(self, state: TrainState, images: jax.Array, grades: jax.Array, key: jax.Array) -> tuple[TrainState, Metrics]:
         """images uint8 [B, R, R, C], grades int32 [B], a key of (seed, step) -> the next state, float32 [] metrics."""
         z_key, flip_key, *drop_keys = jax.random.split(key, 5)
         z = jax.random.normal(z_key, (images.shape[0], self.latent))
+        if self.over_devices is not None:
+            z = jax.lax.with_sharding_constraint(z, self.over_devices)
         real = to_float(images)
         if self.flip:
             mirrored = jax.random.bernoulli(flip_key, 0.5, (real.shape[0], 1, 1, 1))
