@@ -104,6 +104,14 @@ def config(tiny, phantom_data):
     return make_config(phantom_data)
 
 
+@pytest.fixture
+def quick_compilation():
+    """XLA without most of its optimizations, for tests that compile much and compute little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def make_config(data_dir, network="tiny", **changes) -> ml_collections.ConfigDict:
     """`changes`: field -> value; dots are written as two underscores."""
     config = default_config()

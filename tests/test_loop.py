@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from idrid_jax.training import build, mesh, step
 from idrid_jax.training.checkpoint import FOLDER, Checkpoints
 from idrid_jax.training.loop import TrainingDiverged, train
 
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 ALL_ON = {  # options that change what a step does
     "ema_kimg": 0.05, "checkpoint__best": "score", "data__sampling": "balanced", "data__flip": True, "loss__label_smoothing": 0.1,
     "optimizer__clip_norm": 1.0}
@@ -188,13 +188,6 @@ def test_keep_last_marked_and_best(config, tmp_path):
     assert steps(tmp_path) == [12, 20, 28, 32]
 
 
-KILLED = textwrap.dedent("""
-    import sys
-    from idrid_jax.cli import main
-    sys.exit(main(sys.argv[1:]))
-""")
-
-
 def test_kill_9_of_the_command_then_resume(phantom_data, tmp_path):
     """The real command and a real network; killed between snapshots, started again: the same as never killed."""
     root = Path(__file__).parents[1]
@@ -202,7 +195,8 @@ def test_kill_9_of_the_command_then_resume(phantom_data, tmp_path):
                  "mesh.data": 1}
     command = [sys.executable, "-m", "idrid_jax", "train", f"--config={root / 'configs' / 'dcgan28.py'}", f"--workdir={tmp_path / 'killed'}",
                *(f"--config.{name}={value}" for name, value in overrides.items())]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {
+        "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": str(len(jax.devices())), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / FOLDER / "4").is_dir():
         assert process.poll() is None
@@ -213,14 +207,13 @@ def test_kill_9_of_the_command_then_resume(phantom_data, tmp_path):
     assert done.returncode == 0, done.stderr
     resumed = re.search(r"resuming from step (\d+)", done.stderr)
     assert resumed and int(resumed[1]) in (4, 8), done.stderr
-    config = make_config(phantom_data, "dcgan28", data__crop="letterbox", **{"log_kimg": 0.008})
+    config = make_config(phantom_data, "dcgan28", data__crop="letterbox", log_kimg=0.008)
     whole = train(config, tmp_path / "whole")
     with Checkpoints(tmp_path / "killed") as checkpoints:
-        killed = checkpoints.restore(whole)
-    assert [row["step"] for row in stats(tmp_path / "killed")] == list(range(1, 13))
-    for a, b in zip(stats(tmp_path / "killed"), stats(tmp_path / "whole"), strict=True):
-        assert a["loss_d"] == pytest.approx(b["loss_d"], rel=1e-4)  # of another process, on eight simulated devices' threads
-    assert int(killed.step) == 12
+        assert_same(checkpoints.restore(whole), whole)
+    killed, never = stats(tmp_path / "killed"), stats(tmp_path / "whole")
+    assert [row["step"] for row in killed] == list(range(1, 13))
+    assert [row["loss_d"] for row in killed] == [row["loss_d"] for row in never]
 
 
 @pytest.mark.parametrize("network", ["cgan32", "dcgan28"])
@@ -242,8 +235,7 @@ def test_an_exploding_run_stops_and_keeps_the_last_good_checkpoint(config, tmp_p
     with pytest.raises(TrainingDiverged, match=r"^step \d+: (loss|grad_norm)_[dg] of the (generator|discriminator) is (nan|inf); .*last good") as error:
         train(changed(config, optimizer__d_learning_rate=1e30), tmp_path)
     assert "\n" not in str(error.value)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps() == [4]
+    assert steps(tmp_path) == [4]
 
 
 @pytest.mark.parametrize("network, name", [("discriminator", "loss_d"), ("generator", "grad_norm_g")])
@@ -259,8 +251,6 @@ def test_divergence_names_the_step_and_the_network(config, tmp_path, monkeypatch
         train(config, tmp_path)
     assert steps(tmp_path) == [4]
     assert [row["step"] for row in stats(tmp_path)] == [2, 4, 6]
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps() == [4]
 
 
 def test_a_state_that_is_not_finite_is_not_saved(config, tmp_path):
@@ -344,8 +334,6 @@ def test_init_from_takes_the_networks_alone(config, tmp_path):
 def test_init_from_takes_or_begins_the_average(config, tmp_path):
     averaged = train(changed(config, ema_kimg=0.05), tmp_path / "averaged")
     still = dict(total_kimg=0.008, optimizer__g_learning_rate=0.0, optimizer__d_learning_rate=0.0)
-    _, split = build.load_split(config, "train")
-    del split
     state = train(changed(config, ema_kimg=1.0, init_from=str(tmp_path / "averaged"), **still), tmp_path / "a")
     assert_same(state.g.params, averaged.g.params)
     for a, b, p in zip(*map(jax.tree.leaves, (state.ema, averaged.ema, averaged.g.params)), strict=True):

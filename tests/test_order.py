@@ -10,6 +10,7 @@ from idrid_jax.data import resident, stream
 from idrid_jax.data.order import Order
 from idrid_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRADES = np.repeat(np.arange(5, dtype=np.int32), (9, 2, 7, 4, 3))[np.random.default_rng(0).permutation(25)]
 samplings = pytest.mark.parametrize("sampling", ["natural", "balanced"])
 

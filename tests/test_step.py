@@ -16,6 +16,7 @@ from idrid_jax.training import ema, losses
 from idrid_jax.training.state import generator_params, init_state
 from idrid_jax.training.step import Update, to_float, to_uint8
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH = 8
 RATE = 0.05
 
