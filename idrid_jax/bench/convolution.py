@@ -10,7 +10,6 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from idrid_jax.models.convolution import conv_input
