@@ -3,8 +3,8 @@
     idrid-jax train --config configs/cgan32.py --workdir runs/cgan32
 
 The thesis shows pictures and no measures for it. README, Results, has what this configuration reaches, in what time.
-Adam(2e-4, b1 0.5) and binary cross-entropy are the thesis's. Each fake takes the grade of a real image of its batch, so that D never
-learns from the mixture of grades; `--config.data.sampling=balanced` shows all five as often.
+Adam(2e-4, b1 0.5) and binary cross-entropy are the thesis's. Each fake takes the grade of a real image of its batch, so
+that D never learns from the mixture of grades; `--config.data.sampling=balanced` shows all five as often.
 """
 
 from idrid_jax.config import default_config
@@ -13,6 +13,6 @@ from idrid_jax.config import default_config
 def get_config():
     config = default_config()
     config.network = "cgan32"
-    config.batch_size = 32       # four times the updates of the usual 128 for the same photographs
+    config.batch_size = 32  # four times the updates of the usual 128 for the same photographs
     config.total_kimg = 100.0
     return config

@@ -2,8 +2,9 @@
 
     idrid-jax train --config configs/dcgan128.py --workdir runs/dcgan128
 
-README, Results, has what this configuration reaches, in what time. The thesis trains it for 5 epochs at batch 128 (its Loss_D 2.27 ->
-0.13, Loss_G 2.36 -> 6.88), which is 2 kimg; a batch of 32 gives four times the updates for the same photographs.
+README, Results, has what this configuration reaches, in what time. The thesis trains it for 5 epochs at batch 128 (its
+Loss_D 2.27 -> 0.13, Loss_G 2.36 -> 6.88), which is 2 kimg; a batch of 32 gives four times the updates for the same
+photographs.
 """
 
 from idrid_jax.config import default_config

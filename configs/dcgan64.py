@@ -2,8 +2,8 @@
 
     idrid-jax train --config configs/dcgan64.py --workdir runs/dcgan64
 
-README, Results, has what this configuration reaches, in what time. The thesis gives no optimizer for it: Adam(2e-4, b1 0.5) is
-Radford et al. 2016, section 4, as everywhere here.
+README, Results, has what this configuration reaches, in what time. The thesis gives no optimizer for it: Adam(2e-4, b1
+0.5) is Radford et al. 2016, section 4, as everywhere here.
 """
 
 from idrid_jax.config import default_config

@@ -1,4 +1,5 @@
-"""absl's and ml_collections' flags, met kindly: every mistake is one line with the nearest name, and help fits a screen."""
+"""absl's and ml_collections' flags, met kindly: every mistake is one line with the nearest name, and help fits a
+screen."""
 
 import importlib.util
 import re
@@ -38,8 +39,10 @@ def _plain(message: str) -> str:
         (r"invalid literal for int\(\) with base 10: .*", "not a whole number"),
         (r"could not convert string to float: .*", "not a number"),
         (r"\('Non-boolean argument to boolean flag', .*\)", "not true or false"),
-        (r"Found (--\S+) in argv before a value for --config was specified",
-         r"\1 stands before --config FILE: put it after"),
+        (
+            r"Found (--\S+) in argv before a value for --config was specified",
+            r"\1 stands before --config FILE: put it after",
+        ),
         (r"Missing value for flag (--\S+)", r"\1 has no value: write \1=VALUE"),
         (r"^flag (--[^:=]+=)", r"\1"),
     ):
@@ -62,6 +65,7 @@ def _check_fields(arguments: list[str]) -> None:
     if not path:
         raise UserError("--config has no value: name a file such as configs/cgan32.py")
     from idrid_jax.config import fields
+
     config = _load_config(path)
     known = dict(fields(config))
     for name in overrides:
@@ -74,6 +78,7 @@ def _check_fields(arguments: list[str]) -> None:
 def _load_config(path: str):
     """What get_config of a file returns. Raises UserError where it has none or fails."""
     import ml_collections
+
     if not Path(path).is_file():
         what = "is no file" if Path(path).exists() else "no such file"
         raise UserError(f"--config {path}: {what}; the project's own lie in configs/")

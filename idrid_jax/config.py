@@ -17,50 +17,62 @@ KINDS = {str: "text", bool: "True or False", int: "a whole number", float: "a nu
 
 # What may change when a run goes on; the rest is part of what its checkpoints mean.
 FREE_ON_RESUME = (
-    "total_kimg", "snapshot_kimg", "log_kimg", "init_from", "data.data_dir", "data.release", "data.way",
-    "data.resident_mib", "mesh", "checkpoint.keep_last", "checkpoint.keep_every_kimg", "log",
+    "total_kimg",
+    "snapshot_kimg",
+    "log_kimg",
+    "init_from",
+    "data.data_dir",
+    "data.release",
+    "data.way",
+    "data.resident_mib",
+    "mesh",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every_kimg",
+    "log",
 )
 
 
 def default_config() -> ml_collections.ConfigDict:
     """The fields that every configuration has; progress is counted in thousands of real images shown to D (kimg)."""
-    return ml_collections.ConfigDict(dict(
-        network="",               # a name in idrid_jax.models.NETWORKS
-        seed=0,                   # everything random is a function of (seed, step)
-        batch_size=128,           # images per update, over all devices and processes
-        total_kimg=100.0,         # when training ends
-        snapshot_kimg=10.0,       # checkpoint, image grid and measures every so often
-        log_kimg=1.0,             # numbers to console, stats.jsonl and TensorBoard every so often
-        dtype="float32",          # of the networks' arithmetic; parameters, statistics and losses stay float32
-        init_from="",             # workdir of another run whose networks to start from (fine-tuning)
-        optimizer=dict(
-            g_learning_rate=2e-4,
-            d_learning_rate=2e-4,
-            b1=0.5,               # Adam's first moment; 0.5: Radford et al. 2016, section 4
-            b2=0.999,
-            clip_norm=0.0,        # gradients scaled to at most this global norm; 0 = off
-        ),
-        loss=dict(
-            label_smoothing=0.0,  # of the real images' target, one-sided; 0 = off
-        ),
-        ema_kimg=0.0,             # half-life of the generator's moving average, which samples then use; 0 = off
-        data=dict(
-            release="",           # fingerprint (or its beginning) or path of a prepared one; empty = prepared last
-            data_dir="",          # where `prepare` wrote; empty = $TFDS_DATA_DIR, else ~/tensorflow_datasets
-            way="auto",           # resident | stream | auto = resident while the split fits resident_mib
-            resident_mib=4096.0,  # device memory, MiB, that a resident split may take
-            crop="field_of_view", # field_of_view | letterbox (the thesis: whole frame, aspect kept)
-            sampling="natural",   # natural | balanced by grade
-            flip=False,           # real images mirrored left to right at random
-        ),
-        mesh=dict(data=-1),       # devices along the batch; -1 = all
-        checkpoint=dict(
-            keep_last=3,          # newest checkpoints kept
-            keep_every_kimg=0.0,  # and every one at a multiple of this; 0 = none
-            best="",              # a snapshot measure ("ssim_excess"): lowest so far is kept too; empty = none
-        ),
-        log=dict(console="bar"),  # bar | thesis = its line "[e/E][b/B] Loss_D: ..."
-    ))
+    return ml_collections.ConfigDict(
+        dict(
+            network="",  # a name in idrid_jax.models.NETWORKS
+            seed=0,  # everything random is a function of (seed, step)
+            batch_size=128,  # images per update, over all devices and processes
+            total_kimg=100.0,  # when training ends
+            snapshot_kimg=10.0,  # checkpoint, image grid and measures every so often
+            log_kimg=1.0,  # numbers to console, stats.jsonl and TensorBoard every so often
+            dtype="float32",  # of the networks' arithmetic; parameters, statistics and losses stay float32
+            init_from="",  # workdir of another run whose networks to start from (fine-tuning)
+            optimizer=dict(
+                g_learning_rate=2e-4,
+                d_learning_rate=2e-4,
+                b1=0.5,  # Adam's first moment; 0.5: Radford et al. 2016, section 4
+                b2=0.999,
+                clip_norm=0.0,  # gradients scaled to at most this global norm; 0 = off
+            ),
+            loss=dict(
+                label_smoothing=0.0,  # of the real images' target, one-sided; 0 = off
+            ),
+            ema_kimg=0.0,  # half-life of the generator's moving average, which samples then use; 0 = off
+            data=dict(
+                release="",  # fingerprint (or its beginning) or path of a prepared one; empty = prepared last
+                data_dir="",  # where `prepare` wrote; empty = $TFDS_DATA_DIR, else ~/tensorflow_datasets
+                way="auto",  # resident | stream | auto = resident while the split fits resident_mib
+                resident_mib=4096.0,  # device memory, MiB, that a resident split may take
+                crop="field_of_view",  # field_of_view | letterbox (the thesis: whole frame, aspect kept)
+                sampling="natural",  # natural | balanced by grade
+                flip=False,  # real images mirrored left to right at random
+            ),
+            mesh=dict(data=-1),  # devices along the batch; -1 = all
+            checkpoint=dict(
+                keep_last=3,  # newest checkpoints kept
+                keep_every_kimg=0.0,  # and every one at a multiple of this; 0 = none
+                best="",  # a snapshot measure ("ssim_excess"): lowest so far is kept too; empty = none
+            ),
+            log=dict(console="bar"),  # bar | thesis = its line "[e/E][b/B] Loss_D: ..."
+        )
+    )
 
 
 def fields(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -84,8 +96,14 @@ def check(config: ml_collections.ConfigDict) -> None:
         wanted = (int, float) if isinstance(default, float) else type(default)
         if not isinstance(given[name], wanted) or isinstance(given[name], bool) != isinstance(default, bool):
             raise UserError(f"config.{name} = {given[name]!r}: must be {KINDS[type(default)]}")
-    for name, choices in (("network", NETWORKS), ("dtype", DTYPES), ("data.way", WAYS), ("data.crop", CROPS),
-                          ("data.sampling", SAMPLINGS), ("log.console", CONSOLES)):
+    for name, choices in (
+        ("network", NETWORKS),
+        ("dtype", DTYPES),
+        ("data.way", WAYS),
+        ("data.crop", CROPS),
+        ("data.sampling", SAMPLINGS),
+        ("log.console", CONSOLES),
+    ):
         if given[name] not in choices:
             raise UserError(f"config.{name} = {given[name]!r}: {nearest(given[name], choices)}")
     for name in ("total_kimg", "snapshot_kimg", "log_kimg"):
@@ -94,8 +112,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("batch_size", "checkpoint.keep_last"):
         if given[name] < 1:
             raise UserError(f"config.{name} = {given[name]}: must be at least 1")
-    for name in ("ema_kimg", "checkpoint.keep_every_kimg", "optimizer.clip_norm", "optimizer.g_learning_rate",
-                 "optimizer.d_learning_rate", "data.resident_mib"):
+    for name in (
+        "ema_kimg",
+        "checkpoint.keep_every_kimg",
+        "optimizer.clip_norm",
+        "optimizer.g_learning_rate",
+        "optimizer.d_learning_rate",
+        "data.resident_mib",
+    ):
         if not 0 <= given[name] < float("inf"):
             raise UserError(f"config.{name} = {given[name]}: must be finite and not negative")
     for name in ("loss.label_smoothing", "optimizer.b1", "optimizer.b2"):
@@ -109,5 +133,8 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
     """Fields in which a run cannot go on, as 'name: old -> new'."""
     old, new = dict(fields(old)), dict(fields(new))
     free = lambda name: any(name == field or name.startswith(field + ".") for field in FREE_ON_RESUME)
-    return [f"config.{name}: {old.get(name)!r} -> {new.get(name)!r}"
-            for name in sorted(old.keys() | new.keys()) if not free(name) and old.get(name) != new.get(name)]
+    return [
+        f"config.{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if not free(name) and old.get(name) != new.get(name)
+    ]

@@ -54,13 +54,14 @@ class Sampler:
 
         for first in range(0, len(grades), BATCH):
             part = np.zeros(BATCH, np.int32)
-            some = np.asarray(grades[first:first + BATCH], np.int32)
-            part[:len(some)] = some
-            yield from np.asarray(draw(self.params, self.stats, first, part))[:len(some)]
+            some = np.asarray(grades[first : first + BATCH], np.int32)
+            part[: len(some)] = some
+            yield from np.asarray(draw(self.params, self.stats, first, part))[: len(some)]
 
 
 def load(workdir: Path | str, step: int | None = None) -> Sampler:
-    """The generator of the newest readable checkpoint in `workdir`, or of `step`. Raises UserError where `build.read_run` does."""
+    """The generator of the newest readable checkpoint in `workdir`, or of `step`. Raises UserError where
+    `build.read_run` does."""
     run, state = build.read_run(workdir, step=step)
     generator, _ = build.networks(run.config)
     return Sampler(run.config, run, int(state.step), generator, generator_params(state), state.g.stats)
@@ -71,8 +72,9 @@ def balancing(counts: list[int]) -> list[int]:
     return [max(counts) - count for count in counts]
 
 
-def write_release(sampler: Sampler, out: Path | str, counts: list[int], *, seed: int = 0, suffix: str = "jpg",
-                  quality: int = 95) -> Path:
+def write_release(
+    sampler: Sampler, out: Path | str, counts: list[int], *, seed: int = 0, suffix: str = "jpg", quality: int = 95
+) -> Path:
     """counts[g] images of grade g as part B's training set of a release in IDRiD's layout, with a contact sheet.
 
     Oedema risk is unknown and stays an empty cell. Whole or not at all. Raises UserError for an unconditional
@@ -94,8 +96,9 @@ def write_release(sampler: Sampler, out: Path | str, counts: list[int], *, seed:
     return out
 
 
-def write_images(sampler: Sampler, out: Path | str, count: int, *, seed: int = 0, suffix: str = "jpg",
-                 quality: int = 95) -> Path:
+def write_images(
+    sampler: Sampler, out: Path | str, count: int, *, seed: int = 0, suffix: str = "jpg", quality: int = 95
+) -> Path:
     """`count` images of an unconditional generator in `out`, numbered, with a contact sheet. Whole or not at all.
 
     Raises UserError where `out` exists or cannot be written.
@@ -143,10 +146,12 @@ def _sheet(images, grades) -> bytes:
 
 
 def _notice(sampler, seed):
-    return ("Synthetic images: no photograph of any patient. Drawn by idrid_jax "
-            f"({sampler.config.network}, step {sampler.step}, seed {seed}), "
-            f"trained on release {sampler.run.release} ({sampler.run.fingerprint}).\n"
-            "Grades are those the generator was asked for; nobody has graded the images. "
-            "Oedema risk is unknown and left empty.\n"
-            "Not for diagnosis. If the training release is IDRiD: (c) P. Porwal, S. Pachade, M. Kokare, "
-            "CC BY 4.0, DOI 10.21227/H25W98.\n")
+    return (
+        "Synthetic images: no photograph of any patient. Drawn by idrid_jax "
+        f"({sampler.config.network}, step {sampler.step}, seed {seed}), "
+        f"trained on release {sampler.run.release} ({sampler.run.fingerprint}).\n"
+        "Grades are those the generator was asked for; nobody has graded the images. "
+        "Oedema risk is unknown and left empty.\n"
+        "Not for diagnosis. If the training release is IDRiD: (c) P. Porwal, S. Pachade, M. Kokare, "
+        "CC BY 4.0, DOI 10.21227/H25W98.\n"
+    )

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """"did you mean X?" where one of `names`, or the last dotted part of one, is near `name`; else the list of them."""
+    """ "did you mean X?" where one of `names`, or the last dotted part of one, is near `name`; else the list of
+    them."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if not close:  # "samplng" for "data.sampling"

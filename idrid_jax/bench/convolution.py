@@ -29,11 +29,17 @@ ROUNDS = 7
 
 
 def dilated(x, w, stride, padding):
-    """The transposed convolution as a convolution of a dilated input, w [k, k, O, I], whose gradients are left to autodiff."""
+    """The transposed convolution as a convolution of a dilated input, w [k, k, O, I], whose gradients are left to
+    autodiff."""
     edges = tuple(w.shape[0] - 1 - pixels for pixels in padding)
     return lax.conv_general_dilated(
-        x, w[::-1, ::-1].swapaxes(2, 3), (1, 1), (edges, edges), lhs_dilation=(stride, stride),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x,
+        w[::-1, ::-1].swapaxes(2, 3),
+        (1, 1),
+        (edges, edges),
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def ours(x, w, stride, padding):
@@ -66,7 +72,9 @@ def main() -> None:
         w = 0.02 * jax.random.normal(keys[1], (kernel, kernel, outputs, inputs))
         options = dict(stride=stride, padding=padding)
         g = jax.random.normal(keys[2], ours(x, w, **options).shape)
-        pairs = list(zip(maps(functools.partial(dilated, **options), x, w, g), maps(functools.partial(ours, **options), x, w, g)))
+        pairs = list(
+            zip(maps(functools.partial(dilated, **options), x, w, g), maps(functools.partial(ours, **options), x, w, g))
+        )
         cells = []
         for pair in pairs:
             for call in pair:

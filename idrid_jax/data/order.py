@@ -1,7 +1,7 @@
 """Which photographs make up batch k: a function of (seed, step) alone, at a cost that does not grow with k.
 
-Both ways in ask here, so that `stream` and `resident` give the same batches and resume needs no iterator in the checkpoint.
-Positions count images from the start of the run and are int32: 2^31 images are more than two million kimg.
+Both ways in ask here, so that `stream` and `resident` give the same batches and resume needs no iterator in the
+checkpoint. Positions count images from the start of the run and are int32: 2^31 images are more than two million kimg.
 """
 
 import jax
@@ -33,8 +33,10 @@ class Order:
             self._members = [np.flatnonzero(grades == grade).astype(np.int32) for grade in range(len(GRADES))]
             missing = [name for name, members in zip(GRADES, self._members) if not len(members)]
             if missing:
-                raise UserError(f"config.data.sampling = 'balanced', but no photograph of grade {', '.join(missing)} is in this share "
-                                "of the training split: take 'natural', fewer processes, or a release that has one")
+                raise UserError(
+                    f"config.data.sampling = 'balanced', but no photograph of grade {', '.join(missing)} is in this "
+                    "share of the training split: take 'natural', fewer processes, or a release that has one"
+                )
         self._key = jax.random.fold_in(jax.random.key(seed), 0x0DE2)  # apart from the keys of init and of the steps
         self._batch_size = batch_size
 

@@ -123,7 +123,7 @@ def _render(eye: Eye, rng, height: int, width: int):
     tall = DISC_RADIUS * light["disc_size"] / light["disc_wide"]
     away = np.sqrt(((x - disc_x) / wide) ** 2 + ((y - disc_y) / tall) ** 2)
     temporal = math.copysign(0.012, fovea_x - disc_x)
-    cup = (((x - disc_x - temporal) / (light["cup"] * wide)) ** 2 + ((y - disc_y) / (light["cup"] * tall)) ** 2)
+    cup = ((x - disc_x - temporal) / (light["cup"] * wide)) ** 2 + ((y - disc_y) / (light["cup"] * tall)) ** 2
     inside = np.clip((1 - away) / 0.10 + 0.5, 0, 1)
     rim = np.minimum(eye.colour * 1.15 + [62, 58, 8], [252, 178, 90]) + light["pale"] * np.array([0, 14, 40])
     _mix(image, 0.16 * np.exp(-0.5 * (np.maximum(away - 1, 0) / 0.14) ** 2), rim)

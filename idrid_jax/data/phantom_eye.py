@@ -43,8 +43,9 @@ def _grow(rng, start, first, last, bend, length, width, wiggle, taper=0.3, point
 
     Returns (points [N, P, 2], direction [N, P], width [N, P]); the width falls to `taper` of itself along the way.
     """
-    first, last, bend, length, width, wiggle = (np.broadcast_to(v, len(start))[:, None]
-                                                for v in (first, last, bend, length, width, wiggle))
+    first, last, bend, length, width, wiggle = (
+        np.broadcast_to(v, len(start))[:, None] for v in (first, last, bend, length, width, wiggle)
+    )
     along = np.linspace(0, 1, points) * length
     direction = last + (first - last) * np.exp(-((along / bend) ** 1.5))
     for period, share in ((rng.uniform(0.12, 0.25, first.shape), 1.0), (rng.uniform(0.04, 0.08, first.shape), 0.5)):
@@ -186,7 +187,7 @@ def _red_lesions(rng, eye, grade):
     n = _count(rng, HAEMORRHAGES[grade])
     if n:
         # up to three quadrants at grade 2; severe means all four (the 4-2-1 rule)
-        quadrants = rng.permutation(4)[:rng.integers(1, 4)] if grade == 2 else np.arange(4)
+        quadrants = rng.permutation(4)[: rng.integers(1, 4)] if grade == 2 else np.arange(4)
         centres = _scatter(rng, eye, n, quadrants)
         flame = rng.random(n) < (0.35 if grade > 2 else 0.1)  # flames lie along the nerve fibres, away from the disc
         away = centres - eye.disc

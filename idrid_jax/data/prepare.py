@@ -10,7 +10,14 @@ from pathlib import Path
 from idrid_jax.data import atomic
 from idrid_jax.data.audit import Audit, audit
 from idrid_jax.data.cache import (
-    MANIFEST, Manifest, Photograph, default_data_dir, import_tfds, read_manifest, tfds_path, write_manifest,
+    MANIFEST,
+    Manifest,
+    Photograph,
+    default_data_dir,
+    import_tfds,
+    read_manifest,
+    tfds_path,
+    write_manifest,
 )  # fmt: skip
 from idrid_jax.data.release import GRADES, LESIONS, SPLITS, Graded, Release, Source, read_release
 from idrid_jax.errors import UserError
@@ -64,8 +71,10 @@ def prepare(
 
     kept, report = audit(release, **options)
     if not kept.records():
-        raise UserError(f"{release_path}: the audit leaves no photograph; look at its reasons with keep_leaks and "
-                        "keep_contradictions")
+        raise UserError(
+            f"{release_path}: the audit leaves no photograph; look at its reasons with keep_leaks and "
+            "keep_contradictions"
+        )
     fingerprint = kept.fingerprint()
     folder = data_dir / "idrid_jax" / fingerprint
     if tfds:
@@ -136,8 +145,10 @@ def _build(release: Release, folder: Path) -> None:
                 if mistake := _user_error(error):
                     raise mistake from error
                 if isinstance(error, tensorflow.errors.OpError):  # TensorFlow's own for a full disk and the like
-                    raise UserError(f"cannot write under {folder}: {error.message.splitlines()[0]}; "
-                                    "free some space or name another --data_dir") from error
+                    raise UserError(
+                        f"cannot write under {folder}: {error.message.splitlines()[0]}; "
+                        "free some space or name another --data_dir"
+                    ) from error
                 raise
             atomic.publish(partial / tfds_path(config), folder / tfds_path(config))
 

@@ -63,8 +63,10 @@ def decode(data: bytes, name: str, least: int | None = None) -> np.ndarray:
     except Exception:
         raise UserError(f"{name}: not a JPEG, PNG, TIFF or BMP image ({len(data)} bytes); replace the file") from None
     if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{name}: {image.width}x{image.height} is more than {MAX_PIXELS} pixels; "
-                        "a decompression bomb, or not a photograph")
+        raise UserError(
+            f"{name}: {image.width}x{image.height} is more than {MAX_PIXELS} pixels; "
+            "a decompression bomb, or not a photograph"
+        )
     if least is not None:
         image.draft(None, (least, least))  # of JPEG only; Pillow takes the smallest scale with both sides >= least
     try:
@@ -118,8 +120,12 @@ def field_of_view(image: np.ndarray) -> tuple[int, int, int, int]:
         return 0, 0, width, height
     rows, columns = ndimage.find_objects(regions)[np.argmax(np.bincount(regions.ravel())[1:])]
     across, down = width / small_size[0], height / small_size[1]
-    return (int(columns.start * across), int(rows.start * down),
-            min(width, math.ceil(columns.stop * across)), min(height, math.ceil(rows.stop * down)))
+    return (
+        int(columns.start * across),
+        int(rows.start * down),
+        min(width, math.ceil(columns.stop * across)),
+        min(height, math.ceil(rows.stop * down)),
+    )
 
 
 def square_within(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -95,7 +95,7 @@ def digest(data: bytes) -> str:
 
 
 def part_of(record: Record) -> str:
-    """"A", "B" or "C"."""
+    """ "A", "B" or "C"."""
     return {Segmented: "A", Graded: "B", Located: "C"}[type(record)]
 
 

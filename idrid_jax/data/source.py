@@ -16,9 +16,8 @@ from idrid_jax.errors import UserError
 
 DEPTH = 4  # folders between PATH and a part's own "1. Original Images": around / unpacked / B.%20.. / B. ..
 NAME = re.compile(r"([abc])\. ?(segmentation|disease grading|locali[sz]ation)")
-WHERE = (
-    "IDRiD is on IEEE DataPort, DOI 10.21227/H25W98 (CC BY 4.0): download "
-    + ", ".join(f"'{name}.zip'" for name in layout.PARTS.values())
+WHERE = "IDRiD is on IEEE DataPort, DOI 10.21227/H25W98 (CC BY 4.0): download " + ", ".join(
+    f"'{name}.zip'" for name in layout.PARTS.values()
 )
 MIRROR = (
     "is the Kaggle mirror of IDRiD (Imagenes, idrid_labels.csv), refused: it holds 455 of the images and 27 of its "

@@ -1,7 +1,7 @@
 """Way in 1: tf.data over the cache on disk, for splits that do not fit the devices and for many hosts.
 
-Each process reads its own share and yields its part of the global batch. The order is computed from (seed, step), so a stream that
-begins at step k is the tail of one that began at 0.
+Each process reads its own share and yields its part of the global batch. The order is computed from (seed, step), so a
+stream that begins at step k is the tail of one that began at 0.
 """
 
 from collections.abc import Iterator
@@ -18,17 +18,31 @@ def share(n: int, process: int, processes: int) -> slice:
     return slice(n * process // processes, n * (process + 1) // processes)
 
 
-def batches(images: np.ndarray, grades: np.ndarray, *, seed: int, batch_size: int, sampling: str, first_step: int,
-            process: int = 0, processes: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """uint8 [N, R, R, C] (may be memory-mapped) and int32 [N] -> endless host batches uint8 [b, R, R, C], int32 [b], from batch `first_step` on.
+def batches(
+    images: np.ndarray,
+    grades: np.ndarray,
+    *,
+    seed: int,
+    batch_size: int,
+    sampling: str,
+    first_step: int,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """uint8 [N, R, R, C] (may be memory-mapped) and int32 [N] -> endless host batches uint8 [b, R, R, C], int32 [b],
+    from batch `first_step` on.
 
     b = batch_size / processes. Raises UserError where `Order` does.
     """
     mine = share(len(grades), process, processes)
     images, grades = images[mine], np.asarray(grades[mine], np.int32)
     # one process: the very batches of the resident way; several: each its own walk
-    order = Order(grades, seed=seed if processes == 1 else seed * processes + process,
-                  batch_size=batch_size // processes, sampling=sampling)
+    order = Order(
+        grades,
+        seed=seed if processes == 1 else seed * processes + process,
+        batch_size=batch_size // processes,
+        sampling=sampling,
+    )
     return _read(images, grades, order, first_step)
 
 
@@ -43,6 +57,7 @@ def _read(images, grades, order, first_step):
         return images[index], grades[index]
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int32).max)
-    batches = steps.map(lambda step: tf.numpy_function(read, [step], (tf.uint8, tf.int32)),
-                        num_parallel_calls=2, deterministic=True)
+    batches = steps.map(
+        lambda step: tf.numpy_function(read, [step], (tf.uint8, tf.int32)), num_parallel_calls=2, deterministic=True
+    )
     return batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()

@@ -16,8 +16,9 @@ NAME = "evaluation.json"
 SNAPSHOT_IMAGES = 60  # of each set, so that a snapshot's measures cost seconds at any size
 
 
-def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, step: int | None = None,
-             data_dir: Path | str = "") -> dict:
+def evaluate(
+    workdir: Path | str, *, count: int | None = None, seed: int = 0, step: int | None = None, data_dir: Path | str = ""
+) -> dict:
     """Measures `count` images (None: as many as training photographs) against the release that the run was trained on.
 
     data_dir: where the release is prepared; empty: where the run found it.
@@ -38,20 +39,27 @@ def evaluate(workdir: Path | str, *, count: int | None = None, seed: int = 0, st
             held_out = split.images, split.grades
     except UserError as error:
         release = f"{sampler.run.release} ({sampler.run.fingerprint[:12]})"
-        raise UserError(f"{workdir} was trained on release {release}: {error}; name where it is prepared with "
-                        "--data_dir") from error
+        raise UserError(
+            f"{workdir} was trained on release {release}: {error}; name where it is prepared with --data_dir"
+        ) from error
     count = len(training.grades) if count is None else count
     # the training split's own grades, in a drawn order, over and over: the same mixture for any count
     order = np.random.default_rng(seed).permutation(len(training.grades))
     grades = training.grades[np.resize(order, count)]
     images = np.stack(list(sampler.images(grades, seed=seed)))
     result = protocol.measure(
-        images, grades if sampler.network.conditional else None, training.images, training.grades,
-        *held_out, seed=seed)
+        images, grades if sampler.network.conditional else None, training.images, training.grades, *held_out, seed=seed
+    )
     result["of"] = {
-        "network": config.network, "step": sampler.step, "kimg": sampler.step * config.batch_size / 1000,
-        "release": manifest.name, "fingerprint": manifest.fingerprint, "size": sampler.network.size,
-        "channels": sampler.network.channels, "crop": config.data.crop}
+        "network": config.network,
+        "step": sampler.step,
+        "kimg": sampler.step * config.batch_size / 1000,
+        "release": manifest.name,
+        "fingerprint": manifest.fingerprint,
+        "size": sampler.network.size,
+        "channels": sampler.network.channels,
+        "crop": config.data.crop,
+    }
     path = Path(workdir) / NAME
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
     return result

@@ -1,7 +1,7 @@
 """The networks by name. A new one is a file beside these and an entry in `NETWORKS`.
 
-Every generator is called `(z, grades)` and every discriminator `(images, grades, rngs=)`: images NHWC in [-1, 1], grades int32 [B],
-logits [B]; the unconditional ones ignore the grades. Modules of this package know JAX and Flax alone.
+Every generator is called `(z, grades)` and every discriminator `(images, grades, rngs=)`: images NHWC in [-1, 1],
+grades int32 [B], logits [B]; the unconditional ones ignore the grades. Modules of this package know JAX and Flax alone.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from idrid_jax.models import cgan, dcgan
 class Network:
     """A pair of networks and what the rest must know of it. Images are [size, size, channels], z is [B, latent]."""
 
-    generator: Callable[..., nnx.Module]      # (dtype=, rngs=) -> module
+    generator: Callable[..., nnx.Module]  # (dtype=, rngs=) -> module
     discriminator: Callable[..., nnx.Module]  # (dtype=, rngs=) -> module
     size: int
     channels: int
@@ -27,8 +27,12 @@ class Network:
 
 def _dcgan(size: int) -> Network:
     return Network(
-        functools.partial(dcgan.Generator, size), functools.partial(dcgan.Discriminator, size),
-        size=size, channels=3, conditional=False)
+        functools.partial(dcgan.Generator, size),
+        functools.partial(dcgan.Discriminator, size),
+        size=size,
+        channels=3,
+        conditional=False,
+    )
 
 
 NETWORKS = {

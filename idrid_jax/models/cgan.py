@@ -19,8 +19,10 @@ def _leaky(x):
 
 def _embedding(rngs: nnx.Rngs, dtype) -> nnx.Embed:
     """Keras's Embedding(5, 50), uniform in [-0.05, 0.05]."""
+
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
+
     return nnx.Embed(GRADES, 50, embedding_init=init, dtype=dtype, rngs=rngs)
 
 

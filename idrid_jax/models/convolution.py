@@ -1,15 +1,16 @@
 """Strided convolution and its two adjoints, closed under differentiation.
 
-`conv` is linear in the images and in the kernel, so its gradients are two more linear maps, and the gradients of those are
-again the three: autodiff stays among them to any order (gradient penalties differentiate twice).
+`conv` is linear in the images and in the kernel, so its gradients are two more linear maps, and the gradients of those
+are again the three: autodiff stays among them to any order (gradient penalties differentiate twice).
 
     conv(x, w)          images x kernel   -> features   what a convolution layer computes
     conv_input(g, w)    features x kernel -> images     what a transposed convolution layer computes
     conv_kernel(x, g)   images x features -> kernel     the kernel's gradient, for both layers
 
-Written so, the kernel's gradient of a transposed convolution is an ordinary one. Left to autodiff it is a convolution with
-dilated input *and* output gradient, which XLA on CPU lowers to a naive loop (400 to 1,000 ms where 15 to 40 are enough).
-`conv_input` is the one map with a form of its own on CPU (see `_subpixel_input`). `bench.convolution` times them.
+Written so, the kernel's gradient of a transposed convolution is an ordinary one. Left to autodiff it is a convolution
+with dilated input *and* output gradient, which XLA on CPU lowers to a naive loop (400 to 1,000 ms where 15 to 40 are
+enough). `conv_input` is the one map with a form of its own on CPU (see `_subpixel_input`). `bench.convolution` times
+them.
 
 Shapes: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O] with h = (H + lo + hi - k) // stride + 1. Any floating dtype.
 """
@@ -85,7 +86,8 @@ conv_kernel.defvjp(_conv_kernel_fwd, _conv_kernel_bwd)
 
 def _native(x, w, stride, padding):
     return lax.conv_general_dilated(
-        x, w, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x, w, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _native_input(g, w, *, stride, padding, size):
@@ -94,10 +96,11 @@ def _native_input(g, w, *, stride, padding, size):
 
 
 def _subpixel_input(g, w, *, stride, padding, size):
-    """`conv_input` without the zeros between rows that XLA:CPU would multiply by (sub-pixel convolution, Shi et al. 2016, 3.2).
+    """`conv_input` without the zeros between rows that XLA:CPU would multiply by (sub-pixel convolution, Shi et al.
+    2016, 3.2).
 
-    The kernel, padded with zeros to a multiple of the stride, becomes m x m taps with s*s*I output channels at stride 1;
-    then the channels are spread over s x s pixels and the padding is cut off.
+    The kernel, padded with zeros to a multiple of the stride, becomes m x m taps with s*s*I output channels at stride
+    1; then the channels are spread over s x s pixels and the padding is cut off.
     """
     k, _, i, o = w.shape
     n, h, v, _ = g.shape

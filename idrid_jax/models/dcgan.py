@@ -1,16 +1,15 @@
 """The thesis's DCGANs (3.3.2): one from the tf.keras tutorial at 28 x 28 grey, one from PyTorch's at 128 x 128 RGB.
 
-The thesis prints the PyTorch one as "64x64", but its layers give 128 x 128; `dcgan64` is the same with a last layer that gives the
-stated size. The discriminator's stated padding of 1 reaches 1 x 1 from neither size; padding 6 mirrors the generator.
-All are unconditional: they take `grades` as every network here does, and ignore it.
+The thesis prints the PyTorch one as "64x64", but its layers give 128 x 128; `dcgan64` is the same with a last layer
+that gives the stated size. The discriminator's stated padding of 1 reaches 1 x 1 from neither size; padding 6 mirrors
+the generator. All are unconditional: they take `grades` as every network here does, and ignore it.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrid_jax.models.layers import (
-    Conv, ConvTranspose, glorot_uniform, keras_batch_norm, normal_02, torch_batch_norm)
+from idrid_jax.models.layers import Conv, ConvTranspose, glorot_uniform, keras_batch_norm, normal_02, torch_batch_norm
 
 
 def _leaky_keras(x):
@@ -49,7 +48,9 @@ class Discriminator28(nnx.Module):
         self.dropout = nnx.Dropout(0.3)
         self.logit = nnx.Linear(7 * 7 * 128, 1, kernel_init=glorot_uniform, **arguments)
 
-    def __call__(self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
         x = self.dropout(_leaky_keras(self.down1(images)), rngs=rngs)
         x = self.dropout(_leaky_keras(self.down2(x)), rngs=rngs)
         return self.logit(x.reshape(x.shape[0], -1))[:, 0]
@@ -90,7 +91,9 @@ class Discriminator(nnx.Module):
         self.norm = nnx.List([torch_batch_norm(c, dtype=dtype, rngs=rngs) for c in channels[1:]])
         self.logit = Conv(channels[-1], 1, 4, 1, (0, 0), **convolution)
 
-    def __call__(self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
         x = nnx.leaky_relu(self.image(images), 0.2)
         for down, norm in zip(self.down, self.norm):
             x = nnx.leaky_relu(norm(down(x)), 0.2)

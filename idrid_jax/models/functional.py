@@ -1,7 +1,7 @@
 """A module as two pure functions over plain dicts: the only file that knows `nnx.split` and `nnx.merge`.
 
-`nnx.jit` walks the object graph in Python at every call; plain dicts under an ordinary `jax.jit` cost nothing, and survive NNX's
-coming tree mode. `merge` builds fresh variables, so BatchNorm may update them inside `grad`.
+`nnx.jit` walks the object graph in Python at every call; plain dicts under an ordinary `jax.jit` cost nothing, and
+survive NNX's coming tree mode. `merge` builds fresh variables, so BatchNorm may update them inside `grad`.
 """
 
 import dataclasses

@@ -26,8 +26,19 @@ class Conv(nnx.Module):
     `kernel` is [k, k, I, O]; computed in `dtype`, parameters in float32.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: Padding, *, bias: bool,
-                 init: Initializer, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int,
+        padding: Padding,
+        *,
+        bias: bool,
+        init: Initializer,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
         self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, inputs, outputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
         self.stride, self.padding, self.dtype = stride, padding, dtype
@@ -41,19 +52,30 @@ class ConvTranspose(nnx.Module):
     """Transposed convolution, the adjoint of `Conv` with the same padding: [N, h, w, I] -> [N, H, W, O].
 
     H = (h - 1) * stride + k - before - after: PyTorch's size with padding (p, p), and Keras's SAME (h * stride) with
-    (1, 2) for kernel 5 and (1, 1) for kernel 4 at stride 2. `kernel` is [k, k, O, I], Keras's own order; PyTorch's is [I, O, k, k].
+    (1, 2) for kernel 5 and (1, 1) for kernel 4 at stride 2. `kernel` is [k, k, O, I], Keras's own order; PyTorch's is
+    [I, O, k, k].
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: Padding, *, bias: bool,
-                 init: Initializer, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int,
+        padding: Padding,
+        *,
+        bias: bool,
+        init: Initializer,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
         self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, outputs, inputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)
-        height, width = (
-            (size - 1) * self.stride + kernel.shape[0] - sum(self.padding) for size in x.shape[1:3])
+        height, width = ((size - 1) * self.stride + kernel.shape[0] - sum(self.padding) for size in x.shape[1:3])
         y = convolution.conv_input(x.astype(self.dtype), kernel, self.stride, self.padding, (height, width))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 

@@ -39,22 +39,33 @@ def networks(config: ml_collections.ConfigDict) -> tuple[Functional, Functional]
     return make(network.generator), make(network.discriminator)
 
 
-def make_update(config: ml_collections.ConfigDict, generator: Functional, discriminator: Functional) -> tuple[Update, Callable]:
+def make_update(
+    config: ml_collections.ConfigDict, generator: Functional, discriminator: Functional
+) -> tuple[Update, Callable]:
     """The update of `config`, and the function key -> fresh TrainState that goes with it."""
     optimizer = config.optimizer
+
     def adam(learning_rate):
         clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
         return optax.chain(*clip, optax.adam(learning_rate, b1=optimizer.b1, b2=optimizer.b2))
+
     g_tx, d_tx = adam(optimizer.g_learning_rate), adam(optimizer.d_learning_rate)
     update = Update(
-        generator, discriminator, g_tx, d_tx, latent=NETWORKS[config.network].latent,
-        smoothing=config.loss.label_smoothing, flip=config.data.flip,
-        ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None)
+        generator,
+        discriminator,
+        g_tx,
+        d_tx,
+        latent=NETWORKS[config.network].latent,
+        smoothing=config.loss.label_smoothing,
+        flip=config.data.flip,
+        ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
+    )
     return update, lambda key: init_state(key, generator, discriminator, g_tx, d_tx, ema=bool(config.ema_kimg))
 
 
-def compile_step(config: ml_collections.ConfigDict, update: Update, mesh: jax.sharding.Mesh, split: cache.Split,
-                 first_step: int) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
+def compile_step(
+    config: ml_collections.ConfigDict, update: Update, mesh: jax.sharding.Mesh, split: cache.Split, first_step: int
+) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
     """state -> (next state, metrics), by the way in that `config.data.way` names, beginning at `first_step`.
 
     The state is donated. Batches are functions of (seed, step): the first call must be with the state of `first_step`.
@@ -67,23 +78,38 @@ def compile_step(config: ml_collections.ConfigDict, update: Update, mesh: jax.sh
         return update(state, images, grades, jax.random.fold_in(key, state.step))
 
     jit = lambda function, sharding: jax.jit(
-        function, donate_argnums=0, in_shardings=(everywhere, sharding, sharding), out_shardings=(everywhere, everywhere))
+        function,
+        donate_argnums=0,
+        in_shardings=(everywhere, sharding, sharding),
+        out_shardings=(everywhere, everywhere),
+    )
 
     if way_in(config, split) == "resident":
-        order = Order(np.asarray(split.grades), seed=config.seed, batch_size=config.batch_size, sampling=config.data.sampling)
+        order = Order(
+            np.asarray(split.grades), seed=config.seed, batch_size=config.batch_size, sampling=config.data.sampling
+        )
         data = resident.put(split.images, split.grades, everywhere)
-        compiled = jit(lambda state, *data: step(state, *resident.batch(order, *data, state.step, over_devices)), everywhere)
+        compiled = jit(
+            lambda state, *data: step(state, *resident.batch(order, *data, state.step, over_devices)), everywhere
+        )
         return lambda state: compiled(state, *data)
 
     batches = stream.batches(
-        split.images, split.grades, seed=config.seed, batch_size=config.batch_size, sampling=config.data.sampling,
-        first_step=first_step, process=jax.process_index(), processes=jax.process_count())
+        split.images,
+        split.grades,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        sampling=config.data.sampling,
+        first_step=first_step,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
     compiled = jit(step, over_devices)
     return lambda state: compiled(state, *(mesh_lib.to_global(local, mesh) for local in next(batches)))
 
 
 def way_in(config: ml_collections.ConfigDict, split: cache.Split) -> str:
-    """"resident" or "stream": what `config.data.way` says, or what "auto" comes to."""
+    """ "resident" or "stream": what `config.data.way` says, or what "auto" comes to."""
     if config.data.way != "auto":
         return config.data.way
     return "resident" if split.images.nbytes <= config.data.resident_mib * 2**20 else "stream"
@@ -95,12 +121,17 @@ def table(config: ml_collections.ConfigDict) -> str:
     image = jnp.zeros((1, network.size, network.size, network.channels))
     tables = []
     for make, x in zip(networks(config), (jnp.zeros((1, network.latent)), image)):
-        tables.append(nnx.tabulate(make.zeros(), x, jnp.zeros((1,), jnp.int32),
-                                   console_kwargs={"width": 120, "force_terminal": False}))
+        tables.append(
+            nnx.tabulate(
+                make.zeros(), x, jnp.zeros((1,), jnp.int32), console_kwargs={"width": 120, "force_terminal": False}
+            )
+        )
     return "\n".join(line.rstrip() for line in "\n".join(tables).splitlines())
 
 
-def read_run(workdir: Path | str, *, step: int | None = None, sharding: jax.sharding.Sharding | None = None) -> tuple[record.Record, TrainState]:
+def read_run(
+    workdir: Path | str, *, step: int | None = None, sharding: jax.sharding.Sharding | None = None
+) -> tuple[record.Record, TrainState]:
     """What a run's folder says of it, and the state of its newest readable checkpoint, or that of `step`.
 
     It reads and changes nothing, as another process may be training there: an unreadable checkpoint is reported on
@@ -149,7 +180,9 @@ def start_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainSta
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
     if other.config.network != config.network:
-        raise UserError(f"config.init_from = {config.init_from!r}: its network is {other.config.network}, not {config.network}")
+        raise UserError(
+            f"config.init_from = {config.init_from!r}: its network is {other.config.network}, not {config.network}"
+        )
     take = lambda to, network: dataclasses.replace(to, params=network.params, stats=network.stats)
     average = jax.tree.map(jnp.copy, generator_params(source)) if config.ema_kimg else {}
     return dataclasses.replace(state, g=take(state.g, source.g), d=take(state.d, source.d), ema=average)

@@ -1,7 +1,8 @@
 """Orbax checkpoints: the only file that knows Orbax, whose V1 API still moves.
 
-A checkpoint holds arrays alone, at `workdir/checkpoints/STEP`. It becomes visible when it is whole, so a process killed while it saves
-leaves the one before. Orbax does not notice a changed byte inside a chunk: a CRC-32 of all arrays is kept with them.
+A checkpoint holds arrays alone, at `workdir/checkpoints/STEP`. It becomes visible when it is whole, so a process killed
+while it saves leaves the one before. Orbax does not notice a changed byte inside a chunk: a CRC-32 of all arrays is
+kept with them.
 """
 
 import contextlib
@@ -35,22 +36,27 @@ class _Preserve(ocp.training.preservation_policies.PreservationPolicy):
         finite = np.flatnonzero(np.isfinite(scores))
         best = finite[np.argmin(scores[finite])] if len(finite) else None
         newest = len(checkpoints) - self.keep_last
-        return [i >= newest or i == best or bool((info.metrics or {}).get("marked"))
-                for i, info in enumerate(checkpoints)]
+        return [
+            i >= newest or i == best or bool((info.metrics or {}).get("marked")) for i, info in enumerate(checkpoints)
+        ]
 
 
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the save under way."""
 
     def __init__(self, workdir: Path, *, keep_last: int = 3):
-        """`keep_last`: newest ones kept, beside the marked and the best. Leaves what is there alone until `save` or `restore`."""
+        """`keep_last`: newest ones kept, beside the marked and the best. Leaves what is there alone until `save` or
+        `restore`."""
         self._workdir = Path(workdir)
         self._leftovers = jax.process_index() == 0  # of a process killed while it saved: still to be removed
         self._failed = False  # whether a failed save has been raised
-        logging.set_verbosity(logging.FATAL)  # Orbax logs every step of its own, and tracebacks of errors that it also raises
+        # Orbax logs every step of its own, and tracebacks of errors that it also raises
+        logging.set_verbosity(logging.FATAL)
         self._checkpointer = ocp.training.Checkpointer(
-            (self._workdir / FOLDER).absolute(), preservation_policy=_Preserve(keep_last),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
+            (self._workdir / FOLDER).absolute(),
+            preservation_policy=_Preserve(keep_last),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+        )
 
     def __enter__(self):
         return self
@@ -79,12 +85,17 @@ class Checkpoints:
         metrics = {"marked": int(marked)} | ({} if score is None else {"score": float(score)})
         with self._saving(f"step {step}"):
             self._checkpointer.wait()  # errors of the save before come out here
-            # Orbax would remove them when it opens, and with them what another process is saving while this one only reads
+            # Orbax would remove them when it opens, and with them what another process is saving
             for left in (self._workdir / FOLDER).glob(f"*{TEMPORARY}") if self._leftovers else ():
                 shutil.rmtree(left)
             self._leftovers = False
             self._checkpointer.save_async(
-                step, {"state": state, "crc32": _crc32(state)}, metrics=metrics, force=True, overwrite=step in self.steps())
+                step,
+                {"state": state, "crc32": _crc32(state)},
+                metrics=metrics,
+                force=True,
+                overwrite=step in self.steps(),
+            )
 
     def wait(self) -> None:
         """Until the save under way is on the disk. Raises UserError as `save`."""
@@ -92,7 +103,8 @@ class Checkpoints:
             self._checkpointer.wait()
 
     def restore(self, like: Any, *, step: int | None = None) -> Any | None:
-        """The newest readable checkpoint (or that of `step`) with the structure and the shardings of `like`; None where there is none.
+        """The newest readable checkpoint (or that of `step`) with the structure and the shardings of `like`; None where
+        there is none.
 
         like: a pytree of arrays or jax.ShapeDtypeStruct with shardings. An unreadable checkpoint is reported on
         stderr, moved to `workdir/unreadable_checkpoints`, and the one before is taken; UserError where none is left.
@@ -107,10 +119,16 @@ class Checkpoints:
                 if step is not None:
                     raise UserError(f"{self._workdir / FOLDER / str(step)}: unreadable: {_brief(error)}") from error
                 aside = self._set_aside(candidate)
-                print(f"checkpoint of step {candidate} is unreadable ({_brief(error)}): moved to {aside}, taking the one before",
-                      file=sys.stderr)
+                print(
+                    f"checkpoint of step {candidate} is unreadable ({_brief(error)}): moved to {aside}, "
+                    "taking the one before",
+                    file=sys.stderr,
+                )
         if candidates:
-            raise UserError(f"{self._workdir}: none of its checkpoints is readable; they lie in {SET_ASIDE}: start again in another --workdir")
+            raise UserError(
+                f"{self._workdir}: none of its checkpoints is readable; they lie in {SET_ASIDE}: "
+                "start again in another --workdir"
+            )
         return None
 
     @contextlib.contextmanager
@@ -121,8 +139,10 @@ class Checkpoints:
             if not isinstance(error, OSError) and "os_error" not in str(error):
                 raise
             self._failed = True
-            raise UserError(f"{self._workdir / FOLDER}: cannot save {what}: {_brief(error, 300)}; "
-                            "make room or choose another --workdir") from error
+            raise UserError(
+                f"{self._workdir / FOLDER}: cannot save {what}: {_brief(error, 300)}; "
+                "make room or choose another --workdir"
+            ) from error
 
     def _load(self, step, like):
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 PANELS = (  # title, {key in stats.jsonl: caption}
     ("losses (binary cross-entropy; D's is the sum of both halves)", {"loss_d": "D", "loss_g": "G"}),
-    ("D's mean probability of being real", {"d_real": "D(x)", "d_fake_before": "D(G(z)) before D's update", "d_fake_after": "D(G(z)) after"}),
+    (
+        "D's mean probability of being real",
+        {"d_real": "D(x)", "d_fake_before": "D(G(z)) before D's update", "d_fake_after": "D(G(z)) after"},
+    ),
     ("gradient norms", {"grad_norm_d": "D", "grad_norm_g": "G"}),
     ("SSIM among the snapshot's images less among real ones (collapse above 0.1)", {"ssim_excess": "excess"}),
 )

@@ -1,4 +1,5 @@
-"""The moving average of the generator's parameters, whose half-life is counted in images (Karras et al. 2018, section 4.3)."""
+"""The moving average of the generator's parameters, whose half-life is counted in images (Karras et al. 2018, section
+4.3)."""
 
 import jax
 import jax.numpy as jnp

@@ -24,7 +24,7 @@ def grid(images: np.ndarray, columns: int) -> Image.Image:
     canvas = np.full((rows * step - GAP, columns * step - GAP, channels), 255, np.uint8)
     for i, image in enumerate(images):
         y, x = divmod(i, columns)
-        canvas[y * step:y * step + size, x * step:x * step + size] = image
+        canvas[y * step : y * step + size, x * step : x * step + size] = image
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
@@ -35,7 +35,9 @@ class Log:
     "thesis" is its own line (4.4): [epoch/epochs][batch/batches] Loss_D Loss_G D(x) D(G(z)) before / after D's update.
     """
 
-    def __init__(self, workdir: Path, *, total_images: int, first_step: int, batch_size: int, epoch_images: int, console: str):
+    def __init__(
+        self, workdir: Path, *, total_images: int, first_step: int, batch_size: int, epoch_images: int, console: str
+    ):
         """Goes on after `first_step`: what stats.jsonl holds of later steps, from a run that was killed, is dropped."""
         self._workdir, self._batch_size, self._total, self._console = workdir, batch_size, total_images, console
         self._epoch_batches = max(1, epoch_images // batch_size)
@@ -46,8 +48,12 @@ class Log:
         self._last = self._start = time.monotonic()
         self._last_step = first_step
         self._bar = tqdm(
-            total=total_images / 1000, initial=first_step * batch_size / 1000, unit="kimg", disable=console != "bar" or not sys.stderr.isatty(),
-            bar_format="{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}] {postfix}")
+            total=total_images / 1000,
+            initial=first_step * batch_size / 1000,
+            unit="kimg",
+            disable=console != "bar" or not sys.stderr.isatty(),
+            bar_format="{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}] {postfix}",
+        )
 
     def __enter__(self):
         return self
@@ -58,13 +64,20 @@ class Log:
         self._file.close()
 
     def scalars(self, step: int, rows: list[dict[str, float]], measures: dict[str, float] = {}) -> None:
-        """`rows`: metrics of every step since the last call, at least one; their means are logged, with what a snapshot measured."""
+        """`rows`: metrics of every step since the last call, at least one; their means are logged, with what a snapshot
+        measured."""
         now = time.monotonic()
         images = step * self._batch_size
         rate = (step - self._last_step) * self._batch_size / max(now - self._last, 1e-9)
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        record = {"step": step, "kimg": images / 1000, "seconds": round(now - self._start, 3), "images_per_s": round(rate, 2),
-                  **means, **measures}
+        record = {
+            "step": step,
+            "kimg": images / 1000,
+            "seconds": round(now - self._start, 3),
+            "images_per_s": round(rate, 2),
+            **means,
+            **measures,
+        }
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in {**means, **measures, "images_per_s": rate}.items():
@@ -93,8 +106,12 @@ class Log:
         if self._console == "thesis":
             epoch, batch = divmod(step - 1, self._epoch_batches)
             epochs = -(-self._total // (self._epoch_batches * self._batch_size))
-            print(f"[{epoch}/{epochs}][{batch}/{self._epoch_batches}] Loss_D: {last['loss_d']:.4f} Loss_G: {last['loss_g']:.4f} "
-                  f"D(x): {last['d_real']:.4f} D(G(z)): {last['d_fake_before']:.4f} / {last['d_fake_after']:.4f}", flush=True)
+            print(
+                f"[{epoch}/{epochs}][{batch}/{self._epoch_batches}] "
+                f"Loss_D: {last['loss_d']:.4f} Loss_G: {last['loss_g']:.4f} "
+                f"D(x): {last['d_real']:.4f} D(G(z)): {last['d_fake_before']:.4f} / {last['d_fake_after']:.4f}",
+                flush=True,
+            )
             return
         numbers = " ".join(f"{caption} {means[name]:.3f}" for name, caption in SHOWN.items())
         if not self._bar.disable:
@@ -102,8 +119,12 @@ class Log:
             self._bar.update(images / 1000 - self._bar.n)
             return
         left = (self._total - images) / max(rate, 1e-9)
-        print(f"{images / 1000:.1f}/{self._total / 1000:.1f} kimg, {rate:.0f} images/s, {left / 60:.1f} min left, {numbers}",
-              file=sys.stderr, flush=True)
+        print(
+            f"{images / 1000:.1f}/{self._total / 1000:.1f} kimg, {rate:.0f} images/s, "
+            f"{left / 60:.1f} min left, {numbers}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _keep_until(path: Path, step: int) -> None:

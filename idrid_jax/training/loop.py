@@ -33,7 +33,9 @@ class TrainingDiverged(UserError):
     """A loss or a gradient is NaN or infinite."""
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path | str, on_snapshot: tuple[OnSnapshot, ...] = ()) -> TrainState:
+def train(
+    config: ml_collections.ConfigDict, workdir: Path | str, on_snapshot: tuple[OnSnapshot, ...] = ()
+) -> TrainState:
     """Trains `config` in `workdir`, or goes on where the newest checkpoint there stops; returns the final state.
 
     Raises UserError for a configuration that cannot run or does not fit the workdir, and TrainingDiverged with the
@@ -69,12 +71,27 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str, on_snapshot: t
         # -- The compiled step and the fixed latents of the grids
         step = build.compile_step(config, update, mesh, split, first_step)
         grid_grades = np.repeat(np.arange(GRID_ROWS, dtype=np.int32), GRID_COLUMNS)
-        grid_z = jax.random.normal(jax.random.fold_in(jax.random.key(config.seed), 0x6121D), (len(grid_grades), network.latent))
-        draw = jax.jit(lambda state: to_uint8(generator.eval(generator_params(state), state.g.stats, grid_z, jnp.asarray(grid_grades))))
+        grid_z = jax.random.normal(
+            jax.random.fold_in(jax.random.key(config.seed), 0x6121D), (len(grid_grades), network.latent)
+        )
+        draw = jax.jit(
+            lambda state: to_uint8(
+                generator.eval(generator_params(state), state.g.stats, grid_z, jnp.asarray(grid_grades))
+            )
+        )
 
         log_steps, snapshot_steps = _steps(config.log_kimg, config), _steps(config.snapshot_kimg, config)
-        with Log(workdir, total_images=last_step * config.batch_size, first_step=first_step, batch_size=config.batch_size,
-                 epoch_images=len(split.grades), console=config.log.console) as log, interruption() as interrupted:
+        with (
+            Log(
+                workdir,
+                total_images=last_step * config.batch_size,
+                first_step=first_step,
+                batch_size=config.batch_size,
+                epoch_images=len(split.grades),
+                console=config.log.console,
+            ) as log,
+            interruption() as interrupted,
+        ):
             if config.checkpoint.best:  # a misspelt measure is met now, not at the first snapshot
                 _score(config, _measure(on_snapshot, np.asarray(draw(state)), grid_grades, split))
             if restored is not None:
@@ -105,7 +122,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str, on_snapshot: t
                     _check_state(state, done, workdir)
                     score = _score(config, measures) if snapshot else None
                     if score is not None and score < float(state.best):
-                        state = dataclasses.replace(state, best=jax.device_put(jnp.float32(score), mesh_lib.replicated(mesh)))
+                        state = dataclasses.replace(
+                            state, best=jax.device_put(jnp.float32(score), mesh_lib.replicated(mesh))
+                        )
                     checkpoints.save(done, state, score=score, marked=snapshot and _marked(done, config))
                     log.pause()
                 if stop:
@@ -162,11 +181,11 @@ def _score(config, measures):
 def _reals(split, network, grid_grades):
     """Training images for the grid: by grade where the network knows grades, else as they come."""
     if not network.conditional:
-        return np.asarray(split.images[:len(grid_grades)])
+        return np.asarray(split.images[: len(grid_grades)])
     images = np.zeros((len(grid_grades), *split.images.shape[1:]), np.uint8)
     for grade in range(GRID_ROWS):
         members = np.flatnonzero(split.grades == grade)[:GRID_COLUMNS]
-        images[grade * GRID_COLUMNS:][:len(members)] = split.images[members]
+        images[grade * GRID_COLUMNS :][: len(members)] = split.images[members]
     return images
 
 
@@ -175,9 +194,12 @@ def _check_finite(rows, done, workdir, config):
         for network, names in (("discriminator", ("loss_d", "grad_norm_d")), ("generator", ("loss_g", "grad_norm_g"))):
             for name in names:
                 if not np.isfinite(row[name]):
+                    rate = f"{network[0]}_learning_rate"
                     raise TrainingDiverged(
-                        f"step {step}: {name} of the {network} is {row[name]}; the last good checkpoint stays in {workdir}: "
-                        f"lower config.optimizer.{network[0]}_learning_rate ({config.optimizer[network[0] + '_learning_rate']:g}) or set config.optimizer.clip_norm")
+                        f"step {step}: {name} of the {network} is {row[name]}; the last good checkpoint stays in "
+                        f"{workdir}: lower config.optimizer.{rate} ({config.optimizer[rate]:g}) "
+                        "or set config.optimizer.clip_norm"
+                    )
 
 
 @jax.jit
@@ -189,5 +211,7 @@ def _check_state(state, done, workdir):
     """Before a save: finite numbers alone, so that the checkpoints before are never pushed out by a broken one."""
     for network, part in (("discriminator", state.d), ("generator", (state.g, state.ema))):
         if not _finite(part):
-            raise TrainingDiverged(f"step {done}: a parameter or statistic of the {network} is not finite; the last good checkpoint "
-                                   f"stays in {workdir}: lower config.optimizer.{network[0]}_learning_rate")
+            raise TrainingDiverged(
+                f"step {done}: a parameter or statistic of the {network} is not finite; the last good checkpoint "
+                f"stays in {workdir}: lower config.optimizer.{network[0]}_learning_rate"
+            )

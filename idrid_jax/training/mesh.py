@@ -22,8 +22,10 @@ def make_mesh(data: int = -1) -> Mesh:
 def check_batch(batch_size: int, mesh: Mesh) -> None:
     """Raises UserError unless every device gets the same number of images."""
     if batch_size < 1 or batch_size % mesh.size:
-        raise UserError(f"config.batch_size = {batch_size} is not divisible by {mesh.size} devices: "
-                        f"take a multiple of {mesh.size}, or fewer devices with config.mesh.data")
+        raise UserError(
+            f"config.batch_size = {batch_size} is not divisible by {mesh.size} devices: "
+            f"take a multiple of {mesh.size}, or fewer devices with config.mesh.data"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -26,7 +26,7 @@ class Record:
 
     config: ml_collections.ConfigDict
     fingerprint: str  # of the release's content that it is trained on
-    release: str      # that release's name, for people
+    release: str  # that release's name, for people
     counts: list[int]  # its training photographs by grade
 
 
@@ -37,20 +37,34 @@ def read(workdir: Path) -> Record | None:
         return None
     try:
         content = json.loads(path.read_text())
-        return Record(ml_collections.ConfigDict(content["config"]), content["data"]["fingerprint"], content["data"]["name"],
-                      list(content["data"]["counts"]["grading"]["train"]))
+        return Record(
+            ml_collections.ConfigDict(content["config"]),
+            content["data"]["fingerprint"],
+            content["data"]["name"],
+            list(content["data"]["counts"]["grading"]["train"]),
+        )
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a run's record ({error}): restore it, or start again in another --workdir") from error
+        raise UserError(
+            f"{path}: not a run's record ({error}): restore it, or start again in another --workdir"
+        ) from error
 
 
 def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     """Writes or renews the record, whole or not at all."""
     content = {
         "config": config.to_dict(),
-        "data": {"fingerprint": manifest.fingerprint, "name": manifest.name, "release": str(manifest.release), "counts": manifest.counts},
+        "data": {
+            "fingerprint": manifest.fingerprint,
+            "name": manifest.name,
+            "release": str(manifest.release),
+            "counts": manifest.counts,
+        },
         "revision": _revision(),
-        "versions": {"idrid_jax": idrid_jax.__version__, "python": platform.python_version(),
-                     **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "versions": {
+            "idrid_jax": idrid_jax.__version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
     }
@@ -67,21 +81,29 @@ def check_resume(workdir: Path, config: ml_collections.ConfigDict, manifest: Man
     if record.fingerprint != manifest.fingerprint:
         raise UserError(
             f"{workdir} was trained on release {record.release} ({record.fingerprint[:12]}), not on {manifest.name} "
-            f"({manifest.fingerprint[:12]}): name it with --config.data.release={record.fingerprint[:12]}, or choose another --workdir")
+            f"({manifest.fingerprint[:12]}): name it with --config.data.release={record.fingerprint[:12]}, "
+            "or choose another --workdir"
+        )
     changed = differences(record.config, config)
     if changed:
-        raise UserError(f"{workdir} holds a run that differs in {'; '.join(changed)}: take the old values, "
-                        "or start in another --workdir (with --config.init_from to keep the networks)")
+        raise UserError(
+            f"{workdir} holds a run that differs in {'; '.join(changed)}: take the old values, "
+            "or start in another --workdir (with --config.init_from to keep the networks)"
+        )
 
 
 def _revision() -> str:
     """The code's git revision, "+changes" where the tree differs from it; empty outside a checkout."""
     folder = Path(idrid_jax.__file__).parent
-    git = lambda *command: subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10)
+    git = lambda *command: subprocess.run(
+        ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10
+    )
     try:
         head = git("rev-parse", "HEAD")
         if head.returncode:
             return ""
-        return head.stdout.strip() + ("+changes" if git("status", "--porcelain", "--untracked-files=no").stdout.strip() else "")
+        return head.stdout.strip() + (
+            "+changes" if git("status", "--porcelain", "--untracked-files=no").stdout.strip() else ""
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""

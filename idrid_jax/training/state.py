@@ -45,8 +45,15 @@ class TrainState:
     best: jax.Array
 
 
-def init_state(key: jax.Array, generator: Functional, discriminator: Functional, g_tx: optax.GradientTransformation,
-               d_tx: optax.GradientTransformation, *, ema: bool) -> TrainState:
+def init_state(
+    key: jax.Array,
+    generator: Functional,
+    discriminator: Functional,
+    g_tx: optax.GradientTransformation,
+    d_tx: optax.GradientTransformation,
+    *,
+    ema: bool,
+) -> TrainState:
     """A fresh state, a pure function of the key: run it under jit with the shardings that the state shall have."""
     g_key, d_key = jax.random.split(key)
     g_params, g_stats = generator.init(g_key)
@@ -56,7 +63,8 @@ def init_state(key: jax.Array, generator: Functional, discriminator: Functional,
         g=NetworkState(g_params, g_stats, g_tx.init(g_params)),
         d=NetworkState(d_params, d_stats, d_tx.init(d_params)),
         ema=jax.tree.map(jnp.copy, g_params) if ema else {},
-        best=jnp.full((), jnp.inf, jnp.float32))
+        best=jnp.full((), jnp.inf, jnp.float32),
+    )
 
 
 def generator_params(state: TrainState) -> Tree:

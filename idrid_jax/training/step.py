@@ -19,7 +19,8 @@ class Update:
     """The alternating update: D first, then G against the updated D (Goodfellow et al. 2014, algorithm 1 with k = 1).
 
     The generator runs forward once: D's update takes its images as they are, and G's pulls its gradient back through
-    the same pass. Real and fake images pass D apart (two BatchNorm batches), as in the PyTorch tutorial that the thesis follows.
+    the same pass. Real and fake images pass D apart (two BatchNorm batches), as in the PyTorch tutorial that the thesis
+    follows.
 
     Attributes:
       generator, discriminator, g_tx, d_tx: networks and optimizers.
@@ -27,7 +28,8 @@ class Update:
       smoothing: one-sided label smoothing of the real images' target.
       flip: flips each real image left to right with probability 1/2.
       ema_decay: per step; None without a moving average.
-      over_devices: how batches are split. Nothing ties the latents to the images, so each device would otherwise draw and
+      over_devices: how batches are split. Nothing ties the latents to the images, so each device would otherwise draw
+      and
         judge all the fakes; None on one device.
     """
 
@@ -41,7 +43,9 @@ class Update:
     ema_decay: float | None = None
     over_devices: jax.sharding.Sharding | None = None
 
-    def __call__(self, state: TrainState, images: jax.Array, grades: jax.Array, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def __call__(
+        self, state: TrainState, images: jax.Array, grades: jax.Array, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         """images uint8 [B, R, R, C], grades int32 [B], a key of (seed, step) -> the next state, float32 [] metrics."""
         z_key, flip_key, *drop_keys = jax.random.split(key, 5)
         z = jax.random.normal(z_key, (images.shape[0], self.latent))
@@ -51,10 +55,13 @@ class Update:
         if self.flip:
             mirrored = jax.random.bernoulli(flip_key, 0.5, (real.shape[0], 1, 1, 1))
             real = jnp.where(mirrored, real[:, :, ::-1], real)
-        score = lambda params, stats, x, key: self.discriminator.train(params, stats, x, grades, rngs=nnx.Rngs(dropout=key))
+        score = lambda params, stats, x, key: self.discriminator.train(
+            params, stats, x, grades, rngs=nnx.Rngs(dropout=key)
+        )
 
         fake, pull_back, g_stats = jax.vjp(
-            lambda params: self.generator.train(params, state.g.stats, z, grades), state.g.params, has_aux=True)
+            lambda params: self.generator.train(params, state.g.stats, z, grades), state.g.params, has_aux=True
+        )
 
         def d_objective(params):
             on_real, stats = score(params, state.d.stats, real, drop_keys[0])
@@ -77,9 +84,9 @@ class Update:
         metrics = {
             "loss_d": d_loss,
             "loss_g": g_loss,
-            "d_real": _probability(on_real),                  # D(x)
-            "d_fake_before": _probability(on_fake),           # D(G(z)) before D's update, and
-            "d_fake_after": _probability(on_fake_after),      # after it, as G sees it
+            "d_real": _probability(on_real),  # D(x)
+            "d_fake_before": _probability(on_fake),  # D(G(z)) before D's update, and
+            "d_fake_after": _probability(on_fake_after),  # after it, as G sees it
             "d_accuracy": ((on_real > 0).mean() + (on_fake <= 0).mean()) / 2,
             "grad_norm_d": optax.global_norm(d_grads),
             "grad_norm_g": optax.global_norm(g_grads),

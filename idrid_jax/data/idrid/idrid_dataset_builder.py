@@ -7,8 +7,18 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from idrid_jax.data.preprocess import decode
-from idrid_jax.data.release import GRADES, LESIONS, SPLITS, Graded, Located, Release, Segmented, Source
-from idrid_jax.data.release import read_mask, read_release
+from idrid_jax.data.release import (
+    GRADES,
+    LESIONS,
+    SPLITS,
+    Graded,
+    Located,
+    Release,
+    Segmented,
+    Source,
+    read_mask,
+    read_release,
+)
 from idrid_jax.errors import UserError
 
 # TFDS's own readers know these by their first bytes, so they pass through untouched.
@@ -71,8 +81,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             self._release, _ = audit(read_release(dl_manager.manual_dir))
         records = getattr(self._release, self.builder_config.name)
         if not records:
-            raise UserError(f"{self._release.root}: holds no part for the config {self.builder_config.name!r}; "
-                            "build another config, or add the part's zip or folder")
+            raise UserError(
+                f"{self._release.root}: holds no part for the config {self.builder_config.name!r}; "
+                "build another config, or add the part's zip or folder"
+            )
         by_split = {split: [record for record in records if record.split == split] for split in SPLITS}
         # TFDS refuses a split without examples, which a made-up release may well have.
         return {split: self._generate_examples(found) for split, found in by_split.items() if found}
