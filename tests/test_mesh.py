@@ -61,15 +61,18 @@ def _one_step(name, devices, way, dtype):
     ("cgan32", "stream"), ("dcgan28", "resident"), ("dcgan28", "stream"), ("dcgan64", "resident"), ("dcgan128", "resident")])
 def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
     """Losses, gradients and batch statistics, dropout masks included; BatchNorm is over the global batch of 8, one image a device."""
+    dtype, tolerance = "float32", 2e-3
     if network in ("dcgan64", "dcgan128"):  # their layers, an eighth as wide
+        # In float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by some per cent: their generator's
+        # zero slope shows it.
+        dtype, tolerance = "float64", 2e-5
         wide = NETWORKS[network]
-        narrow = (functools.partial(module, width=8) for module in (wide.generator, wide.discriminator))
-        monkeypatch.setitem(NETWORKS, network, dataclasses.replace(wide, **dict(zip(("generator", "discriminator"), narrow))))
-    # float64: in float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by some per cent
-    before, one, metrics = one_step(network, 1, dtype="float64")
-    same_start, eight, metrics_of_eight = one_step(network, 8, way=way, dtype="float64")
+        generator, discriminator = (functools.partial(module, width=8) for module in (wide.generator, wide.discriminator))
+        monkeypatch.setitem(NETWORKS, network, dataclasses.replace(wide, generator=generator, discriminator=discriminator))
+    before, one, metrics = one_step(network, 1, dtype=dtype)
+    same_start, eight, metrics_of_eight = one_step(network, 8, way=way, dtype=dtype)
     assert_same(before, same_start)
-    assert metrics_of_eight == pytest.approx(metrics, rel=1e-5)
+    assert metrics_of_eight == pytest.approx(metrics, rel=tolerance)
     worst = {}
     for name in ("g", "d"):
         start, a, b = (getattr(state, name) for state in (before, one, eight))
@@ -78,7 +81,7 @@ def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
             largest = max((np.abs(i - j).max() for i, j in zip(jax.tree.leaves(x), jax.tree.leaves(s), strict=True)), default=0)
             for i, j in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
                 worst[name, part] = max(worst.get((name, part), 0), float(np.abs(i - j).max() / largest))
-    assert max(worst.values()) <= 2e-5, worst
+    assert max(worst.values()) <= tolerance, worst
 
 
 @pytest.mark.parametrize("network", ["cgan32", "dcgan28"])
