@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in USERS:
             raise
         places = [values[name].value for name in ("out", "workdir", "data_dir") if name in values]
         place = error.filename or next(iter(places), "the disk")
@@ -196,6 +196,8 @@ def _run_train(values):
     workdir = Path(values.workdir)
     state = loop.train(config, workdir, on_snapshot=(snapshot_measures,))
     step = int(state.step)
+    if step < loop.steps(config.total_kimg, config):
+        return  # interrupted, and said so
     print(
         f"step {step} ({step * config.batch_size / 1000:g} kimg): images, stats.jsonl and checkpoints in {workdir}\n"
         f"next: {PROGRAM} evaluate --workdir {workdir}"
@@ -227,7 +229,11 @@ def _define_sample(values, argv):
 
 
 def _run_sample(values):
-    asked = [name for name in ("per_grade", "grade", "balance") if values[name].value not in (None, False)]
+    asked = [
+        name
+        for name in ("per_grade", "grade", "balance")
+        if values[name].value is not None and values[name].value is not False
+    ]
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]} exclude each other: take one")
     graded, counted = values.grade is not None, values.count is not None
@@ -308,6 +314,12 @@ def _define_checkpoint(values):
         flag_values=values,
     )
 
+
+# What the file system says of a path or a disk that the user chose
+USERS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 COMMANDS = {
     "phantom": Command(

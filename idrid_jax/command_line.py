@@ -12,6 +12,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.words import nearest
 
 PROGRAM = "idrid-jax"
+PATHS = {"out", "release", "data_dir", "workdir"}  # flags that name one
 
 
 def parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
@@ -29,6 +30,9 @@ def parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
         raise UserError(f"{name}: {message}") from error
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{name}: {_plain(' '.join(str(error).split()))}") from error
+    for flag in PATHS & set(values):
+        if values[flag].value:
+            values[flag].value = str(Path(values[flag].value).expanduser())  # the shell leaves --flag=~/x alone
     if stray:
         raise UserError(f"{name}: {stray[0]!r} belongs to no flag; see {PROGRAM} {name} --help")
 
@@ -82,6 +86,8 @@ def _load_config(path: str):
     if not Path(path).is_file():
         what = "is no file" if Path(path).exists() else "no such file"
         raise UserError(f"--config {path}: {what}; the project's own lie in configs/")
+    if Path(path).suffix != ".py":
+        raise UserError(f"--config {path}: not a Python file; the project's own lie in configs/")
     try:
         spec = importlib.util.spec_from_file_location("_config", path)
         module = importlib.util.module_from_spec(spec)

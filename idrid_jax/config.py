@@ -68,7 +68,7 @@ def default_config() -> ml_collections.ConfigDict:
             checkpoint=dict(
                 keep_last=3,  # newest checkpoints kept
                 keep_every_kimg=0.0,  # and every one at a multiple of this; 0 = none
-                best="",  # a snapshot measure ("ssim_excess"): lowest so far is kept too; empty = none
+                best="",  # a snapshot measure ("ssim_gap"): the lowest so far is kept too; empty = none
             ),
             log=dict(console="bar"),  # bar | thesis = its line "[e/E][b/B] Loss_D: ..."
         )

@@ -16,13 +16,12 @@ from idrid_jax.data.release import GRADES, ReleaseWriter
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, Network
 from idrid_jax.models.functional import Functional
+from idrid_jax.pictures import grid
 from idrid_jax.training import build, record
-from idrid_jax.training.log import grid
 from idrid_jax.training.state import generator_params
 from idrid_jax.training.step import to_uint8
 
 BATCH = 64  # images drawn at a time
-FORMATS = ("jpg", "png")
 SHEET = "contact_sheet.png"
 SHEET_COLUMNS, SHEET_ROWS = 12, 20
 

@@ -2,13 +2,16 @@
 # The whole way once, small: install, prepare, train, sample, evaluate. At most 10 minutes on two cores; a second call goes on.
 #   bash launch/demo.sh
 #   IDRID_DIR=DIR     the release to take (as downloaded); without it a phantom one is drawn
-#   DEMO_DIR=DIR      where everything goes [runs/demo]
+#   DEMO_DIR=DIR      where everything goes [runs/demo-phantom, or the release's name]
 #   DEMO_KIMG=N       thousands of images to train on [12]
 set -euo pipefail
+trap 'exit 130' INT  # Ctrl-C in training saves and ends it well: the demo ends there too
+[ -z "${IDRID_DIR:-}" ] || IDRID_DIR="$(realpath "$IDRID_DIR")"
+[ -z "${DEMO_DIR:-}" ] || DEMO_DIR="$(realpath -m "$DEMO_DIR")"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/install.sh
 idrid="${VENV:-.venv}/bin/idrid-jax"
-out="${DEMO_DIR:-runs/demo}"
+out="${DEMO_DIR:-runs/demo-$(basename "${IDRID_DIR:-phantom}")}"
 kimg="${DEMO_KIMG:-12}"
 export TFDS_DATA_DIR="$out/data"
 
@@ -28,7 +31,7 @@ rm -rf "$out/samples" "$out/synthetic"  # of an earlier demo
 cat <<EOF
 
 Images by grade, a row each:   $out/samples/contact_sheet.png  (real ones: $out/cgan32/reals.png)
-While training:                $out/cgan32/fakes_*.png, curves.png, and tensorboard --logdir $out/cgan32/tensorboard
+While training:                $out/cgan32/fakes_*.png, curves.png; events for TensorBoard in $out/cgan32/tensorboard
 Numbers:                       $out/cgan32/evaluation.json
 Class-balancing release:       $out/synthetic
 A few minutes of training show colours and outlines, no more: README, Results, has what longer runs give.

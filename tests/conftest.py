@@ -5,7 +5,9 @@ import os
 import shutil
 import tempfile
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # many tests compile the same; pytest-xdist's workers and commands under test inherit it
+if (
+    "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):  # many tests compile the same; pytest-xdist's workers and commands under test inherit it
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="idrid_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
@@ -34,7 +36,13 @@ TRAIN = (8, 5, 8, 6, 5)
 def phantom_release(tmp_path_factory):
     """A drawn release, 32 photographs to train on."""
     return phantom.draw_release(
-        tmp_path_factory.mktemp("phantom") / "release", seed=1, train=TRAIN, test=(2, 2, 2, 2, 2), segmentation=(0, 0), height=64)
+        tmp_path_factory.mktemp("phantom") / "release",
+        seed=1,
+        train=TRAIN,
+        test=(2, 2, 2, 2, 2),
+        segmentation=(0, 0),
+        height=64,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +86,13 @@ class TinyDiscriminator(nnx.Module):
 TINY = {
     "tiny": Network(TinyGenerator, TinyDiscriminator, SIZE, CHANNELS, conditional=True, latent=LATENT),
     "tiny_unconditional": Network(
-        lambda **kwargs: _Unconditional(TinyGenerator, **kwargs), lambda **kwargs: _Unconditional(TinyDiscriminator, **kwargs),
-        SIZE, CHANNELS, conditional=False, latent=LATENT),
+        lambda **kwargs: _Unconditional(TinyGenerator, **kwargs),
+        lambda **kwargs: _Unconditional(TinyDiscriminator, **kwargs),
+        SIZE,
+        CHANNELS,
+        conditional=False,
+        latent=LATENT,
+    ),
 }
 
 

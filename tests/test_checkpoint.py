@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from conftest import assert_same
+
 from idrid_jax.errors import UserError
 from idrid_jax.training.checkpoint import FOLDER, SET_ASIDE, TEMPORARY, Checkpoints
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")  # Orbax's, on damage
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"
+)  # Orbax's, on damage
 N = 5000  # floats in the large array
 
 
@@ -25,8 +27,14 @@ def state(step):
     rng = np.random.default_rng(step)
     return {
         "step": jnp.int32(step),
-        "g": {"w": jnp.asarray(rng.standard_normal(N), jnp.float32), "odd": jnp.array([jnp.inf, -0.0, 1e-45, jnp.nan, 3.4e38], jnp.float32)},
-        "empty": {}, "tuple": (jnp.array(True), jnp.zeros(1)), "half": jnp.asarray(rng.standard_normal(3), jnp.bfloat16)}
+        "g": {
+            "w": jnp.asarray(rng.standard_normal(N), jnp.float32),
+            "odd": jnp.array([jnp.inf, -0.0, 1e-45, jnp.nan, 3.4e38], jnp.float32),
+        },
+        "empty": {},
+        "tuple": (jnp.array(True), jnp.zeros(1)),
+        "half": jnp.asarray(rng.standard_normal(3), jnp.bfloat16),
+    }
 
 
 def save(workdir, steps, **options):
@@ -96,6 +104,7 @@ def test_the_same_step_again_overwrites(tmp_path):
 
 # -- Damage
 
+
 def flip(workdir):
     path = chunks(workdir, 2)[0]
     data = bytearray(path.read_bytes())
@@ -105,7 +114,7 @@ def flip(workdir):
 
 def truncate(workdir):
     path = chunks(workdir, 2)[0]
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def remove(workdir):
@@ -124,7 +133,11 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(tmp_path, cap
     damage(tmp_path)
     assert_same(restore(tmp_path), state(1))
     lines = capfd.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("checkpoint of step 2 is unreadable (") and str(tmp_path / SET_ASIDE / "2") in lines[0]
+    assert (
+        len(lines) == 1
+        and lines[0].startswith("checkpoint of step 2 is unreadable (")
+        and str(tmp_path / SET_ASIDE / "2") in lines[0]
+    )
     assert steps(tmp_path) == [1] and (tmp_path / SET_ASIDE / "2").is_dir()
     save(tmp_path, [2])  # the run gets there again
     assert_same(restore(tmp_path), state(2))
@@ -211,6 +224,7 @@ def test_a_reader_leaves_another_process_s_save_alone(tmp_path):
 
 # -- What it writes
 
+
 def test_nothing_is_pickled(tmp_path):
     save(tmp_path, [1])
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
@@ -246,8 +260,10 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
+
         def refuse(*args, **kwargs):
             raise OSError(28, "No space left on device")
+
         monkeypatch.setattr(checkpoints._checkpointer, "save_async", refuse)
         with pytest.raises(UserError, match="cannot save step 1: .*No space left on device; make room"):
             checkpoints.save(1, state(1))

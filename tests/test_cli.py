@@ -20,7 +20,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from idrid_jax import cli
-from idrid_jax.data import layout
+from idrid_jax.data import cache, layout
 from idrid_jax.data.masks import palette_tiff
 from idrid_jax.data.prepare import prepare
 from idrid_jax.training import build, loop
@@ -473,7 +473,7 @@ def test_sample_asked_wrongly(workdir, refused, tmp_path, arguments, says):
     assert says in refused("sample", "--workdir", workdir, "--out", tmp_path / "out", *arguments)
 
 
-@pytest.mark.parametrize("arguments", [["--per_grade=1"], ["--grade=2", "--count=1"], ["--balance"], []])
+@pytest.mark.parametrize("arguments", [["--per_grade=1"], ["--grade=0", "--count=1"], ["--grade=2", "--count=1"], ["--balance"], []])
 def test_a_grade_for_an_unconditional_generator(unconditional, refused, tmp_path, arguments):
     said = refused("sample", "--workdir", unconditional, "--out", tmp_path / "out", *arguments)
     assert "dcgan28 is unconditional" in said and "--count N alone" in said
@@ -500,7 +500,8 @@ def test_out_that_holds_something(workdir, refused, tmp_path):
 
 def test_evaluate_when_the_release_is_no_longer_prepared(folder, manifest, refused, tmp_path):
     shutil.copytree(manifest.folder.parent.parent, tmp_path / "data")
-    moved = made_run.make_run(tmp_path / "run", manifest, **{"data.data_dir": str(tmp_path / "data")})
+    there = cache.read_manifest(tmp_path / "data" / "idrid_jax" / manifest.fingerprint)
+    moved = made_run.make_run(tmp_path / "run", there)
     shutil.rmtree(tmp_path / "data" / "idrid_jax" / manifest.fingerprint)
     said = refused("evaluate", "--workdir", moved)
     assert "made up" in said and manifest.fingerprint[:12] in said and "--data_dir" in said

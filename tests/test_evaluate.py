@@ -111,7 +111,7 @@ def test_a_release_that_is_no_longer_prepared_is_one_line_and_can_be_named(folde
     moved = folder / "run, data gone"
     shutil.copytree(workdir, moved)
     config = json.loads((moved / "config.json").read_text())
-    config["config"]["data"]["data_dir"] = str(folder / "nowhere")
+    config["data"]["data_dir"] = str(folder / "nowhere")
     (moved / "config.json").write_text(json.dumps(config))
     (moved / run.NAME).unlink()
     says = f"made up \\({manifest.fingerprint[:12]}\\).*prepare --release PATH.*--data_dir"

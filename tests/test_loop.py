@@ -12,20 +12,25 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import SIZE, TRAIN, assert_same, changed, make_config
 from PIL import Image
 
-from conftest import SIZE, TRAIN, assert_same, changed, make_config
 from idrid_jax.data import cache, phantom
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
-from idrid_jax.training import build, mesh, step
+from idrid_jax.training import build, ema, mesh, step
 from idrid_jax.training.checkpoint import FOLDER, Checkpoints
 from idrid_jax.training.loop import TrainingDiverged, train
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 ALL_ON = {  # options that change what a step does
-    "ema_kimg": 0.05, "checkpoint__best": "score", "data__sampling": "balanced", "data__flip": True, "loss__label_smoothing": 0.1,
-    "optimizer__clip_norm": 1.0}
+    "ema_kimg": 0.05,
+    "checkpoint__best": "score",
+    "data__sampling": "balanced",
+    "data__flip": True,
+    "loss__label_smoothing": 0.1,
+    "optimizer__clip_norm": 1.0,
+}
 ways = pytest.mark.parametrize("way", ["resident", "stream"])
 
 
@@ -52,10 +57,12 @@ def stop_at(number, sent=signal.SIGTERM):
         if len(calls) == number:
             os.kill(os.getpid(), sent)
         return score(fakes, grades, split)
+
     return callback
 
 
 # -- The run directory
+
 
 def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys):
     state = train(config, tmp_path / "a" / "run", on_snapshot=(score,))
@@ -64,16 +71,33 @@ def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys):
     record = json.loads((workdir / "config.json").read_text())
     manifest = cache.prepared(phantom_data)
     assert record["config"] == config.to_dict()
-    assert record["data"]["fingerprint"] == manifest.fingerprint and record["data"]["counts"]["grading"]["train"] == list(TRAIN)
+    assert record["data"]["fingerprint"] == manifest.fingerprint and record["data"]["counts"]["grading"][
+        "train"
+    ] == list(TRAIN)
     assert record["versions"].keys() >= {"idrid_jax", "python", "jax", "flax", "optax", "orbax-checkpoint"}
-    assert len(record["devices"]) == len(jax.devices()) and record["devices"][0].startswith("cpu:0") and "revision" in record
+    assert (
+        len(record["devices"]) == len(jax.devices())
+        and record["devices"][0].startswith("cpu:0")
+        and "revision" in record
+    )
 
     rows = stats(workdir)
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
     for row in rows:
         assert row.keys() - {"score"} == {
-            "step", "kimg", "seconds", "images_per_s", "loss_d", "loss_g", "d_real", "d_fake_before", "d_fake_after", "d_accuracy",
-            "grad_norm_d", "grad_norm_g"}
+            "step",
+            "kimg",
+            "seconds",
+            "images_per_s",
+            "loss_d",
+            "loss_g",
+            "d_real",
+            "d_fake_before",
+            "d_fake_after",
+            "d_accuracy",
+            "grad_norm_d",
+            "grad_norm_g",
+        }
         assert ("score" in row) == (row["step"] % 4 == 0) and row["kimg"] == row["step"] * 8 / 1000
         assert all(np.isfinite(value) for value in row.values()) and 0 < row["d_real"] < 1
 
@@ -95,7 +119,7 @@ def test_reals_of_a_conditional_network_are_by_grade(config, phantom_data, tmp_p
     for grade in range(5):
         for column, index in enumerate(np.flatnonzero(split.grades == grade)):
             y, x = grade * (SIZE + 2), column * (SIZE + 2)
-            assert (picture[y:y + SIZE, x:x + SIZE] == split.images[index]).all()
+            assert (picture[y : y + SIZE, x : x + SIZE] == split.images[index]).all()
 
 
 def test_the_thesis_s_console_line(config, tmp_path, capsys):
@@ -104,7 +128,9 @@ def test_the_thesis_s_console_line(config, tmp_path, capsys):
     number = r"\d+\.\d{4}"
     pattern = rf"\[\d/3\]\[\d/4\] Loss_D: {number} Loss_G: {number} D\(x\): {number} D\(G\(z\)\): {number} / {number}"
     assert len(lines) == 12 and all(re.fullmatch(pattern, line) for line in lines), lines
-    assert [line.split(" ")[0] for line in lines] == [f"[{i // 4}/3][{i % 4}/4]" for i in range(12)]  # 32 photographs, 4 batches an epoch
+    assert [line.split(" ")[0] for line in lines] == [
+        f"[{i // 4}/3][{i % 4}/4]" for i in range(12)
+    ]  # 32 photographs, 4 batches an epoch
 
 
 def test_names_of_grids_count_thousands(config, tmp_path):
@@ -114,16 +140,22 @@ def test_names_of_grids_count_thousands(config, tmp_path):
 
 # -- Resume
 
+
 @ways
 @pytest.mark.parametrize("options", [{}, ALL_ON], ids=["plain", "all on"])
 def test_resumed_is_uninterrupted(config, tmp_path, capsys, way, options):
     """Bit for bit, all of the state; interrupted between two snapshots, and once more at one."""
     config = changed(config, data__way=way, **options)
+    first = 2 if config.checkpoint.best else 1  # a run that looks for the best measures once before it starts
     whole = train(config, tmp_path / "whole", on_snapshot=(score,))
-    stopped = train(config, tmp_path / "parts", on_snapshot=(stop_at(1),))  # during the snapshot of step 4: stops at 5
+    stopped = train(
+        config, tmp_path / "parts", on_snapshot=(stop_at(first),)
+    )  # during the snapshot of step 4: stops at 5
     assert int(stopped.step) == 5 and steps(tmp_path / "parts")[-1] == 5
     assert "interrupted: saved step 5" in capsys.readouterr().err
-    stopped = train(config, tmp_path / "parts", on_snapshot=(stop_at(1, signal.SIGINT),))  # Ctrl-C, at the snapshot of step 8
+    stopped = train(
+        config, tmp_path / "parts", on_snapshot=(stop_at(first, signal.SIGINT),)
+    )  # Ctrl-C, at the snapshot of step 8
     assert int(stopped.step) == 9
     assert "resuming from step 5 (0.0 kimg)" in capsys.readouterr().err
     assert_same(train(config, tmp_path / "parts", on_snapshot=(score,)), whole)
@@ -137,7 +169,10 @@ def test_resumed_is_uninterrupted(config, tmp_path, capsys, way, options):
 
 
 def test_both_ways_in_train_the_same(config, tmp_path):
-    resident, stream = (train(changed(config, data__way=way, **ALL_ON), tmp_path / way, on_snapshot=(score,)) for way in ("resident", "stream"))
+    resident, stream = (
+        train(changed(config, data__way=way, **ALL_ON), tmp_path / way, on_snapshot=(score,))
+        for way in ("resident", "stream")
+    )
     for a, b in zip(jax.tree.leaves(resident.g.params), jax.tree.leaves(stream.g.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -181,22 +216,40 @@ def test_stats_of_a_killed_run_are_cut_back(config, tmp_path):
 
 
 def test_keep_last_marked_and_best(config, tmp_path):
-    config = changed(config, total_kimg=0.256, checkpoint__keep_last=2, checkpoint__keep_every_kimg=0.08, checkpoint__best="score")
-    scores = iter([5, 4, 1, 3, 2, 9, 9, 9])
+    config = changed(
+        config, total_kimg=0.256, checkpoint__keep_last=2, checkpoint__keep_every_kimg=0.08, checkpoint__best="score"
+    )
+    scores = iter([0, 5, 4, 1, 3, 2, 9, 9, 9])
     train(config, tmp_path, on_snapshot=(lambda *_: {"score": next(scores)},))
-    # snapshots at 4, 8, ... 32; the first at or after 10, 20 and 30; the best at 12
+    # measured before it starts, which decides nothing; snapshots at 4, 8, ... 32; the first at or after 10, 20 and 30; the best at 12
     assert steps(tmp_path) == [12, 20, 28, 32]
 
 
 def test_kill_9_of_the_command_then_resume(phantom_data, tmp_path):
     """The real command and a real network; killed between snapshots, started again: the same as never killed."""
     root = Path(__file__).parents[1]
-    overrides = {"batch_size": 8, "total_kimg": 0.096, "snapshot_kimg": 0.032, "log_kimg": 0.008, "data.data_dir": phantom_data,
-                 "mesh.data": 1}
-    command = [sys.executable, "-m", "idrid_jax", "train", f"--config={root / 'configs' / 'dcgan28.py'}", f"--workdir={tmp_path / 'killed'}",
-               *(f"--config.{name}={value}" for name, value in overrides.items())]
+    overrides = {
+        "batch_size": 8,
+        "total_kimg": 0.096,
+        "snapshot_kimg": 0.032,
+        "log_kimg": 0.008,
+        "data.data_dir": phantom_data,
+        "mesh.data": 1,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "idrid_jax",
+        "train",
+        f"--config={root / 'configs' / 'dcgan28.py'}",
+        f"--workdir={tmp_path / 'killed'}",
+        *(f"--config.{name}={value}" for name, value in overrides.items()),
+    ]
     environment = os.environ | {
-        "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": str(len(jax.devices())), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        "PYTHONPATH": str(root),
+        "JAX_NUM_CPU_DEVICES": str(len(jax.devices())),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / FOLDER / "4").is_dir():
         assert process.poll() is None
@@ -226,13 +279,17 @@ def test_the_real_networks_run(phantom_data, tmp_path, network):
 
 # -- Divergence
 
+
 def test_an_exploding_run_stops_and_keeps_the_last_good_checkpoint(config, tmp_path):
     """A learning rate that overflows from step 7 on is what a later, broken step looks like."""
     train(changed(config, total_kimg=0.032), tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     record["config"]["optimizer"]["d_learning_rate"] = 1e30
     (tmp_path / "config.json").write_text(json.dumps(record))
-    with pytest.raises(TrainingDiverged, match=r"^step \d+: (loss|grad_norm)_[dg] of the (generator|discriminator) is (nan|inf); .*last good") as error:
+    with pytest.raises(
+        TrainingDiverged,
+        match=r"^step \d+: (loss|grad_norm)_[dg] of the (generator|discriminator) is (nan|inf); .*last good",
+    ) as error:
         train(changed(config, optimizer__d_learning_rate=1e30), tmp_path)
     assert "\n" not in str(error.value)
     assert steps(tmp_path) == [4]
@@ -247,7 +304,9 @@ def test_divergence_names_the_step_and_the_network(config, tmp_path, monkeypatch
         return after, metrics | {name: jax.numpy.where(state.step == 6, jax.numpy.nan, metrics[name])}  # the seventh
 
     monkeypatch.setattr(step.Update, "__call__", broken)
-    with pytest.raises(TrainingDiverged, match=f"^step 7: {name} of the {network} is nan.*config.optimizer.{network[0]}_learning_rate"):
+    with pytest.raises(
+        TrainingDiverged, match=f"^step 7: {name} of the {network} is nan.*config.optimizer.{network[0]}_learning_rate"
+    ):
         train(config, tmp_path)
     assert steps(tmp_path) == [4]
     assert [row["step"] for row in stats(tmp_path)] == [2, 4, 6]
@@ -263,12 +322,16 @@ def test_a_state_that_is_not_finite_is_not_saved(config, tmp_path):
 
 # -- Refusals
 
-@pytest.mark.parametrize("changes, named", [
-    ({"batch_size": 16}, ["config.batch_size: 8 -> 16"]),
-    ({"network": "tiny_unconditional"}, ["config.network: 'tiny' -> 'tiny_unconditional'"]),
-    ({"ema_kimg": 1.0, "optimizer__b1": 0.9}, ["config.ema_kimg: 0.0 -> 1.0", "config.optimizer.b1: 0.5 -> 0.9"]),
-    ({"seed": 1, "data__flip": True}, ["config.data.flip", "config.seed"]),
-])
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"batch_size": 16}, ["config.batch_size: 8 -> 16"]),
+        ({"network": "tiny_unconditional"}, ["config.network: 'tiny' -> 'tiny_unconditional'"]),
+        ({"ema_kimg": 1.0, "optimizer__b1": 0.9}, ["config.ema_kimg: 0.0 -> 1.0", "config.optimizer.b1: 0.5 -> 0.9"]),
+        ({"seed": 1, "data__flip": True}, ["config.data.flip", "config.seed"]),
+    ],
+)
 def test_a_config_that_does_not_fit_is_refused(config, tmp_path, changes, named):
     train(changed(config, total_kimg=0.008), tmp_path)
     with pytest.raises(UserError, match="differs in") as error:
@@ -279,7 +342,9 @@ def test_a_config_that_does_not_fit_is_refused(config, tmp_path, changes, named)
 
 def test_other_data_are_refused(config, tmp_path):
     train(changed(config, total_kimg=0.008), tmp_path / "run")
-    release = phantom.draw_release(tmp_path / "other", seed=2, train=(2, 2, 2, 2, 2), test=(1, 1, 1, 1, 1), segmentation=(0, 0), height=64)
+    release = phantom.draw_release(
+        tmp_path / "other", seed=2, train=(2, 2, 2, 2, 2), test=(1, 1, 1, 1, 1), segmentation=(0, 0), height=64
+    )
     other, _ = prepare(release, tmp_path / "data", tfds=False)
     ours = cache.prepared(config.data.data_dir)
     with pytest.raises(UserError, match="was trained on release") as error:
@@ -288,7 +353,9 @@ def test_other_data_are_refused(config, tmp_path):
 
 
 def test_a_grade_that_is_missing_stops_balanced_training_alone(tiny, tmp_path):
-    release = phantom.draw_release(tmp_path / "release", train=(4, 0, 4, 4, 4), test=(1, 1, 1, 1, 1), segmentation=(0, 0), height=64)
+    release = phantom.draw_release(
+        tmp_path / "release", train=(4, 0, 4, 4, 4), test=(1, 1, 1, 1, 1), segmentation=(0, 0), height=64
+    )
     prepare(release, tmp_path / "data", tfds=False)
     config = make_config(tmp_path / "data", total_kimg=0.008)
     with pytest.raises(UserError, match="no photograph of grade MILD"):
@@ -296,14 +363,17 @@ def test_a_grade_that_is_missing_stops_balanced_training_alone(tiny, tmp_path):
     assert int(train(config, tmp_path / "b").step) == 1
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"checkpoint__best": "scor"}, "config.checkpoint.best = 'scor': .*score"),
-    ({"total_kimg": 0.0}, "config.total_kimg = 0.0"),
-    ({"network": "tinny"}, "config.network = 'tinny': .*tiny"),
-    ({"data__way": "residant"}, "config.data.way = 'residant': .*resident"),
-    ({"data__data_dir": "/nowhere"}, "prepare"),
-    ({"init_from": "/nowhere"}, "config.init_from = '/nowhere': no run is there"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"checkpoint__best": "scor"}, "config.checkpoint.best = 'scor': .*score"),
+        ({"total_kimg": 0.0}, "config.total_kimg = 0.0"),
+        ({"network": "tinny"}, "config.network = 'tinny': .*tiny"),
+        ({"data__way": "residant"}, "config.data.way = 'residant': .*resident"),
+        ({"data__data_dir": "/nowhere"}, "prepare"),
+        ({"init_from": "/nowhere"}, "config.init_from: /nowhere: no run is there"),
+    ],
+)
 def test_mistakes_are_refused(config, tmp_path, changes, words):
     with pytest.raises(UserError, match=words) as error:
         train(changed(config, **changes), tmp_path / "run", on_snapshot=(score,))
@@ -318,9 +388,16 @@ def test_a_workdir_that_is_a_file_is_refused(config, tmp_path):
 
 # -- Fine-tuning
 
+
 def test_init_from_takes_the_networks_alone(config, tmp_path):
     source = train(config, tmp_path / "source")
-    tuned = changed(config, init_from=str(tmp_path / "source"), optimizer__g_learning_rate=0.0, optimizer__d_learning_rate=0.0, total_kimg=0.008)
+    tuned = changed(
+        config,
+        init_from=str(tmp_path / "source"),
+        optimizer__g_learning_rate=0.0,
+        optimizer__d_learning_rate=0.0,
+        total_kimg=0.008,
+    )
     state = train(tuned, tmp_path / "tuned")
     assert_same(state.g.params, source.g.params)
     assert_same(state.d.params, source.d.params)
@@ -337,7 +414,8 @@ def test_init_from_takes_or_begins_the_average(config, tmp_path):
     state = train(changed(config, ema_kimg=1.0, init_from=str(tmp_path / "averaged"), **still), tmp_path / "a")
     assert_same(state.g.params, averaged.g.params)
     for a, b, p in zip(*map(jax.tree.leaves, (state.ema, averaged.ema, averaged.g.params)), strict=True):
-        np.testing.assert_allclose(a, 0.1 * np.asarray(b) + 0.9 * np.asarray(p), atol=1e-6)  # one step of a young average
+        f = ema.decay(8, 1.0)  # the average is not young
+        np.testing.assert_allclose(a, f * np.asarray(b) + (1 - f) * np.asarray(p), atol=1e-6)
     assert train(changed(config, init_from=str(tmp_path / "averaged"), **still), tmp_path / "b").ema == {}
 
 
@@ -349,12 +427,13 @@ def test_init_from_another_network_is_refused(config, tmp_path):
 
 # -- Speed
 
+
 def test_the_resident_way_moves_nothing_to_the_device(config):
     """In steady state: the step asks for no transfer between host and device."""
     config = changed(config, data__way="resident", **ALL_ON)
     devices = mesh.make_mesh(1)
     update, init = build.make_update(config, *build.networks(config))
-    _, split = build.load_split(config, "train")
+    split = build.load_split(config, build.find_release(config), "train")
     state = jax.jit(init, out_shardings=mesh.replicated(devices))(jax.random.key(0))
     call = build.compile_step(config, update, devices, split, 0)
     state, _ = call(state)
@@ -362,3 +441,34 @@ def test_the_resident_way_moves_nothing_to_the_device(config):
         for _ in range(3):
             state, metrics = call(state)
     assert int(state.step) == 4 and np.isfinite(float(metrics["loss_d"]))
+
+
+# -- What ties a run to its data
+
+
+def test_checkpoints_without_their_record_are_refused(config, tmp_path):
+    train(config, tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="has checkpoints but no config.json"):
+        train(changed(config, seed=9), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_checkpoint_of_other_data_is_refused(config, tmp_path):
+    """The fingerprint is in each checkpoint: copying a record does not pass one release for another."""
+    state = train(config, tmp_path)
+    with Checkpoints(tmp_path, "f" * 64) as checkpoints:
+        with pytest.raises(UserError, match="trained on release .*, not on ffffffffffff"):
+            checkpoints.restore(state)
+    assert steps(tmp_path)
+
+
+def test_a_full_disk_for_tensorboard_is_an_error_of_our_own_thread(config, tmp_path, monkeypatch):
+    from tensorboardX.event_file_writer import EventsWriter
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EventsWriter, "flush", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(config, tmp_path)

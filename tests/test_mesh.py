@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from conftest import assert_same, changed, make_config
+
 from idrid_jax.data import cache
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
@@ -29,7 +29,9 @@ def made_up(size, channels):
     """A split of random photographs."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, size, size, channels), np.uint8)
-    return cache.Split(images, rng.integers(0, 5, 24).astype(np.int32), np.zeros(24, np.int32), tuple(map(str, range(24))))
+    return cache.Split(
+        images, rng.integers(0, 5, 24).astype(np.int32), np.zeros(24, np.int32), tuple(map(str, range(24)))
+    )
 
 
 @functools.cache
@@ -46,19 +48,33 @@ def _one_step(name, devices, way, dtype):
     tx = optax.sgd(1e-2)
     update = Update(generator, discriminator, tx, tx, latent=network.latent)
     the_mesh = mesh.make_mesh(devices)
-    init = jax.jit(lambda key: init_state(key, generator, discriminator, tx, tx, ema=False), out_shardings=mesh.replicated(the_mesh))
+    init = jax.jit(
+        lambda key: init_state(key, generator, discriminator, tx, tx, ema=False),
+        out_shardings=mesh.replicated(the_mesh),
+    )
     state = init(jax.random.key(0))
     before = jax.tree.map(np.asarray, state)
     step = build.compile_step(config, update, the_mesh, made_up(network.size, network.channels), 0)
     after, metrics = step(state)
-    assert all(leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == devices for leaf in jax.tree.leaves(after))
+    assert all(
+        leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == devices
+        for leaf in jax.tree.leaves(after)
+    )
     return before, jax.tree.map(np.asarray, after), {name: float(value) for name, value in metrics.items()}
 
 
 # Dropout and grades, dropout and BatchNorm, BatchNorm in both networks. Eight devices fed by `stream` are held to one that is fed by
 # `resident`, so that both ways in are one result; a way differs in how a batch comes to the devices alone, so two networks do for it.
-@pytest.mark.parametrize("network, way", [
-    ("cgan32", "stream"), ("dcgan28", "resident"), ("dcgan28", "stream"), ("dcgan64", "resident"), ("dcgan128", "resident")])
+@pytest.mark.parametrize(
+    "network, way",
+    [
+        ("cgan32", "stream"),
+        ("dcgan28", "resident"),
+        ("dcgan28", "stream"),
+        ("dcgan64", "resident"),
+        ("dcgan128", "resident"),
+    ],
+)
 def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
     """Losses, gradients and batch statistics, dropout masks included; BatchNorm is over the global batch of 8, one image a device."""
     dtype, tolerance = "float32", 2e-3
@@ -67,8 +83,12 @@ def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
         # zero slope shows it.
         dtype, tolerance = "float64", 2e-5
         wide = NETWORKS[network]
-        generator, discriminator = (functools.partial(module, width=8) for module in (wide.generator, wide.discriminator))
-        monkeypatch.setitem(NETWORKS, network, dataclasses.replace(wide, generator=generator, discriminator=discriminator))
+        generator, discriminator = (
+            functools.partial(module, width=8) for module in (wide.generator, wide.discriminator)
+        )
+        monkeypatch.setitem(
+            NETWORKS, network, dataclasses.replace(wide, generator=generator, discriminator=discriminator)
+        )
     before, one, metrics = one_step(network, 1, dtype=dtype)
     same_start, eight, metrics_of_eight = one_step(network, 8, way=way, dtype=dtype)
     assert_same(before, same_start)
@@ -76,9 +96,14 @@ def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
     worst = {}
     for name in ("g", "d"):
         start, a, b = (getattr(state, name) for state in (before, one, eight))
-        for part, s, x, y in (("gradient", start.params, a.params, b.params), ("statistics", start.stats, a.stats, b.stats)):
+        for part, s, x, y in (
+            ("gradient", start.params, a.params, b.params),
+            ("statistics", start.stats, a.stats, b.stats),
+        ):
             # a share of the part's largest change; float32 sums in another order, and a ReLU's kink may fall to either side
-            largest = max((np.abs(i - j).max() for i, j in zip(jax.tree.leaves(x), jax.tree.leaves(s), strict=True)), default=0)
+            largest = max(
+                (np.abs(i - j).max() for i, j in zip(jax.tree.leaves(x), jax.tree.leaves(s), strict=True)), default=0
+            )
             for i, j in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
                 worst[name, part] = max(worst.get((name, part), 0), float(np.abs(i - j).max() / largest))
     assert max(worst.values()) <= tolerance, worst
@@ -97,6 +122,7 @@ def test_each_device_computes_its_share_alone(monkeypatch, network):
             if "donate_argnums" in options:  # the step
                 texts.append(jitted.lower(*arguments).compile().as_text())
             return jitted(*arguments)
+
         return call
 
     monkeypatch.setattr(jax, "jit", spy)
@@ -129,7 +155,10 @@ def test_all_devices_is_the_default(config, tmp_path):
 
 @pytest.mark.parametrize("devices, batch_size", [(8, 12), (-1, 4), (3, 8)])
 def test_a_batch_that_does_not_divide_is_refused(config, tmp_path, devices, batch_size):
-    with pytest.raises(UserError, match=f"config.batch_size = {batch_size} is not divisible by {abs(devices) if devices > 0 else 8} devices"):
+    with pytest.raises(
+        UserError,
+        match=f"config.batch_size = {batch_size} is not divisible by {abs(devices) if devices > 0 else 8} devices",
+    ):
         train(changed(config, mesh__data=devices, batch_size=batch_size), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -144,7 +173,9 @@ def test_bfloat16_computes_so_and_keeps_float32(config, tmp_path):
     """Parameters, statistics, optimizers and metrics stay float32, here and on disk; the numbers are near those of float32."""
     state = train(changed(config, dtype="bfloat16", ema_kimg=0.05), tmp_path)
     floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")} and all(np.isfinite(leaf).all() for leaf in floats[:-1])
+    assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")} and all(
+        np.isfinite(leaf).all() for leaf in floats[:-1]
+    )
     with Checkpoints(tmp_path) as checkpoints:
         assert_same(checkpoints.restore(state), state)
 

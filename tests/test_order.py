@@ -28,7 +28,7 @@ def order(sampling="natural", seed=0, batch_size=4, grades=GRADES):
 @pytest.mark.parametrize("batch_size", [1, 4, 25, 60])  # within an epoch, across its end, an epoch, several
 def test_natural_epochs_are_permutations(batch_size):
     n = len(GRADES)
-    walked = walk(order(batch_size=batch_size), -(-3 * n // batch_size))[:3 * n].reshape(3, n)
+    walked = walk(order(batch_size=batch_size), -(-3 * n // batch_size))[: 3 * n].reshape(3, n)
     assert (np.sort(walked, axis=1) == np.arange(n)).all()
     assert (walked[0] != walked[1]).any() and (walked[1] != walked[2]).any()
 
@@ -44,7 +44,7 @@ def test_the_walk_does_not_depend_on_the_batch(sampling, batch_size):
 def test_balanced_grades_come_equally_often():
     walked = walk(order("balanced", batch_size=7), 30)
     for first in range(0, len(walked) - 5):
-        assert sorted(GRADES[walked[first:first + 5]]) == [0, 1, 2, 3, 4]
+        assert sorted(GRADES[walked[first : first + 5]]) == [0, 1, 2, 3, 4]
 
 
 def test_balanced_epochs_within_a_grade_are_permutations():
@@ -52,7 +52,7 @@ def test_balanced_epochs_within_a_grade_are_permutations():
     for grade in range(5):
         members = np.flatnonzero(GRADES == grade)
         of_grade = walked[GRADES[walked] == grade]
-        epochs = of_grade[:len(of_grade) // len(members) * len(members)].reshape(-1, len(members))
+        epochs = of_grade[: len(of_grade) // len(members) * len(members)].reshape(-1, len(members))
         assert len(epochs) >= 5 and (np.sort(epochs, axis=1) == members).all()
 
 
@@ -86,6 +86,7 @@ def test_other_refusals():
 
 # -- Both ways in
 
+
 def images_of(grades):
     """Images that say which one they are."""
     images = np.zeros((len(grades), 2, 2, 1), np.uint8)
@@ -95,7 +96,9 @@ def images_of(grades):
 
 def streamed(count, *, grades=GRADES, images=None, **options):
     options = dict(seed=0, batch_size=8, sampling="natural", first_step=0) | options
-    return list(itertools.islice(stream.batches(images_of(grades) if images is None else images, grades, **options), count))
+    return list(
+        itertools.islice(stream.batches(images_of(grades) if images is None else images, grades, **options), count)
+    )
 
 
 @samplings
@@ -162,4 +165,6 @@ def test_each_process_reads_its_share_alone(sampling):
 def test_a_grade_missing_in_a_share_is_refused():
     grades = np.sort(GRADES)
     with pytest.raises(UserError, match="SEVERE, PROLIFERATIVE .*share"):
-        stream.batches(images_of(grades), grades, seed=0, batch_size=8, sampling="balanced", first_step=0, process=0, processes=2)
+        stream.batches(
+            images_of(grades), grades, seed=0, batch_size=8, sampling="balanced", first_step=0, process=0, processes=2
+        )

@@ -20,7 +20,7 @@ from idrid_jax.data.prepare import prepare
 from idrid_jax.data.release import read_release
 from idrid_jax.errors import UserError
 from idrid_jax.training.checkpoint import Checkpoints
-from idrid_jax.training.log import GAP
+from idrid_jax.pictures import GAP
 
 HEADER = b"Image name,Retinopathy grade,Risk of macular edema ,,,,,,,,,\r\n"  # the official training file's first line
 

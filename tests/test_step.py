@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import CHANNELS, LATENT, SIZE, TINY, assert_same
 from flax import nnx
 
-from conftest import CHANNELS, LATENT, SIZE, TINY, assert_same
 from idrid_jax.models.functional import functional
 from idrid_jax.training import ema, losses
 from idrid_jax.training.state import generator_params, init_state
@@ -21,7 +21,9 @@ BATCH = 8
 RATE = 0.05
 
 
-GENERATOR, DISCRIMINATOR = (functional(lambda rngs, make=make: make(rngs=rngs)) for make in (TINY["tiny"].generator, TINY["tiny"].discriminator))
+GENERATOR, DISCRIMINATOR = (
+    functional(lambda rngs, make=make: make(rngs=rngs)) for make in (TINY["tiny"].generator, TINY["tiny"].discriminator)
+)
 SGD = optax.sgd(RATE)
 
 
@@ -50,6 +52,7 @@ def assert_close(a, b, tolerance=2e-6):
 
 # -- Losses
 
+
 def log_sigmoid(x):
     """float64, by the definition."""
     return -np.logaddexp(0, -np.asarray(x, np.float64))
@@ -59,7 +62,9 @@ def log_sigmoid(x):
 def test_losses_are_the_formulas(smoothing):
     rng = np.random.default_rng(0)
     real, fake = (rng.normal(0, 5, 100).astype(np.float32) for _ in range(2))
-    expected = (-((1 - smoothing) * log_sigmoid(real) + smoothing * log_sigmoid(-real)).mean() - log_sigmoid(-fake).mean())
+    expected = (
+        -((1 - smoothing) * log_sigmoid(real) + smoothing * log_sigmoid(-real)).mean() - log_sigmoid(-fake).mean()
+    )
     np.testing.assert_allclose(losses.discriminator_bce(real, fake, smoothing), expected, rtol=2e-6)
     np.testing.assert_allclose(losses.generator_bce(fake), -log_sigmoid(fake).mean(), rtol=2e-6)
 
@@ -79,13 +84,16 @@ def test_smoothing_puts_the_optimum_at_its_target():
 
 # -- The update
 
+
 def reference(update, state, images, grades, key):
     """The same in the plainest way: G forward twice, each gradient by its own jax.grad, D's fakes cut off by hand."""
     z_key, flip_key, *drop = jax.random.split(key, 5)
     z = jax.random.normal(z_key, (len(images), update.latent))
     real = jnp.asarray(images, jnp.float32) / 127.5 - 1
     fake_of = lambda params: update.generator.train(params, state.g.stats, z, grades)
-    score = lambda params, stats, x, i: update.discriminator.train(params, stats, x, grades, rngs=nnx.Rngs(dropout=drop[i]))
+    score = lambda params, stats, x, i: update.discriminator.train(
+        params, stats, x, grades, rngs=nnx.Rngs(dropout=drop[i])
+    )
     fake, g_stats = fake_of(state.g.params)
     fake = jax.lax.stop_gradient(fake)
 
@@ -93,8 +101,9 @@ def reference(update, state, images, grades, key):
         on_real, stats = score(params, state.d.stats, real, 0)
         on_fake, stats = score(params, stats, fake, 1)
         bce = optax.sigmoid_binary_cross_entropy
-        return bce(on_real, jnp.full(len(images), 1 - update.smoothing)).mean() + bce(on_fake, jnp.zeros(len(images))).mean(), \
-            (on_real, on_fake, stats)
+        return bce(on_real, jnp.full(len(images), 1 - update.smoothing)).mean() + bce(
+            on_fake, jnp.zeros(len(images))
+        ).mean(), (on_real, on_fake, stats)
 
     (loss_d, (on_real, on_fake, d_stats)), d_grads = jax.value_and_grad(d_loss, has_aux=True)(state.d.params)
     updates, d_opt = update.d_tx.update(d_grads, state.d.opt, state.d.params)
@@ -107,14 +116,21 @@ def reference(update, state, images, grades, key):
     (loss_g, (on_fake_after, d_stats)), g_grads = jax.value_and_grad(g_loss, has_aux=True)(state.g.params)
     updates, g_opt = update.g_tx.update(g_grads, state.g.opt, state.g.params)
     sigmoid = lambda x: 1 / (1 + jnp.exp(-x))
-    norm = lambda tree: jnp.sqrt(sum((leaf ** 2).sum() for leaf in jax.tree.leaves(tree)))
+    norm = lambda tree: jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(tree)))
     metrics = {
-        "loss_d": loss_d, "loss_g": loss_g, "d_real": sigmoid(on_real).mean(), "d_fake_before": sigmoid(on_fake).mean(),
+        "loss_d": loss_d,
+        "loss_g": loss_g,
+        "d_real": sigmoid(on_real).mean(),
+        "d_fake_before": sigmoid(on_fake).mean(),
         "d_fake_after": sigmoid(on_fake_after).mean(),
         "d_accuracy": jnp.concatenate([sigmoid(on_real) > 0.5, sigmoid(on_fake) <= 0.5]).mean(),
-        "grad_norm_d": norm(d_grads), "grad_norm_g": norm(g_grads)}
+        "grad_norm_d": norm(d_grads),
+        "grad_norm_g": norm(g_grads),
+    }
     g = dataclasses.replace(state.g, params=optax.apply_updates(state.g.params, updates), stats=g_stats, opt=g_opt)
-    return dataclasses.replace(state, step=state.step + 1, g=g, d=dataclasses.replace(state.d, params=d_params, stats=d_stats, opt=d_opt)), metrics
+    return dataclasses.replace(
+        state, step=state.step + 1, g=g, d=dataclasses.replace(state.d, params=d_params, stats=d_stats, opt=d_opt)
+    ), metrics
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -138,7 +154,9 @@ def test_the_generator_descends_against_the_updated_discriminator():
     learning, _ = make(d_tx=optax.sgd(0.5))
     (a, before), (b, after) = run(frozen, state), run(learning, state)
     assert_same(a.d.params, state.d.params)
-    assert float(before["loss_d"]) == float(after["loss_d"]) and float(before["d_fake_before"]) == float(after["d_fake_before"])
+    assert float(before["loss_d"]) == float(after["loss_d"]) and float(before["d_fake_before"]) == float(
+        after["d_fake_before"]
+    )
     assert abs(float(before["loss_g"]) - float(after["loss_g"])) > 1e-3
     assert not np.allclose(a.g.params["image"]["kernel"], b.g.params["image"]["kernel"], atol=1e-6)
 
@@ -153,7 +171,11 @@ def test_batch_statistics_pass_through_real_fake_and_fake_again():
     d = jax.tree.map(np.asarray, state.d.params)
 
     def hidden(x):
-        return np.concatenate([np.asarray(x).reshape(BATCH, -1), d["embed"]["embedding"][grades]], 1) @ d["hidden"]["kernel"] + d["hidden"]["bias"]
+        return (
+            np.concatenate([np.asarray(x).reshape(BATCH, -1), d["embed"]["embedding"][grades]], 1)
+            @ d["hidden"]["kernel"]
+            + d["hidden"]["bias"]
+        )
 
     mean, var = np.zeros(8), np.ones(8)
     for x in (images / 127.5 - 1, fake, fake):
@@ -165,13 +187,17 @@ def test_batch_statistics_pass_through_real_fake_and_fake_again():
 def test_a_step_is_a_function_of_its_key():
     update, state = make()
     assert_same(run(update, state, 3), run(update, state, 3))
-    assert not np.array_equal(run(update, state, 3)[0].g.params["image"]["kernel"], run(update, state, 4)[0].g.params["image"]["kernel"])
+    assert not np.array_equal(
+        run(update, state, 3)[0].g.params["image"]["kernel"], run(update, state, 4)[0].g.params["image"]["kernel"]
+    )
 
 
 # -- Options
 
+
 def test_flip_mirrors_real_images_alone_about_half_of_them():
     """Seen through networks that hand their images out."""
+
     class Echo:
         def train(self, params, stats, x, grades, rngs=None):
             if rngs is None:  # the generator
@@ -185,8 +211,10 @@ def test_flip_mirrors_real_images_alone_about_half_of_them():
     for flip in (False, True):
         update = Update(Echo(), Echo(), optax.sgd(0.0), optax.sgd(0.0), latent=LATENT, flip=flip)
         start = dataclasses.replace(
-            state, g=dataclasses.replace(state.g, params={"w": 0.0}, stats={}, opt=optax.sgd(0.0).init({"w": 0.0})),
-            d=dataclasses.replace(state.d, params={"w": 0.0}, stats={"seen": ()}, opt=optax.sgd(0.0).init({"w": 0.0})))
+            state,
+            g=dataclasses.replace(state.g, params={"w": 0.0}, stats={}, opt=optax.sgd(0.0).init({"w": 0.0})),
+            d=dataclasses.replace(state.d, params={"w": 0.0}, stats={"seen": ()}, opt=optax.sgd(0.0).init({"w": 0.0})),
+        )
         many = np.tile(images, (25, 1, 1, 1))
         seen[flip] = update(start, many, np.tile(grades, 25), jax.random.key(0))[0].d.stats["seen"]
     (real, *fakes), (flipped, *fakes_when_flipping) = seen[False], seen[True]
@@ -220,13 +248,18 @@ def test_a_young_ema_forgets_faster():
         kept = ema.update(jnp.float32(1), jnp.float32(0), 0.999999, jnp.int32(step))
         np.testing.assert_allclose(kept, (1 + step) / (10 + step), rtol=1e-5)
     np.testing.assert_allclose(ema.update(jnp.float32(1), jnp.float32(0), 0.9, jnp.int32(1000)), 0.9, rtol=1e-6)
+    np.testing.assert_allclose(
+        ema.update(jnp.float32(1), jnp.float32(0), 0.9, None), 0.9, rtol=1e-6
+    )  # one that is not young
 
 
 def test_the_average_follows_the_generator_and_draws_the_samples():
     update, state = make(with_ema=True, ema_decay=0.99)
     assert_same(state.ema, state.g.params)
     after, _ = run(update, state)
-    assert_close(after.ema, jax.tree.map(lambda a, p: 0.1 * a + 0.9 * p, state.g.params, after.g.params))  # step 0: the cap, 1/10
+    assert_close(
+        after.ema, jax.tree.map(lambda a, p: 0.1 * a + 0.9 * p, state.g.params, after.g.params)
+    )  # step 0: the cap, 1/10
     assert_same(generator_params(after), after.ema)
     without, plain = make()
     assert run(without, plain)[0].ema == {}
@@ -235,6 +268,7 @@ def test_the_average_follows_the_generator_and_draws_the_samples():
 
 
 # -- uint8 <-> float
+
 
 def test_uint8_to_float_and_back():
     every = np.arange(256, dtype=np.uint8)

@@ -13,15 +13,14 @@ import optax
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
-
 from flax import nnx  # noqa: E402
+from peers import capture, torch_dcgan  # noqa: E402
+from torch import nn  # noqa: E402
 
 from idrid_jax.models import dcgan  # noqa: E402
 from idrid_jax.models.functional import functional  # noqa: E402
 from idrid_jax.training.state import NetworkState, TrainState  # noqa: E402
 from idrid_jax.training.step import Update  # noqa: E402
-from peers import capture, torch_dcgan  # noqa: E402
 
 BATCH, SIZE = 8, 64
 NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -46,7 +45,9 @@ def layers(peer):
     """The peer's layers with arrays, by our names: the generator's last and the discriminator's first convolution are "image"."""
     found = [layer for layer in peer.main if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d))]
     convolutions = [layer for layer in found if not isinstance(layer, nn.BatchNorm2d)]
-    names = {f"norm.{i}": layer for i, layer in enumerate(layer for layer in found if isinstance(layer, nn.BatchNorm2d))}
+    names = {
+        f"norm.{i}": layer for i, layer in enumerate(layer for layer in found if isinstance(layer, nn.BatchNorm2d))
+    }
     if isinstance(convolutions[0], nn.ConvTranspose2d):
         *up, names["image"] = convolutions
         return names | {f"up.{i}": layer for i, layer in enumerate(up)}
@@ -59,7 +60,9 @@ def copy(module, peer):
     arrays = capture.arrays(module)
     with torch.no_grad():
         for (name, array), a in arrays.items():
-            getattr(found[name], NAMES[array]).copy_(torch.from_numpy(np.array(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a)))
+            getattr(found[name], NAMES[array]).copy_(
+                torch.from_numpy(np.array(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a))
+            )
 
 
 def ours_of(peer, name, array):
@@ -82,7 +85,7 @@ def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z):
     err_d_fake = criterion(output, zeros)
     err_d_fake.backward()
     d_g_z1, right = output.sigmoid().mean().item(), right + (output <= 0).sum().item()
-    norm = lambda net: torch.sqrt(sum((p.grad ** 2).sum() for p in net.parameters())).item()
+    norm = lambda net: torch.sqrt(sum((p.grad**2).sum() for p in net.parameters())).item()
     norm_d = norm(net_d)
     optimizer_d.step()
     net_g.zero_grad()
@@ -91,15 +94,26 @@ def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z):
     err_g.backward()
     norm_g = norm(net_g)
     optimizer_g.step()
-    return {"loss_d": (err_d_real + err_d_fake).item(), "loss_g": err_g.item(), "d_real": d_x, "d_fake_before": d_g_z1,
-            "d_fake_after": output.sigmoid().mean().item(), "d_accuracy": right / (2 * len(real)), "grad_norm_d": norm_d, "grad_norm_g": norm_g}
+    return {
+        "loss_d": (err_d_real + err_d_fake).item(),
+        "loss_g": err_g.item(),
+        "d_real": d_x,
+        "d_fake_before": d_g_z1,
+        "d_fake_after": output.sigmoid().mean().item(),
+        "d_accuracy": right / (2 * len(real)),
+        "grad_norm_d": norm_d,
+        "grad_norm_g": norm_g,
+    }
 
 
 def both(width, dtype, steps, tx, optimizer):
     """-> (our metrics, theirs) of each step, our state, their networks, at the end."""
     update, state, modules = ours(width, dtype, tx(), tx())
     torch_type = getattr(torch, dtype)
-    net_g, net_d = torch_dcgan.Generator(SIZE, ngf=width).to(torch_type), torch_dcgan.Discriminator(SIZE, ndf=width).to(torch_type)
+    net_g, net_d = (
+        torch_dcgan.Generator(SIZE, ngf=width).to(torch_type),
+        torch_dcgan.Discriminator(SIZE, ndf=width).to(torch_type),
+    )
     copy(modules[0], net_g)
     copy(modules[1], net_d)
     optimizers = optimizer(net_g.parameters()), optimizer(net_d.parameters())
@@ -118,9 +132,16 @@ def both(width, dtype, steps, tx, optimizer):
 
 
 def test_two_steps_of_adam_give_the_tutorial_s_numbers():
-    rows, *_ = both(64, "float32", 2, lambda: optax.adam(2e-4, b1=0.5, b2=0.999),
-                    lambda parameters: torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999)))
-    for (metrics, theirs), tolerance in zip(rows, (1e-4, 5e-3), strict=True):  # Adam turns rounding into whole steps where gradients are near 0
+    rows, *_ = both(
+        64,
+        "float32",
+        2,
+        lambda: optax.adam(2e-4, b1=0.5, b2=0.999),
+        lambda parameters: torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999)),
+    )
+    for (metrics, theirs), tolerance in zip(
+        rows, (1e-4, 5e-3), strict=True
+    ):  # Adam turns rounding into whole steps where gradients are near 0
         for name in ("loss_d", "loss_g", "d_real", "d_fake_before", "d_fake_after", "d_accuracy"):
             assert metrics[name] == pytest.approx(theirs[name], rel=tolerance), name
     metrics, theirs = rows[0]
@@ -133,8 +154,10 @@ def test_a_step_leaves_the_tutorial_s_parameters(name):
     tx, optimizer = {
         "sgd": (lambda: optax.sgd(1e-2), lambda parameters: torch.optim.SGD(parameters, lr=1e-2)),
         # eps as large as the gradients: the update is then no sign, and still tells m from v, and both bias corrections
-        "adam": (lambda: optax.adam(2e-4, b1=0.5, b2=0.999, eps=1e-3),
-                 lambda parameters: torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999), eps=1e-3)),
+        "adam": (
+            lambda: optax.adam(2e-4, b1=0.5, b2=0.999, eps=1e-3),
+            lambda parameters: torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999), eps=1e-3),
+        ),
     }[name]
     with jax.enable_x64():
         rows, state, peers = both(8, "float64", 2, tx, optimizer)

@@ -11,6 +11,7 @@ import numpy as np
 
 from idrid_jax.data.order import Order
 from idrid_jax.data.tensorflow import import_tensorflow
+from idrid_jax.errors import UserError
 
 
 def share(n: int, process: int, processes: int) -> slice:
@@ -48,7 +49,13 @@ def batches(
 
 def _read(images, grades, order, first_step):
     tf = import_tensorflow()
-    cpu = jax.local_devices(backend="cpu")[0]
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise UserError(
+            "config.data.way = 'stream': JAX has no CPU backend to compute the order with; add cpu to "
+            f"JAX_PLATFORMS, or take 'resident' ({str(error).splitlines()[0]})"
+        ) from error
     indices_of = jax.jit(order)
 
     def read(step):

@@ -56,8 +56,8 @@ def measure(
         "one_generated" also has "index", its place in `generated`.
         "collapse": {"ssim_excess", "threshold", "collapsed", "verdict"}, excess of among_generated over among_real.
         "images": how many of each set were used; "given": how many were handed in; "seed".
-        "by_grade": {grade's name: {"generated", "held_out_real", "nearest_to_generated", "among_generated",
-        "among_real", "collapse"}}, everything within that grade; only with `generated_grades`.
+        "by_grade": {grade's name: {the same keys, and "collapse"}}, everything within that grade; only with
+        `generated_grades`.
     Raises: ValueError for arrays of another form, no training image, or images smaller than SSIM's window.
     Source: thesis, sections 4.2 and 4.4.2.
     """
@@ -97,10 +97,15 @@ def measure(
         result["by_grade"] = {}
         for grade, name in enumerate(GRADES):
             f, r, h = (np.flatnonzero(grades[which] == grade) for which in ("generated", "training", "held_out"))
+            pick = f[[int(rng.integers(len(f)))]] if len(f) else f
+            mean = _all_pairs(_mean(real[r])[None], real[r]) if len(r) else _take(mean_real, r, r)
             rows = {
                 "generated": _mean_of(_take(fake_real, f, r), "generated", name),
+                "one_generated": _mean_of(_take(fake_real, pick, r), "generated", name),
                 "held_out_real": _mean_of(_take(held_real, h, r), "held-out", name),
+                "mean_image": _mean_of(mean, "training", name),
                 "nearest_to_generated": _nearest(_take(fake_real, f, r), "generated", name),
+                "nearest_to_held_out": _nearest(_take(held_real, h, r), "held-out", name),
                 "among_generated": _among(_take(fake_fake, f, f), "generated", name),
                 "among_real": _among(_take(real_real, r, r), "training", name),
             }

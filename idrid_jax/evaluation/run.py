@@ -13,7 +13,7 @@ from idrid_jax.evaluation.image_quality import ssim_pairs
 from idrid_jax.training import build
 
 NAME = "evaluation.json"
-SNAPSHOT_IMAGES = 60  # of each set, so that a snapshot's measures cost seconds at any size
+SNAPSHOT_IMAGES = 60  # of each set at 128 pixels and below, fewer above: a snapshot's measures shall cost seconds
 
 
 def evaluate(
@@ -30,12 +30,13 @@ def evaluate(
     sampler = sampling.load(workdir, step)
     config = sampler.config.copy_and_resolve_references()
     config.data.release = sampler.run.fingerprint
-    config.data.data_dir = str(data_dir) or config.data.data_dir
+    config.data.data_dir = str(data_dir) or sampler.run.data_dir
     try:
-        manifest, training = build.load_split(config, "train")
+        manifest = build.find_release(config)
+        training = build.load_split(config, manifest, "train")
         held_out = training.images[:0], training.grades[:0]  # of a release such as `sample` writes
         if any(manifest.counts["grading"]["test"]):
-            _, split = build.load_split(config, "test")
+            split = build.load_split(config, manifest, "test")
             held_out = split.images, split.grades
     except UserError as error:
         release = f"{sampler.run.release} ({sampler.run.fingerprint[:12]})"
@@ -68,20 +69,18 @@ def evaluate(
 def snapshot_measures(fakes: np.ndarray, grades: np.ndarray, training: cache.Split) -> dict[str, float]:
     """How alike a snapshot's images are: a cheap sign of collapse, handed to `loop.train`.
 
-    fakes uint8 [N, R, R, C]. Returns "ssim_among" of the fakes and "ssim_excess" over as many training images; the
-    latter only where there are two of them.
+    fakes uint8 [N, R, R, C]. Returns "ssim_among" of the fakes, its "ssim_excess" over as many training images, and
+    the "ssim_gap", the excess without its sign, 0 where fakes are as diverse as real ones; the latter two only where
+    there are two training images.
     """
     del grades
-    fakes = fakes[:SNAPSHOT_IMAGES]
+    fakes = fakes[: max(8, int(SNAPSHOT_IMAGES * min(1, 128 / fakes.shape[1])))]
     some = np.linspace(0, len(training.grades) - 1, min(len(fakes), len(training.grades))).astype(int)
     among = _among(fakes)
     if len(some) < 2:
         return {"ssim_among": among}
-    return {"ssim_among": among, "ssim_excess": among - _among(np.asarray(training.images[some]))}
-
-
-def _nothing_like(split):
-    return cache.Split(split.images[:0], split.grades[:0], split.edema[:0], ())
+    excess = among - _among(np.asarray(training.images[some]))
+    return {"ssim_among": among, "ssim_excess": excess, "ssim_gap": abs(excess)}
 
 
 def _among(images):

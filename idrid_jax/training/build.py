@@ -25,11 +25,15 @@ from idrid_jax.training.state import TrainState, generator_params, init_state
 from idrid_jax.training.step import Metrics, Update
 
 
-def load_split(config: ml_collections.ConfigDict, split: str) -> tuple[cache.Manifest, cache.Split]:
-    """The prepared release that `config.data` names, and one of its splits at the network's size."""
+def find_release(config: ml_collections.ConfigDict) -> cache.Manifest:
+    """The prepared release that `config.data` names. Raises UserError where there is none."""
+    return cache.prepared(config.data.data_dir or None, config.data.release)
+
+
+def load_split(config: ml_collections.ConfigDict, manifest: cache.Manifest, split: str) -> cache.Split:
+    """A split of a prepared release at the network's size. Raises UserError where `cache.load` does."""
     network = NETWORKS[config.network]
-    manifest = cache.prepared(config.data.data_dir or None, config.data.release)
-    return manifest, cache.load(manifest, split, size=network.size, channels=network.channels, crop=config.data.crop)
+    return cache.load(manifest, split, size=network.size, channels=network.channels, crop=config.data.crop)
 
 
 def networks(config: ml_collections.ConfigDict) -> tuple[Functional, Functional]:
@@ -59,6 +63,7 @@ def make_update(
         smoothing=config.loss.label_smoothing,
         flip=config.data.flip,
         ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
+        ema_ramp=not config.init_from,
     )
     return update, lambda key: init_state(key, generator, discriminator, g_tx, d_tx, ema=bool(config.ema_kimg))
 
@@ -151,7 +156,7 @@ def read_run(
     like = jax.eval_shape(init, jax.random.key(0))
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
     state, unreadable = None, []
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, run.fingerprint) as checkpoints:
         steps = checkpoints.steps()
         if step is not None and step not in steps:
             there = ", ".join(map(str, steps)) or "none"

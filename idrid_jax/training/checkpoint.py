@@ -44,10 +44,14 @@ class _Preserve(ocp.training.preservation_policies.PreservationPolicy):
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the save under way."""
 
-    def __init__(self, workdir: Path, *, keep_last: int = 3):
-        """`keep_last`: newest ones kept, beside the marked and the best. Leaves what is there alone until `save` or
-        `restore`."""
+    def __init__(self, workdir: Path, fingerprint: str = "", *, keep_last: int = 3):
+        """Leaves what is there alone until `save` or `restore`.
+
+        fingerprint: of the data that the run is trained on, written with each checkpoint; one of other data is refused.
+        keep_last: newest ones kept, beside the marked and the best.
+        """
         self._workdir = Path(workdir)
+        self._fingerprint = fingerprint
         self._leftovers = jax.process_index() == 0  # of a process killed while it saved: still to be removed
         self._failed = False  # whether a failed save has been raised
         # Orbax logs every step of its own, and tracebacks of errors that it also raises
@@ -95,6 +99,7 @@ class Checkpoints:
                 metrics=metrics,
                 force=True,
                 overwrite=step in self.steps(),
+                custom_metadata={"fingerprint": self._fingerprint},
             )
 
     def wait(self) -> None:
@@ -107,26 +112,30 @@ class Checkpoints:
         there is none.
 
         like: a pytree of arrays or jax.ShapeDtypeStruct with shardings. An unreadable checkpoint is reported on
-        stderr, moved to `workdir/unreadable_checkpoints`, and the one before is taken; UserError where none is left.
+        stderr, moved to `workdir/unreadable_checkpoints`, and the one before is taken. Raises UserError, and moves
+        nothing, where none is readable, or the checkpoint is of other data.
         """
-        candidates = [step] if step is not None else self.steps()[::-1]
-        for candidate in candidates:
+        unreadable = {}
+        for candidate in [step] if step is not None else self.steps()[::-1]:
             try:
-                return self._load(candidate, like)
-            except (KeyboardInterrupt, MemoryError):
+                state = self._load(candidate, like)
+            except (KeyboardInterrupt, MemoryError, UserError):
                 raise
             except Exception as error:  # Orbax raises what it happens to stumble over
-                if step is not None:
-                    raise UserError(f"{self._workdir / FOLDER / str(step)}: unreadable: {_brief(error)}") from error
-                aside = self._set_aside(candidate)
+                unreadable[candidate] = _brief(error)
+                continue
+            for damaged, reason in unreadable.items():
+                aside = self._set_aside(damaged)
                 print(
-                    f"checkpoint of step {candidate} is unreadable ({_brief(error)}): moved to {aside}, "
-                    "taking the one before",
+                    f"checkpoint of step {damaged} is unreadable ({reason}): moved to {aside}, taking the one before",
                     file=sys.stderr,
                 )
-        if candidates:
+            return state
+        if step is not None:
+            raise UserError(f"{self._workdir / FOLDER / str(step)}: unreadable: {unreadable[step]}")
+        if unreadable:
             raise UserError(
-                f"{self._workdir}: none of its checkpoints is readable; they lie in {SET_ASIDE}: "
+                f"{self._workdir}: none of its checkpoints is readable ({next(iter(unreadable.values()))}): "
                 "start again in another --workdir"
             )
         return None
@@ -147,8 +156,15 @@ class Checkpoints:
     def _load(self, step, like):
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         loaded = self._checkpointer.load(step, {"state": abstract, "crc32": np.zeros((), np.uint32)})
-        if int(loaded["crc32"]) != int(_crc32(loaded["state"])):
+        stored, found = int(loaded["crc32"]), int(_crc32(loaded["state"]))
+        if stored and found and stored != found:  # 0: a part was on another process
             raise ValueError("its checksum does not match its arrays")
+        trained_on = (self._checkpointer.metadata(step).custom_metadata or {}).get("fingerprint", "")
+        if self._fingerprint and trained_on and trained_on != self._fingerprint:
+            raise UserError(
+                f"{self._workdir / FOLDER / str(step)}: trained on release {trained_on[:12]}, not on "
+                f"{self._fingerprint[:12]}: choose another --workdir"
+            )
         return loaded["state"]
 
     def _set_aside(self, step):
@@ -163,12 +179,13 @@ class Checkpoints:
 
 
 def _crc32(state) -> np.ndarray:
-    """uint32 [], of all arrays in order; 0 where another process holds a part of one."""
+    """uint32 [], of all arrays in order; 0 where another process holds a part that is not here."""
     crc = 0
     for leaf in jax.tree.leaves(state):
-        if not leaf.is_fully_addressable:
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             return np.zeros((), np.uint32)
-        crc = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)), crc)
+        whole = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
+        crc = zlib.crc32(np.ascontiguousarray(jax.device_get(whole)), crc)
     return np.array(crc, np.uint32)
 
 

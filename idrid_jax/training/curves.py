@@ -1,7 +1,9 @@
 """A run's curves as one picture, from its stats.jsonl."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 PANELS = (  # title, {key in stats.jsonl: caption}
@@ -13,6 +15,15 @@ PANELS = (  # title, {key in stats.jsonl: caption}
     ("gradient norms", {"grad_norm_d": "D", "grad_norm_g": "G"}),
     ("SSIM among the snapshot's images less among real ones (collapse above 0.1)", {"ssim_excess": "excess"}),
 )
+
+
+@contextlib.contextmanager
+def drawn(workdir: Path) -> Iterator[None]:
+    """Draws the curves when the block ends, also when the run in it diverges."""
+    try:
+        yield
+    finally:
+        draw(workdir)
 
 
 def draw(workdir: Path) -> None:

@@ -7,25 +7,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tensorboardX
 from PIL import Image
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
-GAP = 2  # pixels between the images of a grid
-
 SHOWN = {"loss_d": "Loss_D", "loss_g": "Loss_G", "d_real": "D(x)", "d_fake_after": "D(G(z))"}
-
-
-def grid(images: np.ndarray, columns: int) -> Image.Image:
-    """uint8 [N, R, R, C] -> a picture with `columns` images a row, row by row."""
-    n, size, _, channels = images.shape
-    rows = -(-n // columns)
-    step = size + GAP
-    canvas = np.full((rows * step - GAP, columns * step - GAP, channels), 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = divmod(i, columns)
-        canvas[y * step : y * step + size, x * step : x * step + size] = image
-    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
 class Log:
@@ -44,9 +32,9 @@ class Log:
         path = workdir / "stats.jsonl"
         _keep_until(path, first_step)
         self._file = path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step * batch_size)
-        self._last = self._start = time.monotonic()
-        self._last_step = first_step
+        self._board = _Board(workdir / "tensorboard", first_step * batch_size)
+        self._start = time.monotonic()
+        self.start_clock(first_step)
         self._bar = tqdm(
             total=total_images / 1000,
             initial=first_step * batch_size / 1000,
@@ -63,31 +51,31 @@ class Log:
         self._board.close()
         self._file.close()
 
-    def scalars(self, step: int, rows: list[dict[str, float]], measures: dict[str, float] = {}) -> None:
-        """`rows`: metrics of every step since the last call, at least one; their means are logged, with what a snapshot
+    def start_clock(self, step: int) -> None:
+        """images/s is measured from here on: after the first step, which compiles, and after a snapshot."""
+        self._clock, self._clock_step = time.monotonic(), step
+
+    def read_clock(self, step: int) -> float:
+        """images/s since the clock was started, which starts it anew."""
+        rate = (step - self._clock_step) * self._batch_size / max(time.monotonic() - self._clock, 1e-9)
+        self.start_clock(step)
+        return rate
+
+    def scalars(
+        self, step: int, rows: list[dict[str, float]], rate: float, measures: dict[str, float] | None = None
+    ) -> None:
+        """Logs the means of `rows`, metrics of every step since the last call, with images/s and what a snapshot
         measured."""
-        now = time.monotonic()
-        images = step * self._batch_size
-        rate = (step - self._last_step) * self._batch_size / max(now - self._last, 1e-9)
+        images, measures = step * self._batch_size, measures or {}
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        record = {
-            "step": step,
-            "kimg": images / 1000,
-            "seconds": round(now - self._start, 3),
-            "images_per_s": round(rate, 2),
-            **means,
-            **measures,
-        }
-        self._file.write(json.dumps(record) + "\n")
+        seconds = round(time.monotonic() - self._start, 3)
+        record = {"step": step, "kimg": images / 1000, "seconds": seconds, "images_per_s": round(rate, 2)}
+        self._file.write(json.dumps(record | means | measures) + "\n")
         self._file.flush()
         for name, value in {**means, **measures, "images_per_s": rate}.items():
-            self._board.add_scalar(name, value, images)
+            self._board.add(summary.scalar(name, value), images)
+        self._board.flush()
         self._show(step, rows[-1], means, rate)
-        self._last, self._last_step = time.monotonic(), step
-
-    def pause(self) -> None:
-        """Forgets the time since the last call of `scalars` or `pause`: images/s is of training alone."""
-        self._last = time.monotonic()
 
     def image(self, name: str, picture: Image.Image, step: int) -> None:
         """Writes `name`.png whole or not at all, and the same to TensorBoard."""
@@ -95,7 +83,8 @@ class Log:
         picture.save(partial, format="PNG")
         os.replace(partial, self._workdir / f"{name}.png")
         pixels = np.atleast_3d(np.asarray(picture))
-        self._board.add_image(name.split("_")[0], pixels, step * self._batch_size, dataformats="HWC")
+        picture = summary.image(name.split("_")[0], pixels, dataformats="HWC")
+        self._board.add(picture, step * self._batch_size)
 
     def say(self, text: str) -> None:
         """A line that a progress bar does not overwrite."""
@@ -125,6 +114,30 @@ class Log:
             file=sys.stderr,
             flush=True,
         )
+
+
+class _Board:
+    """TensorBoard events, written by the caller's own thread.
+
+    tensorboardX's SummaryWriter has one of its own, which dies on a full disk with a traceback and leaves whoever
+    writes next waiting for ever.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        """What earlier event files in `folder` hold of `purge_step` and later is to be forgotten."""
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=session))
+
+    def add(self, value, step: int) -> None:
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=value))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -1,6 +1,7 @@
 """`train`: the training loop, to be read from top to bottom."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from idrid_jax.data.cache import Split
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
+from idrid_jax.pictures import grid
 from idrid_jax.training import build, curves, record
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.interruption import interruption
-from idrid_jax.training.log import Log, grid
+from idrid_jax.training.log import Log
 from idrid_jax.training.state import TrainState, generator_params
 from idrid_jax.training.step import to_uint8
 from idrid_jax.words import nearest
@@ -48,9 +50,10 @@ def train(
     # -- Devices and data
     mesh = mesh_lib.make_mesh(config.mesh.data)
     mesh_lib.check_batch(config.batch_size, mesh)
-    manifest, split = build.load_split(config, "train")
+    manifest = build.find_release(config)
     record.check_resume(workdir, config, manifest)
     _make_workdir(workdir)
+    split = build.load_split(config, manifest, "train")
 
     # -- Networks, optimizers, state
     network = NETWORKS[config.network]
@@ -58,14 +61,16 @@ def train(
     update, init = build.make_update(config, generator, discriminator)
     state = jax.jit(init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(config.seed))
 
-    with Checkpoints(workdir, keep_last=config.checkpoint.keep_last) as checkpoints:
+    with Checkpoints(workdir, manifest.fingerprint, keep_last=config.checkpoint.keep_last) as checkpoints:
         # -- Resume, or start from another run's networks
+        if record.read(workdir) is None and checkpoints.steps():
+            raise UserError(f"{workdir}: has checkpoints but no {record.NAME}: restore it, or choose another --workdir")
         restored = checkpoints.restore(state)
         if restored is not None:
             state = restored
         elif config.init_from:
             state = build.start_from(config, state)
-        first_step, last_step = int(state.step), _steps(config.total_kimg, config)
+        first_step, last_step = int(state.step), steps(config.total_kimg, config)
         record.write(workdir, config, manifest)
 
         # -- The compiled step and the fixed latents of the grids
@@ -80,8 +85,9 @@ def train(
             )
         )
 
-        log_steps, snapshot_steps = _steps(config.log_kimg, config), _steps(config.snapshot_kimg, config)
+        log_every, snapshot_every = steps(config.log_kimg, config), steps(config.snapshot_kimg, config)
         with (
+            curves.drawn(workdir),
             Log(
                 workdir,
                 total_images=last_step * config.batch_size,
@@ -106,18 +112,21 @@ def train(
                 state, metrics = step(state)
                 pending.append(metrics)
                 done += 1
-                stop, snapshot = interrupted(), done % snapshot_steps == 0 or done == last_step
-                if not (stop or snapshot or done % log_steps == 0):
+                if done == first_step + 1:
+                    jax.block_until_ready(metrics)  # it compiled
+                    log.start_clock(done)
+                stop, snapshot = interrupted(), done % snapshot_every == 0 or done == last_step
+                if not (stop or snapshot or done % log_every == 0):
                     continue
-                rows = jax.device_get(pending)
-                pending = []
+                rows, pending = jax.device_get(pending), []
+                rate = log.read_clock(done)
                 _check_finite(rows, done, workdir, config)
                 measures = {}
                 if snapshot:
                     fakes = np.asarray(draw(state))
                     log.image(_fakes_name(done, config), grid(fakes, GRID_COLUMNS), done)
                     measures = _measure(on_snapshot, fakes, grid_grades, split)
-                log.scalars(done, rows, measures)
+                log.scalars(done, rows, rate, measures)
                 if snapshot or stop:
                     _check_state(state, done, workdir)
                     score = _score(config, measures) if snapshot else None
@@ -126,25 +135,26 @@ def train(
                             state, best=jax.device_put(jnp.float32(score), mesh_lib.replicated(mesh))
                         )
                     checkpoints.save(done, state, score=score, marked=snapshot and _marked(done, config))
-                    log.pause()
+                    log.start_clock(done)
                 if stop:
                     checkpoints.wait()
                     log.say(f"interrupted: saved step {done}; the same command goes on from there")
                     break
-    curves.draw(workdir)
     return state
 
 
 def _make_workdir(workdir):
+    probe = workdir / f".writable-{os.getpid()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".writable").touch()
-        (workdir / ".writable").unlink()
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UserError(f"--workdir {workdir}: cannot be written ({error.strerror}): choose another") from error
 
 
-def _steps(kimg, config):
+def steps(kimg: float, config: ml_collections.ConfigDict) -> int:
+    """Updates that come nearest to so many thousand images, at least one."""
     return max(1, round(kimg * 1000 / config.batch_size))
 
 
@@ -157,7 +167,7 @@ def _marked(step, config):
     """Whether this snapshot is the first at or after a multiple of keep_every_kimg."""
     if not config.checkpoint.keep_every_kimg:
         return False
-    every, between = _steps(config.checkpoint.keep_every_kimg, config), _steps(config.snapshot_kimg, config)
+    every, between = steps(config.checkpoint.keep_every_kimg, config), steps(config.snapshot_kimg, config)
     before = (step - 1) // between * between
     return step // every > before // every
 

@@ -28,6 +28,7 @@ class Record:
     fingerprint: str  # of the release's content that it is trained on
     release: str  # that release's name, for people
     counts: list[int]  # its training photographs by grade
+    data_dir: str  # where it was prepared
 
 
 def read(workdir: Path) -> Record | None:
@@ -42,6 +43,7 @@ def read(workdir: Path) -> Record | None:
             content["data"]["fingerprint"],
             content["data"]["name"],
             list(content["data"]["counts"]["grading"]["train"]),
+            content["data"]["data_dir"],
         )
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(
@@ -57,6 +59,7 @@ def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest) 
             "fingerprint": manifest.fingerprint,
             "name": manifest.name,
             "release": str(manifest.release),
+            "data_dir": str(manifest.folder.absolute().parent.parent),
             "counts": manifest.counts,
         },
         "revision": _revision(),

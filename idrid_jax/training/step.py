@@ -28,6 +28,7 @@ class Update:
       smoothing: one-sided label smoothing of the real images' target.
       flip: flips each real image left to right with probability 1/2.
       ema_decay: per step; None without a moving average.
+      ema_ramp: the average is young at step 0; not so where it came from another run.
       over_devices: how batches are split. Nothing ties the latents to the images, so each device would otherwise draw
       and
         judge all the fakes; None on one device.
@@ -41,6 +42,7 @@ class Update:
     smoothing: float = 0.0
     flip: bool = False
     ema_decay: float | None = None
+    ema_ramp: bool = True
     over_devices: jax.sharding.Sharding | None = None
 
     def __call__(
@@ -80,7 +82,9 @@ class Update:
         (g_grads,) = pull_back(fake_grad)
         g = _descend(self.g_tx, state.g, g_grads, g_stats)
 
-        average = state.ema if self.ema_decay is None else ema.update(state.ema, g.params, self.ema_decay, state.step)
+        average = state.ema
+        if self.ema_decay is not None:
+            average = ema.update(average, g.params, self.ema_decay, state.step if self.ema_ramp else None)
         metrics = {
             "loss_d": d_loss,
             "loss_g": g_loss,
