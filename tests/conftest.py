@@ -1,6 +1,7 @@
-"""Eight simulated devices, a small prepared phantom, and a pair of tiny networks, so that a whole training run takes a second."""
+"""Eight simulated devices, a small prepared phantom, and tiny networks, so that a whole run takes a second."""
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -27,9 +28,18 @@ from idrid_jax.config import default_config  # noqa: E402
 from idrid_jax.data import phantom  # noqa: E402
 from idrid_jax.data.prepare import prepare  # noqa: E402
 from idrid_jax.models import NETWORKS, Network  # noqa: E402
+from idrid_jax.training.checkpoint import Checkpoints  # noqa: E402
 
 SIZE, CHANNELS, LATENT = 8, 3, 6
 TRAIN = (8, 5, 8, 6, 5)
+ALL_ON = {  # options that change what a step does
+    "ema_kimg": 0.05,
+    "checkpoint__best": "score",
+    "data__sampling": "balanced",
+    "data__flip": True,
+    "loss__label_smoothing": 0.1,
+    "optimizer__clip_norm": 1.0,
+}
 
 
 @pytest.fixture(scope="session")
@@ -151,3 +161,17 @@ def assert_same(a, b):
         x, y = np.asarray(x), np.asarray(y)
         assert x.dtype == y.dtype and x.shape == y.shape, jax.tree_util.keystr(path)
         assert x.tobytes() == y.tobytes(), f"{jax.tree_util.keystr(path)}: {np.abs(x - y).max()} apart"
+
+
+def score(fakes, grades, split):
+    """A measure that goes down and up again."""
+    return {"score": float(abs(fakes.astype(float).mean() - 128) + fakes[0, 0, 0, 0] % 7)}
+
+
+def stats(workdir):
+    return [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
+
+
+def steps(workdir):
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.steps()

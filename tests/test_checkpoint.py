@@ -239,7 +239,7 @@ FULL = textwrap.dedent("""
     from idrid_jax.errors import UserError
     from idrid_jax.training.checkpoint import Checkpoints
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # no file gets larger: what a full disk looks like to a program
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # no file gets larger: to a program, a full disk
     try:
         with Checkpoints(Path(sys.argv[1])) as checkpoints:
             for step in range(2):

@@ -1,65 +1,22 @@
-"""Whole runs with tiny networks: the run directory, resume bit for bit, interruption, divergence, refusals; two real networks briefly."""
+"""Whole runs with tiny networks: the run directory, divergence, refusals, fine-tuning; two real networks briefly."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import SIZE, TRAIN, assert_same, changed, make_config
+from conftest import ALL_ON, SIZE, TRAIN, assert_same, changed, make_config, score, stats, steps
 from PIL import Image
 
 from idrid_jax.data import cache, phantom
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.training import build, ema, mesh, step
-from idrid_jax.training.checkpoint import FOLDER, Checkpoints
+from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import TrainingDiverged, train
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
-ALL_ON = {  # options that change what a step does
-    "ema_kimg": 0.05,
-    "checkpoint__best": "score",
-    "data__sampling": "balanced",
-    "data__flip": True,
-    "loss__label_smoothing": 0.1,
-    "optimizer__clip_norm": 1.0,
-}
-ways = pytest.mark.parametrize("way", ["resident", "stream"])
-
-
-def score(fakes, grades, split):
-    """A measure that goes down and up again."""
-    return {"score": float(abs(fakes.astype(float).mean() - 128) + fakes[0, 0, 0, 0] % 7)}
-
-
-def stats(workdir):
-    return [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
-
-
-def steps(workdir):
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.steps()
-
-
-def stop_at(number, sent=signal.SIGTERM):
-    """A snapshot callback that interrupts the run the `number`th time it is called."""
-    calls = []
-
-    def callback(fakes, grades, split):
-        calls.append(1)
-        if len(calls) == number:
-            os.kill(os.getpid(), sent)
-        return score(fakes, grades, split)
-
-    return callback
-
 
 # -- The run directory
 
@@ -136,137 +93,6 @@ def test_the_thesis_s_console_line(config, tmp_path, capsys):
 def test_names_of_grids_count_thousands(config, tmp_path):
     train(changed(config, batch_size=500, total_kimg=2.0, snapshot_kimg=1.0), tmp_path)
     assert sorted(path.name for path in tmp_path.glob("fakes_*.png")) == [f"fakes_{kimg:06d}.png" for kimg in range(3)]
-
-
-# -- Resume
-
-
-@ways
-@pytest.mark.parametrize("options", [{}, ALL_ON], ids=["plain", "all on"])
-def test_resumed_is_uninterrupted(config, tmp_path, capsys, way, options):
-    """Bit for bit, all of the state; interrupted between two snapshots, and once more at one."""
-    config = changed(config, data__way=way, **options)
-    first = 2 if config.checkpoint.best else 1  # a run that looks for the best measures once before it starts
-    whole = train(config, tmp_path / "whole", on_snapshot=(score,))
-    stopped = train(
-        config, tmp_path / "parts", on_snapshot=(stop_at(first),)
-    )  # during the snapshot of step 4: stops at 5
-    assert int(stopped.step) == 5 and steps(tmp_path / "parts")[-1] == 5
-    assert "interrupted: saved step 5" in capsys.readouterr().err
-    stopped = train(
-        config, tmp_path / "parts", on_snapshot=(stop_at(first, signal.SIGINT),)
-    )  # Ctrl-C, at the snapshot of step 8
-    assert int(stopped.step) == 9
-    assert "resuming from step 5 (0.0 kimg)" in capsys.readouterr().err
-    assert_same(train(config, tmp_path / "parts", on_snapshot=(score,)), whole)
-    with Checkpoints(tmp_path / "parts") as a, Checkpoints(tmp_path / "whole") as b:
-        assert_same(a.restore(whole), b.restore(whole))
-    by_step = [row["step"] for row in stats(tmp_path / "parts")]
-    assert by_step == sorted(set(by_step)) and {2, 4, 5, 8, 9, 12} <= set(by_step)
-    assert (float(whole.best) < np.inf) == bool(options)
-    for name in ("reals.png", "fakes_000000.096.png"):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def test_both_ways_in_train_the_same(config, tmp_path):
-    resident, stream = (
-        train(changed(config, data__way=way, **ALL_ON), tmp_path / way, on_snapshot=(score,))
-        for way in ("resident", "stream")
-    )
-    for a, b in zip(jax.tree.leaves(resident.g.params), jax.tree.leaves(stream.g.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-
-
-def test_the_way_in_may_change_on_resume(config, tmp_path):
-    train(changed(config, total_kimg=0.048, data__way="stream"), tmp_path)
-    assert int(train(changed(config, data__way="resident"), tmp_path).step) == 12
-
-
-def test_a_finished_run_is_left_alone(config, tmp_path):
-    whole = train(config, tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).rglob("*")}
-    calls = []
-    assert_same(train(config, tmp_path, on_snapshot=(lambda *_: calls.append(1) or {},)), whole)
-    assert not calls and {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).rglob("*")} == before
-    assert [row["step"] for row in stats(tmp_path)] == [2, 4, 6, 8, 10, 12]
-
-
-def test_a_run_extended_is_the_long_run(config, tmp_path):
-    whole = train(changed(config, total_kimg=0.16), tmp_path / "whole")
-    train(config, tmp_path / "parts")
-    assert_same(train(changed(config, total_kimg=0.16), tmp_path / "parts"), whole)
-    assert json.loads((tmp_path / "parts" / "config.json").read_text())["config"]["total_kimg"] == 0.16
-
-
-def test_a_damaged_newest_checkpoint_costs_one_snapshot(config, tmp_path, capsys):
-    whole = train(config, tmp_path)
-    next((tmp_path / FOLDER / "12" / "state").rglob("manifest.ocdbt")).unlink()
-    assert_same(train(config, tmp_path), whole)
-    assert "checkpoint of step 12 is unreadable" in (err := capsys.readouterr().err) and "resuming from step 8" in err
-
-
-def test_stats_of_a_killed_run_are_cut_back(config, tmp_path):
-    """Lines written after the last checkpoint, and a line cut short, are not there twice after resume."""
-    train(changed(config, total_kimg=0.064), tmp_path)
-    with (tmp_path / "stats.jsonl").open("a") as file:
-        file.write('{"step": 10, "loss_d": 1.0}\n{"step": 12, "los')
-    train(config, tmp_path)
-    assert [row["step"] for row in stats(tmp_path)] == [2, 4, 6, 8, 10, 12]
-    assert all(row["images_per_s"] > 0 for row in stats(tmp_path))
-
-
-def test_keep_last_marked_and_best(config, tmp_path):
-    config = changed(
-        config, total_kimg=0.256, checkpoint__keep_last=2, checkpoint__keep_every_kimg=0.08, checkpoint__best="score"
-    )
-    scores = iter([0, 5, 4, 1, 3, 2, 9, 9, 9])
-    train(config, tmp_path, on_snapshot=(lambda *_: {"score": next(scores)},))
-    # measured before it starts, which decides nothing; snapshots at 4, 8, ... 32; the first at or after 10, 20 and 30; the best at 12
-    assert steps(tmp_path) == [12, 20, 28, 32]
-
-
-def test_kill_9_of_the_command_then_resume(phantom_data, tmp_path):
-    """The real command and a real network; killed between snapshots, started again: the same as never killed."""
-    root = Path(__file__).parents[1]
-    overrides = {
-        "batch_size": 8,
-        "total_kimg": 0.096,
-        "snapshot_kimg": 0.032,
-        "log_kimg": 0.008,
-        "data.data_dir": phantom_data,
-        "mesh.data": 1,
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "idrid_jax",
-        "train",
-        f"--config={root / 'configs' / 'dcgan28.py'}",
-        f"--workdir={tmp_path / 'killed'}",
-        *(f"--config.{name}={value}" for name, value in overrides.items()),
-    ]
-    environment = os.environ | {
-        "PYTHONPATH": str(root),
-        "JAX_NUM_CPU_DEVICES": str(len(jax.devices())),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "killed" / FOLDER / "4").is_dir():
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    resumed = re.search(r"resuming from step (\d+)", done.stderr)
-    assert resumed and int(resumed[1]) in (4, 8), done.stderr
-    config = make_config(phantom_data, "dcgan28", data__crop="letterbox", log_kimg=0.008)
-    whole = train(config, tmp_path / "whole")
-    with Checkpoints(tmp_path / "killed") as checkpoints:
-        assert_same(checkpoints.restore(whole), whole)
-    killed, never = stats(tmp_path / "killed"), stats(tmp_path / "whole")
-    assert [row["step"] for row in killed] == list(range(1, 13))
-    assert [row["loss_d"] for row in killed] == [row["loss_d"] for row in never]
 
 
 @pytest.mark.parametrize("network", ["cgan32", "dcgan28"])

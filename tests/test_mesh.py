@@ -36,7 +36,7 @@ def made_up(size, channels):
 
 @functools.cache
 def one_step(name, devices, *, way="resident", dtype="float32"):
-    """A step of SGD, whose update is the gradient: -> state before, state after, metrics. float64 is of the arithmetic alone."""
+    """A step of SGD, whose update is the gradient: -> state before, state after, metrics. Parameters are float32."""
     with jax.enable_x64(dtype == "float64"):
         return _one_step(name, devices, way, dtype)
 
@@ -63,8 +63,8 @@ def _one_step(name, devices, way, dtype):
     return before, jax.tree.map(np.asarray, after), {name: float(value) for name, value in metrics.items()}
 
 
-# Dropout and grades, dropout and BatchNorm, BatchNorm in both networks. Eight devices fed by `stream` are held to one that is fed by
-# `resident`, so that both ways in are one result; a way differs in how a batch comes to the devices alone, so two networks do for it.
+# Eight devices fed by `stream` are held to one that is fed by `resident`, so that both ways in are one result. A way
+# differs in how a batch comes to the devices alone, so two networks do for it.
 @pytest.mark.parametrize(
     "network, way",
     [
@@ -76,11 +76,10 @@ def _one_step(name, devices, way, dtype):
     ],
 )
 def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
-    """Losses, gradients and batch statistics, dropout masks included; BatchNorm is over the global batch of 8, one image a device."""
+    """Losses, gradients and statistics, with dropout; BatchNorm is over the global batch, one image a device."""
     dtype, tolerance = "float32", 2e-3
     if network in ("dcgan64", "dcgan128"):  # their layers, an eighth as wide
-        # In float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by some per cent: their generator's
-        # zero slope shows it.
+        # In float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by some per cent.
         dtype, tolerance = "float64", 2e-5
         wide = NETWORKS[network]
         generator, discriminator = (
@@ -100,7 +99,7 @@ def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
             ("gradient", start.params, a.params, b.params),
             ("statistics", start.stats, a.stats, b.stats),
         ):
-            # a share of the part's largest change; float32 sums in another order, and a ReLU's kink may fall to either side
+            # as a share of the part's largest change
             largest = max(
                 (np.abs(i - j).max() for i, j in zip(jax.tree.leaves(x), jax.tree.leaves(s), strict=True)), default=0
             )
@@ -111,7 +110,7 @@ def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
 
 @pytest.mark.parametrize("network", ["cgan32", "dcgan28"])
 def test_each_device_computes_its_share_alone(monkeypatch, network):
-    """In the compiled step every array with a leading axis that depends on the batch holds an eighth of it, fakes included."""
+    """In the compiled step every convolution and product is over an eighth of the batch, fakes included."""
     texts = []
     jit = jax.jit
 
@@ -170,7 +169,7 @@ def test_devices_that_are_not_there_are_refused(config, tmp_path, devices):
 
 
 def test_bfloat16_computes_so_and_keeps_float32(config, tmp_path):
-    """Parameters, statistics, optimizers and metrics stay float32, here and on disk; the numbers are near those of float32."""
+    """Parameters, statistics and optimizers stay float32, here and on disk."""
     state = train(changed(config, dtype="bfloat16", ema_kimg=0.05), tmp_path)
     floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")} and all(

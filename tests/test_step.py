@@ -162,7 +162,7 @@ def test_the_generator_descends_against_the_updated_discriminator():
 
 
 def test_batch_statistics_pass_through_real_fake_and_fake_again():
-    """D's running mean after a step is momentum's answer to three batches, by hand. D does not learn, so it is the same three times."""
+    """D's statistics after a step are momentum's answer to three batches, by hand; D does not learn in between."""
     update, state = make(d_tx=optax.sgd(0.0))
     after, _ = run(update, state)
     images, grades = batch()

@@ -1,7 +1,8 @@
 """Our alternating update against the loop of PyTorch's DCGAN tutorial, on the same weights, latents and images.
 
-The losses and probabilities in float32 over two steps of Adam, at full width. What the step leaves in the parameters, narrow and
-in float64 (see capture.filled), by plain SGD, whose update is the gradient: Adam's is the gradient's sign, which noise decides near 0.
+The losses and probabilities in float32 over two steps of Adam, at full width. What a step leaves in the parameters,
+narrow and in float64 (see capture.filled), by SGD and by an Adam with a large epsilon: with a small one its update is the
+gradient's sign, which noise decides near 0.
 """
 
 import functools
@@ -42,7 +43,7 @@ def ours(width, dtype, g_tx, d_tx):
 
 
 def layers(peer):
-    """The peer's layers with arrays, by our names: the generator's last and the discriminator's first convolution are "image"."""
+    """The peer's layers with arrays, by our names: "image" is the generator's last and the discriminator's first."""
     found = [layer for layer in peer.main if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d))]
     convolutions = [layer for layer in found if not isinstance(layer, nn.BatchNorm2d)]
     names = {
