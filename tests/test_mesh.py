@@ -79,7 +79,7 @@ def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
     """Losses, gradients and statistics, with dropout; BatchNorm is over the global batch, one image a device."""
     dtype, tolerance = "float32", 2e-3
     if network in ("dcgan64", "dcgan128"):  # their layers, an eighth as wide
-        # In float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by some per cent.
+        # In float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by per cents.
         dtype, tolerance = "float64", 2e-5
         wide = NETWORKS[network]
         generator, discriminator = (

@@ -1,8 +1,8 @@
 """Our alternating update against the loop of PyTorch's DCGAN tutorial, on the same weights, latents and images.
 
 The losses and probabilities in float32 over two steps of Adam, at full width. What a step leaves in the parameters,
-narrow and in float64 (see capture.filled), by SGD and by an Adam with a large epsilon: with a small one its update is the
-gradient's sign, which noise decides near 0.
+narrow and in float64 (see capture.filled), by SGD and by an Adam with a large epsilon: with a small one its update is
+the gradient's sign, which noise decides near 0.
 """
 
 import functools
