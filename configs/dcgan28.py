@@ -2,8 +2,9 @@
 
     idrid-jax train --config configs/dcgan28.py --workdir runs/dcgan28
 
-The thesis reports SSIM 0.516 and PSNR 16.444 dB for it. README, Results, has what this configuration reaches, in what
-time. Whole frames with their aspect kept are off centre, so no flips: a mirrored frame resembles no other.
+4.5 minutes on two cores. All generated images against all training ones: SSIM 0.630, PSNR 22.0 dB, where held-out real
+photographs have 0.655 and 22.5, and the thesis reports 0.516 and 16.444. Whole frames with their aspect kept are off
+centre, so no flips: a mirrored frame resembles no other.
 """
 
 from idrid_jax.config import default_config

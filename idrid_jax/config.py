@@ -20,7 +20,6 @@ FREE_ON_RESUME = (
     "total_kimg",
     "snapshot_kimg",
     "log_kimg",
-    "init_from",
     "data.data_dir",
     "data.release",
     "data.way",

@@ -230,8 +230,11 @@ def test_init_from_takes_the_networks_alone(config, tmp_path):
     assert int(state.step) == 1 and all(int(leaf) == 1 for leaf in jax.tree.leaves(state.g.opt) if leaf.shape == ())
     assert not np.array_equal(state.g.stats["norm"]["mean"], np.zeros(8))
     # the same command resumes, whatever has become of the source
-    again = train(changed(tuned, total_kimg=0.016, init_from="/nowhere"), tmp_path / "tuned")
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+    again = train(changed(tuned, total_kimg=0.016), tmp_path / "tuned")
     assert int(again.step) == 2
+    with pytest.raises(UserError, match="config.init_from"):  # the average's youth depends on it
+        train(changed(tuned, total_kimg=0.016, init_from=""), tmp_path / "tuned")
 
 
 def test_init_from_takes_or_begins_the_average(config, tmp_path):
