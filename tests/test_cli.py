@@ -511,8 +511,8 @@ def test_ctrl_c_is_one_line(tmp_path):
     """While a release is drawn; nothing of it stays."""
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-m", "idrid_jax", "phantom", "--out", out, "--height=712"],
-                               stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's "&" ignores it
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".partial-*/*")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -5,6 +5,7 @@ while it saves leaves the one before. Orbax does not notice a changed byte insid
 kept with them.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import shutil
@@ -54,8 +55,9 @@ class Checkpoints:
         self._fingerprint = fingerprint
         self._leftovers = jax.process_index() == 0  # of a process killed while it saved: still to be removed
         self._failed = False  # whether a failed save has been raised
-        # Orbax logs every step of its own, and tracebacks of errors that it also raises
+        # Orbax logs every step of its own, and tracebacks of errors that it also raises; its tasks leave some to asyncio
         logging.set_verbosity(logging.FATAL)
+        asyncio.log.logger.setLevel("CRITICAL")
         self._checkpointer = ocp.training.Checkpointer(
             (self._workdir / FOLDER).absolute(),
             preservation_policy=_Preserve(keep_last),
