@@ -3,7 +3,7 @@
 #   bash launch/demo.sh
 #   IDRID_DIR=DIR     the release to take (as downloaded); without it a phantom one is drawn
 #   DEMO_DIR=DIR      where everything goes [runs/demo-phantom, or the release's name]
-#   DEMO_KIMG=N       thousands of images to train on [12]
+#   DEMO_KIMG=N       thousands of images to train on [20]
 set -euo pipefail
 trap 'exit 130' INT  # Ctrl-C in training saves and ends it well: the demo ends there too
 [ -z "${IDRID_DIR:-}" ] || IDRID_DIR="$(realpath "$IDRID_DIR")"
@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/install.sh
 idrid="${VENV:-.venv}/bin/idrid-jax"
 out="${DEMO_DIR:-runs/demo-$(basename "${IDRID_DIR:-phantom}")}"
-kimg="${DEMO_KIMG:-12}"
+kimg="${DEMO_KIMG:-20}"
 export TFDS_DATA_DIR="$out/data"
 
 release="${IDRID_DIR:-}"

@@ -55,7 +55,7 @@ class Checkpoints:
         self._fingerprint = fingerprint
         self._leftovers = jax.process_index() == 0  # of a process killed while it saved: still to be removed
         self._failed = False  # whether a failed save has been raised
-        # Orbax logs every step of its own, and tracebacks of errors that it also raises; its tasks leave some to asyncio
+        # Orbax logs every step of its own, and tracebacks of errors that it also raises; some it leaves to asyncio
         logging.set_verbosity(logging.FATAL)
         asyncio.log.logger.setLevel("CRITICAL")
         self._checkpointer = ocp.training.Checkpointer(
