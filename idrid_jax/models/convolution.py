@@ -8,7 +8,8 @@ are again the three: autodiff stays among them to any order (gradient penalties 
     conv_kernel(x, g)   images x features -> kernel     the kernel's gradient, for both layers
 
 Written so, the kernel's gradient of a transposed convolution is an ordinary one. Left to autodiff it is a convolution
-with dilated input *and* output gradient, which XLA on CPU lowers to a naive loop (400 to 8,000 ms where 8 to 160 are enough). `conv_input` is the one map with a form of its own on CPU (see `_subpixel_input`). `bench.convolution` times
+with dilated input *and* output gradient, which XLA on CPU lowers to a naive loop (400 to 8,000 ms where 8 to 160 are
+enough). `conv_input` is the one map with a form of its own on CPU (see `_subpixel_input`). `bench.convolution` times
 them.
 
 Shapes: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O] with h = (H + lo + hi - k) // stride + 1. Any floating dtype.
