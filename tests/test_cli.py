@@ -17,9 +17,11 @@ import jax
 import made_run
 import numpy as np
 import pytest
+from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from idrid_jax import cli
+from idrid_jax.cli.command import Group
 from idrid_jax.data import cache, layout
 from idrid_jax.data.masks import palette_tiff
 from idrid_jax.data.prepare import prepare
@@ -89,25 +91,32 @@ def command(*arguments, **environment):
 
 # -- help
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+GROUPS = {name: group.commands for name, group in cli.COMMANDS.items() if isinstance(group, Group)}
+COMMANDS = {name: command for name, command in cli.COMMANDS.items() if name not in GROUPS}
+COMMANDS |= {f"{group} {name}": command for group, commands in GROUPS.items() for name, command in commands.items()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_names_every_flag(name, capsys):
-    values = cli.flags.FlagValues()
-    cli.COMMANDS[name].define(values, [name])
-    assert cli.main([name, "--help"]) == 0
+    values = flags.FlagValues()
+    COMMANDS[name].define(values, [name])
+    assert cli.main([*name.split(), "--help"]) == 0
     out, err = capsys.readouterr()
     assert not err and max(map(len, out.splitlines())) <= 120
     for flag in values:
         assert f"--{flag} " in out or f"--[no]{flag} " in out, flag
-    assert f"idrid-jax {name} {cli.COMMANDS[name].example}" in out
-    required = {"phantom": 1, "prepare": 1, "train": 2, "sample": 2, "evaluate": 1}[name]
+    assert f"idrid-jax {name} {COMMANDS[name].example}" in out
+    required = {"phantom": 1, "prepare": 1, "train": 2, "sample": 2, "evaluate": 1}.get(name, 0)
     assert out.count("(needed)") == required
-    assert cli.main([name, "--some", "-h"]) == 0  # wherever it stands
+    assert cli.main([*name.split(), "--some", "-h"]) == 0  # wherever it stands
 
 
 def test_help_of_defaults(capsys):
     cli.main(["sample", "--help"])
     out = capsys.readouterr().out
     assert "[95]" in out and "[jpg]" in out and "[0]" in out and "None" not in out
+    cli.main(["bench", "step", "--help"])
+    assert "[]" not in capsys.readouterr().out
 
 
 def test_overview(capsys):
@@ -119,9 +128,17 @@ def test_overview(capsys):
     assert capsys.readouterr().out.strip() == __import__("idrid_jax").__version__
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_overview_of_a_group(group, capsys):
+    assert cli.main([group]) == 2
+    assert cli.main([group, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"usage: idrid-jax {group} COMMAND") == 2 and all(f"  {name} " in out for name in GROUPS[group])
+
+
 def test_help_imports_neither_jax_nor_tensorflow():
     code = ("import sys\nfrom idrid_jax import cli\n"
-            "for name in cli.COMMANDS: assert cli.main([name, '--help']) == 0\n"
+            f"for name in {list(COMMANDS)}: assert cli.main([*name.split(), '--help']) == 0\n"
             "assert cli.main(['--help']) == 0 and cli.main(['smple']) == 2\n"
             "print('LOADED', {'jax', 'tensorflow', 'tensorflow_datasets', 'flax', 'numpy'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -133,6 +150,8 @@ def test_help_imports_neither_jax_nor_tensorflow():
 @pytest.mark.parametrize(("arguments", "says"), [
     (["smple"], "smple: no such command; did you mean sample?"),
     (["xyzzy"], "there are phantom, prepare, train, sample, evaluate"),
+    (["bench", "stpe"], "bench stpe: no such command; did you mean step?"),
+    (["bench", "step", "--btch=2"], "bench step: no flag --btch; did you mean --batch?"),
     (["sample", "--workdr=x"], "no flag --workdr; did you mean --workdir?"),
     (["prepare", "--relese", "x"], "no flag --relese; did you mean --release?"),
     (["train", "--cnfig", CGAN], "no flag --cnfig; did you mean --config?"),

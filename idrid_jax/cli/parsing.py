@@ -12,6 +12,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.words import nearest
 
 PROGRAM = "idrid-jax"
+HELP = {"-h", "--help", "-help", "--helpfull"}
 PATHS = {"out", "release", "data_dir", "workdir"}  # flags that name one
 
 
@@ -110,10 +111,10 @@ def describe(name: str, summary: str, example: str, values: flags.FlagValues) ->
     width = max(map(len, names)) + 2
     for option, flag in zip(names, shown, strict=True):
         required = any("other than None" in validator.message for validator in flag.validators)  # where absl keeps it
-        needed = " (needed)" if required or flag.name == "config" else ""
-        default = "" if flag.boolean or flag.default in (None, "") else f" [{flag.default_as_str.strip(chr(39))}]"
+        needed = " (needed)" if required else ""
+        default = "" if flag.boolean or flag.default in (None, "", []) else f" [{flag.default_as_str.strip(chr(39))}]"
         text = textwrap.wrap(flag.help + needed + default, 116 - width)
         lines += [f"  {option:{width}}{text[0]}", *(" " * (width + 2) + line for line in text[1:])]
-    if name == "train":
-        lines += ["", "  The fields stand in idrid_jax/config.py with their units; --dry_run prints their values."]
+    if "config" in values:
+        lines += ["", "  The fields stand in idrid_jax/config.py with their units; train --dry_run prints their values."]
     return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""The commands, and the only place that knows flags. Heavy imports wait until a command needs them."""
+
+import errno
+import os
+import sys
+import warnings
+
+from absl import flags
+
+from idrid_jax.cli import bench, data, runs
+from idrid_jax.cli.command import Command, Group
+from idrid_jax.cli.parsing import HELP, PROGRAM, describe, parse
+from idrid_jax.errors import UserError
+from idrid_jax.words import nearest
+
+COMMANDS = {
+    "phantom": data.PHANTOM,
+    "prepare": data.PREPARE,
+    "train": runs.TRAIN,
+    "sample": runs.SAMPLE,
+    "evaluate": runs.EVALUATE,
+    "bench": bench.BENCH,
+}
+
+# What the file system says of a path or a disk that the user chose
+USERS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    values = flags.FlagValues()
+    warnings.filterwarnings("ignore", module="PIL")  # of what a damaged file holds; what cannot be read is refused
+    try:
+        if arguments[:1] == ["--version"]:
+            import idrid_jax
+
+            print(idrid_jax.__version__)
+            return 0
+        name, command, arguments = _find(arguments)
+        if isinstance(command, Group):
+            print(_overview(name, command))
+            return 0 if arguments else 2
+        command.define(values, [name, *arguments])
+        if HELP & set(arguments):
+            print(describe(name, command.summary, command.example, values))
+            return 0
+        parse(name, values, arguments)
+        command.run(values)
+        return 0
+    except UserError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in USERS:
+            raise
+        places = [values[name].value for name in ("out", "workdir", "data_dir") if name in values]
+        place = error.filename or next(iter(places), "the disk")
+        print(f"{PROGRAM}: {place}: {os.strerror(error.errno)}; make room or choose another place", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _find(arguments: list[str]) -> tuple[str, Command | Group, list[str]]:
+    """The command that the first words name ("bench step"), and what follows them.
+
+    A group where the words end in one, followed by nothing or by a call for help. Raises UserError for another word.
+    """
+    words, found = [], Group(
+        "From IDRiD as downloaded to trained generators, measured samples and a class-balanced synthetic release.",
+        COMMANDS,
+    )
+    while isinstance(found, Group) and arguments and arguments[0] not in HELP | {"help"}:
+        word, *arguments = arguments
+        words.append(word)
+        if word not in found.commands:
+            raise UserError(f"{' '.join(words)}: no such command; {nearest(word, found.commands)}")
+        found = found.commands[word]
+    return " ".join(words), found, arguments
+
+
+def _overview(name: str, group: Group) -> str:
+    width = max(map(len, group.commands))
+    program = f"{PROGRAM} {name}".rstrip()
+    return "\n".join(
+        [
+            group.summary,
+            "",
+            f"usage: {program} COMMAND [--flag=value ...]",
+            "",
+            *(f"  {name:{width}}  {command.summary}" for name, command in group.commands.items()),
+            "",
+            f"{program} COMMAND --help tells its flags.",
+        ]
+    )

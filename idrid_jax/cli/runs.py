@@ -1,0 +1,192 @@
+"""Commands on a run's folder: train, sample, evaluate."""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from idrid_jax.cli.command import Command
+from idrid_jax.cli.parsing import PROGRAM
+from idrid_jax.errors import UserError
+
+# -- train
+
+
+def _define_train(values, argv):
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "a file such as configs/cgan32.py; --config.FIELD=VALUE changes a field (needed)",
+        flag_values=values,
+        sys_argv=argv,
+    )
+    flags.DEFINE_string(
+        "workdir", None, "the run's folder; the same command again resumes", required=True, flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "dry_run", False, "print the layers and the resolved configuration, and stop", flag_values=values
+    )
+
+
+def _run_train(values):
+    from idrid_jax import config as config_lib
+
+    if values.config is None:
+        raise UserError("--config is missing: name a file such as configs/cgan32.py")
+    config = values.config
+    config_lib.check(config)
+    from idrid_jax.evaluation.run import snapshot_measures
+    from idrid_jax.training import build, loop
+
+    if values.dry_run:
+        print(build.table(config))
+        print(json.dumps(config.to_dict(), indent=2))
+        return
+    from idrid_jax.data import cache
+
+    manifest = cache.prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
+    print(build.table(config))
+    print(
+        f"release {manifest.name} ({manifest.fingerprint[:12]}), "
+        f"training photographs by grade: {manifest.counts['grading']['train']}",
+        flush=True,
+    )
+    workdir = Path(values.workdir)
+    state = loop.train(config, workdir, on_snapshot=(snapshot_measures,))
+    step = int(state.step)
+    if step < loop.steps(config.total_kimg, config):
+        return  # interrupted, and said so
+    print(
+        f"step {step} ({step * config.batch_size / 1000:g} kimg): images, stats.jsonl and checkpoints in {workdir}\n"
+        f"next: {PROGRAM} evaluate --workdir {workdir}"
+    )
+
+
+# -- sample
+
+
+def _define_sample(values, argv):
+    _define_checkpoint(values)
+    flags.DEFINE_string("out", None, "new folder for the images", required=True, flag_values=values)
+    flags.DEFINE_integer("per_grade", None, "as many of each grade", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "grade", None, "one grade, 0 to 4, with --count", lower_bound=0, upper_bound=4, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "count",
+        None,
+        "how many; with --grade, or alone for an unconditional generator",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "balance", False, "as many of each grade as it takes to level the real training set", flag_values=values
+    )
+    flags.DEFINE_enum("format", "jpg", ["jpg", "png"], "of the images; IDRiD's tools expect jpg", flag_values=values)
+    flags.DEFINE_integer("quality", 95, "of JPEG", lower_bound=1, upper_bound=100, flag_values=values)
+
+
+def _run_sample(values):
+    asked = [
+        name
+        for name in ("per_grade", "grade", "balance")
+        if values[name].value is not None and values[name].value is not False
+    ]
+    if len(asked) > 1:
+        raise UserError(f"--{asked[0]} and --{asked[1]} exclude each other: take one")
+    graded, counted = values.grade is not None, values.count is not None
+    if (graded and not counted) or (counted and asked and not graded):
+        raise UserError("--count goes with --grade, or alone for an unconditional generator: --grade G --count N")
+    from idrid_jax import sampling
+
+    sampler = sampling.load(values.workdir, values.step)
+    options = dict(seed=values.seed, suffix=values.format, quality=values.quality)
+    if not sampler.network.conditional:
+        if asked or values.count is None:
+            raise UserError(
+                f"{sampler.config.network} is unconditional, it has no grades: take --count N alone"
+                + (f", not --{asked[0]}" if asked else "")
+            )
+        out = sampling.write_images(sampler, values.out, values.count, **options)
+        print(f"{values.count} images in {out}, all at once in {out / sampling.SHEET}")
+        return
+    counts = _grade_counts(values, sampler)
+    out = sampling.write_release(sampler, values.out, counts, **options)
+    print(
+        f"{sum(counts)} images by grade {counts} as a release in {out}, all at once in {out / sampling.SHEET}\n"
+        f"next: {PROGRAM} prepare --release {out}"
+    )
+
+
+def _grade_counts(values, sampler) -> list[int]:
+    """Images of each grade that the flags ask of a conditional generator."""
+    from idrid_jax.data.release import GRADES
+    from idrid_jax.sampling import balancing
+
+    if values.balance:
+        return balancing(sampler.run.counts)
+    if values.per_grade is not None:
+        return [values.per_grade] * len(GRADES)
+    if values.grade is not None:
+        return [values.count if grade == values.grade else 0 for grade in range(len(GRADES))]
+    raise UserError("say how many: --per_grade N, or --grade G --count N, or --balance")
+
+
+# -- evaluate
+
+
+def _define_evaluate(values, argv):
+    _define_checkpoint(values)
+    flags.DEFINE_integer(
+        "count", None, "generated images; empty: as many as training photographs", lower_bound=2, flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir", "", "where the release is prepared; empty: where the run found it", flag_values=values
+    )
+
+
+def _run_evaluate(values):
+    from idrid_jax.evaluation import protocol, run
+
+    result = run.evaluate(
+        values.workdir, count=values.count, seed=values.seed, step=values.step, data_dir=values.data_dir
+    )
+    of = result["of"]
+    print(
+        f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg) on release {of['release']} "
+        f"({of['fingerprint'][:12]}), {of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n"
+    )
+    print(protocol.table(result, thesis=of["network"] == "dcgan28"))
+    print(f"\nwritten to {Path(values.workdir) / run.NAME}")
+
+
+def _define_checkpoint(values):
+    flags.DEFINE_string("workdir", None, "of idrid-jax train", required=True, flag_values=values)
+    flags.DEFINE_integer("step", None, "of a checkpoint; empty: the newest", flag_values=values)
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "the images are a function of the checkpoint and this",
+        lower_bound=0,
+        upper_bound=2**32 - 1,
+        flag_values=values,
+    )
+
+
+TRAIN = Command(
+    "train a generator, or go on with it",
+    "--config configs/cgan32.py --workdir runs/cgan32 --config.total_kimg=200",
+    _define_train,
+    _run_train,
+)
+SAMPLE = Command(
+    "draw images by grade, as a release in IDRiD's layout",
+    "--workdir runs/cgan32 --out synthetic --balance",
+    _define_sample,
+    _run_sample,
+)
+EVALUATE = Command(
+    "PSNR and SSIM beside what real photographs give", "--workdir runs/cgan32", _define_evaluate, _run_evaluate
+)
