@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from flax import nnx
 
 from idrid_jax import config as config_lib
 from idrid_jax.data import cache, resident, stream
@@ -18,7 +17,7 @@ from idrid_jax.data.order import Order
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional, functional
-from idrid_jax.training import ema, record
+from idrid_jax.training import ema, layers, record
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.state import TrainState, generator_params, init_state
@@ -68,10 +67,26 @@ def make_update(
     return update, lambda key: init_state(key, generator, discriminator, g_tx, d_tx, ema=bool(config.ema_kimg))
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The compiled update: state -> (next state, metrics).
+
+    Attributes:
+      jitted: of the state and the data; `bench` also lowers it, for what the compiler says of it.
+      data: gives what comes after the state at the next call: the split on the devices, or a batch of the stream.
+    """
+
+    jitted: jax.stages.Wrapped
+    data: Callable[[], tuple[jax.Array, ...]]
+
+    def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        return self.jitted(state, *self.data())
+
+
 def compile_step(
     config: ml_collections.ConfigDict, update: Update, mesh: jax.sharding.Mesh, split: cache.Split, first_step: int
-) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
-    """state -> (next state, metrics), by the way in that `config.data.way` names, beginning at `first_step`.
+) -> Step:
+    """The step of `config`, by the way in that `config.data.way` names, beginning at `first_step`.
 
     The state is donated. Batches are functions of (seed, step): the first call must be with the state of `first_step`.
     """
@@ -97,7 +112,7 @@ def compile_step(
         compiled = jit(
             lambda state, *data: step(state, *resident.batch(order, *data, state.step, over_devices)), everywhere
         )
-        return lambda state: compiled(state, *data)
+        return Step(compiled, lambda: data)
 
     batches = stream.batches(
         split.images,
@@ -109,8 +124,7 @@ def compile_step(
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    compiled = jit(step, over_devices)
-    return lambda state: compiled(state, *(mesh_lib.to_global(local, mesh) for local in next(batches)))
+    return Step(jit(step, over_devices), lambda: tuple(mesh_lib.to_global(local, mesh) for local in next(batches)))
 
 
 def way_in(config: ml_collections.ConfigDict, split: cache.Split) -> str:
@@ -123,15 +137,12 @@ def way_in(config: ml_collections.ConfigDict, split: cache.Split) -> str:
 def table(config: ml_collections.ConfigDict) -> str:
     """The layers of both networks with their shapes, for one image."""
     network = NETWORKS[config.network]
-    image = jnp.zeros((1, network.size, network.size, network.channels))
-    tables = []
-    for make, x in zip(networks(config), (jnp.zeros((1, network.latent)), image)):
-        tables.append(
-            nnx.tabulate(
-                make.zeros(), x, jnp.zeros((1,), jnp.int32), console_kwargs={"width": 120, "force_terminal": False}
-            )
-        )
-    return "\n".join(line.rstrip() for line in "\n".join(tables).splitlines())
+    shape = lambda dtype, *size: jax.ShapeDtypeStruct((1, *size), dtype)
+    inputs = (
+        shape(jnp.float32, network.latent),
+        shape(jnp.float32, network.size, network.size, network.channels),
+    )
+    return "\n\n".join(layers.table(made, x, shape(jnp.int32)) for made, x in zip(networks(config), inputs))
 
 
 def read_run(
