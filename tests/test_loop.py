@@ -15,6 +15,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.training import build, ema, mesh, step
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import TrainingDiverged, train
+from idrid_jax.training.tensorboard import Events
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
@@ -293,11 +294,9 @@ def test_a_checkpoint_of_other_data_is_refused(config, tmp_path):
 
 
 def test_a_full_disk_for_tensorboard_is_an_error_of_our_own_thread(config, tmp_path, monkeypatch):
-    from tensorboardX.event_file_writer import EventsWriter
-
     def full(self):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(EventsWriter, "flush", full)
+    monkeypatch.setattr(Events, "flush", full)
     with pytest.raises(OSError, match="No space left"):
         train(config, tmp_path)

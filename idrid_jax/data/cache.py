@@ -24,8 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from idrid_jax.data import atomic
+from idrid_jax.data.layout import SPLITS
 from idrid_jax.data.preprocess import VERSION, check_options, preprocess
-from idrid_jax.data.release import SPLITS, Graded, Source
+from idrid_jax.data.source import Source
 from idrid_jax.data.tensorflow import import_tensorflow
 from idrid_jax.errors import UserError
 
@@ -185,7 +186,8 @@ def folds(manifest: Manifest, split: str, n: int, seed: int) -> np.ndarray:
 
     Stratified by grade, copies of a photograph kept together: see `audit.folds`, which this hands the manifest to.
     """
-    from idrid_jax.data import audit  # late: training on a whole split needs nothing of it
+    from idrid_jax.data import audit  # late: training on a whole split needs nothing of it, nor the seconds it takes
+    from idrid_jax.data.release import Graded
 
     records = {p.id: Graded(split, p.id.partition("/")[2], p.source, p.grade, p.edema) for p in manifest.grading[split]}
     groups = [tuple(records[name] for name in group if name in records) for group in manifest.groups]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idrid_jax.data.release import GRADES
+from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 
 SAMPLINGS = ("natural", "balanced")

@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import pandas
-
 from idrid_jax.data import layout
 from idrid_jax.data.layout import GRADES, LESIONS, SPLITS
 from idrid_jax.data.masks import read_mask
@@ -230,6 +228,8 @@ def _csv_of(part: Part, kind: str, split: str, official: str, needed: bool) -> S
 
 def _rows(source: Source, wanted: dict[str, str]) -> dict[str, dict[str, str]]:
     """id -> column -> cell. Columns go by their letters alone; nameless columns and blank rows are passed over."""
+    import pandas  # late: only a release's CSV files need it, and it takes half a second
+
     try:
         text = source.read().decode("utf-8-sig")
         if not text.strip():

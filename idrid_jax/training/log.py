@@ -1,5 +1,6 @@
 """What a run tells: the console, stats.jsonl, TensorBoard, and grids of images."""
 
+import io
 import json
 import os
 import sys
@@ -8,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 from tqdm import tqdm
+
+from idrid_jax.training.tensorboard import Events
 
 SHOWN = {"loss_d": "Loss_D", "loss_g": "Loss_G", "d_real": "D(x)", "d_fake_after": "D(G(z))"}
 
@@ -32,7 +32,7 @@ class Log:
         path = workdir / "stats.jsonl"
         _keep_until(path, first_step)
         self._file = path.open("a")
-        self._board = _Board(workdir / "tensorboard", first_step * batch_size)
+        self._board = Events(workdir / "tensorboard", first_step * batch_size)
         self._start = time.monotonic()
         self.start_clock(first_step)
         self._bar = tqdm(
@@ -73,18 +73,19 @@ class Log:
         self._file.write(json.dumps(record | means | measures) + "\n")
         self._file.flush()
         for name, value in {**means, **measures, "images_per_s": rate}.items():
-            self._board.add(summary.scalar(name, value), images)
+            self._board.scalar(name, value, images)
         self._board.flush()
         self._show(step, rows[-1], means, rate)
 
     def image(self, name: str, picture: Image.Image, step: int) -> None:
         """Writes `name`.png whole or not at all, and the same to TensorBoard."""
+        file = io.BytesIO()
+        picture.save(file, format="PNG")
         partial = self._workdir / f".{name}.png"
-        picture.save(partial, format="PNG")
+        partial.write_bytes(png := file.getvalue())
         os.replace(partial, self._workdir / f"{name}.png")
-        pixels = np.atleast_3d(np.asarray(picture))
-        picture = summary.image(name.split("_")[0], pixels, dataformats="HWC")
-        self._board.add(picture, step * self._batch_size)
+        channels = len(picture.getbands())
+        self._board.picture(name.split("_")[0], png, picture.size, channels, step * self._batch_size)
 
     def say(self, text: str) -> None:
         """A line that a progress bar does not overwrite."""
@@ -114,30 +115,6 @@ class Log:
             file=sys.stderr,
             flush=True,
         )
-
-
-class _Board:
-    """TensorBoard events, written by the caller's own thread.
-
-    tensorboardX's SummaryWriter has one of its own, which dies on a full disk with a traceback and leaves whoever
-    writes next waiting for ever.
-    """
-
-    def __init__(self, folder: Path, purge_step: int):
-        """What earlier event files in `folder` hold of `purge_step` and later is to be forgotten."""
-        folder.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
-        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=session))
-
-    def add(self, value, step: int) -> None:
-        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=value))
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from idrid_jax import config as config_lib
 from idrid_jax.data.cache import Split
-from idrid_jax.data.release import GRADES
+from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
