@@ -7,6 +7,7 @@ import warnings
 
 from absl import flags
 
+from idrid_jax import compilation_cache
 from idrid_jax.cli import bench, data, runs
 from idrid_jax.cli.command import Command, Group
 from idrid_jax.cli.parsing import HELP, PROGRAM, describe, parse
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(command, Group):
             print(_overview(name, command))
             return 0 if arguments else 2
+        compilation_cache.switch_on()
         command.define(values, [name, *arguments])
         if HELP & set(arguments):
             print(describe(name, command.summary, command.example, values))
