@@ -1,5 +1,6 @@
 """Whole runs with tiny networks: the run directory, divergence, refusals, fine-tuning; two real networks briefly."""
 
+import contextlib
 import json
 import re
 
@@ -14,7 +15,7 @@ from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.training import build, ema, mesh, step
 from idrid_jax.training.checkpoint import Checkpoints
-from idrid_jax.training.loop import TrainingDiverged, train
+from idrid_jax.training.loop import AHEAD, TrainingDiverged, train
 from idrid_jax.training.tensorboard import Events
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -67,7 +68,8 @@ def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys):
     assert (workdir / "tensorboard").is_dir() and list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     assert steps(workdir) == [4, 8, 12]
     assert not [path for path in workdir.iterdir() if path.name.startswith(".")]
-    assert "0.1/0.1 kimg" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "0.1/0.1 kimg" in said and len(re.findall(r"^first step after \d+\.\d s$", said, re.MULTILINE)) == 1
 
 
 def test_reals_of_a_conditional_network_are_by_grade(config, phantom_data, tmp_path):
@@ -258,9 +260,10 @@ def test_init_from_another_network_is_refused(config, tmp_path):
 # -- Speed
 
 
-def test_the_resident_way_moves_nothing_to_the_device(config):
-    """In steady state: the step asks for no transfer between host and device."""
-    config = changed(config, data__way="resident", **ALL_ON)
+@pytest.mark.parametrize("way", ["resident", "stream"])
+def test_the_step_moves_nothing_to_the_device_by_itself(config, way):
+    """In steady state: no implicit transfer; `stream` moves its batches explicitly."""
+    config = changed(config, data__way=way, **ALL_ON)
     devices = mesh.make_mesh(1)
     update, init = build.make_update(config, *build.networks(config))
     split = build.load_split(config, build.find_release(config), "train")
@@ -271,6 +274,56 @@ def test_the_resident_way_moves_nothing_to_the_device(config):
         for _ in range(3):
             state, metrics = call(state)
     assert int(state.step) == 4 and np.isfinite(float(metrics["loss_d"]))
+
+
+class Held:
+    """A metric that tells when it is waited for or read. A guard of transfers to the host sees nothing on CPUs, whose
+    arrays are the host's memory already."""
+
+    def __init__(self, value, step, told):
+        self._value, self._step, self._told = value, step, told
+
+    def block_until_ready(self):
+        self._told("wait", self._step)
+
+    def __array__(self, *args, **kwargs):
+        self._told("read", self._step)
+        return np.asarray(self._value, *args, **kwargs)
+
+
+@pytest.mark.parametrize("way", ["resident", "stream"])
+def test_the_loop_waits_for_no_step_that_it_has_just_dispatched(config, tmp_path, monkeypatch, way):
+    """Between snapshots: metrics are read at log points alone, AHEAD steps after them; the state is not touched, and
+    nothing is moved to the device but what `stream` moves explicitly."""
+    events, guard = [], contextlib.ExitStack()
+    compile_step = build.compile_step
+
+    def held(*args):
+        step, dispatched, real = compile_step(*args), 0, None
+
+        def call(state):
+            nonlocal dispatched, real
+            real, metrics = step(state if dispatched == 0 else real)
+            dispatched += 1
+            if dispatched == 1:
+                guard.enter_context(jax.transfer_guard("disallow"))
+            if dispatched == 24:
+                guard.close()
+            told = lambda kind, of: events.append((kind, of, dispatched))
+            metrics = {name: Held(value, dispatched, told) for name, value in metrics.items()}
+            return (real if dispatched == 24 else object()), metrics
+
+        return call
+
+    monkeypatch.setattr(build, "compile_step", held)
+    with guard:
+        config = changed(config, data__way=way, total_kimg=0.192, snapshot_kimg=0.192, log_kimg=0.064, **ALL_ON)
+        assert int(train(config, tmp_path, on_snapshot=(score,)).step) == 24
+    waits = {(of, when) for kind, of, when in events if kind == "wait"}
+    # log points at 8, 16 and 24; the first step is waited for as it compiles; a snapshot waits for all
+    assert {when for kind, _, when in events if kind == "read"} == {8 + AHEAD, 16 + AHEAD, 24}
+    assert (1, 1) in waits and all(when - of >= AHEAD for of, when in waits - {(1, 1)})
+    assert [row["step"] for row in stats(tmp_path)] == [8, 16, 24]
 
 
 # -- What ties a run to its data

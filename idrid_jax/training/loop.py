@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from idrid_jax.training.step import to_uint8
 from idrid_jax.words import nearest
 
 GRID_ROWS, GRID_COLUMNS = len(GRADES), 12  # a conditional generator gets one grade a row
+AHEAD = 2  # steps that are dispatched beyond the one waited for: the devices never wait for the host's logging
 
 # (fakes uint8 [N, R, R, C], their grades int32 [N], the training split) -> numbers to log
 OnSnapshot = Callable[[np.ndarray, np.ndarray, Split], dict[str, float]]
@@ -44,6 +46,7 @@ def train(
     step and the network when a loss or gradient is not finite; the last good checkpoint is then untouched. SIGTERM
     and Ctrl-C save at the step they interrupt and return.
     """
+    start = time.monotonic()
     config_lib.check(config)
     workdir = Path(workdir)
 
@@ -106,27 +109,33 @@ def train(
                 log.image("reals", grid(_reals(split, network, grid_grades), GRID_COLUMNS), 0)
                 log.image(_fakes_name(0, config), grid(np.asarray(draw(state)), GRID_COLUMNS), 0)
 
-            pending = []  # metrics still on the devices: reading them at every step would wait for it
-            done = first_step
+            done = told = first_step  # steps dispatched, and steps told of
+            pending = []  # metrics of those between, which may still be on the devices
             while done < last_step:
                 state, metrics = step(state)
                 pending.append(metrics)
                 done += 1
                 if done == first_step + 1:
                     jax.block_until_ready(metrics)  # it compiled
+                    log.say(f"first step after {time.monotonic() - start:.1f} s")
                     log.start_clock(done)
+                if len(pending) > AHEAD:
+                    jax.block_until_ready(pending[-1 - AHEAD])
                 stop, snapshot = interrupted(), done % snapshot_every == 0 or done == last_step
-                if not (stop or snapshot or done % log_every == 0):
-                    continue
-                rows, pending = jax.device_get(pending), []
-                rate = log.read_clock(done)
-                _check_finite(rows, done, workdir, config)
-                measures = {}
-                if snapshot:
-                    fakes = np.asarray(draw(state))
-                    log.image(_fakes_name(done, config), grid(fakes, GRID_COLUMNS), done)
-                    measures = _measure(on_snapshot, fakes, grid_grades, split)
-                log.scalars(done, rows, rate, measures)
+                known = done if stop or snapshot else done - AHEAD
+                for point in range(told + 1, known + 1):
+                    if point % log_every and point < done:
+                        continue
+                    rows = jax.device_get(pending[: point - told])
+                    del pending[: point - told]
+                    told, rate = point, log.read_clock(point)
+                    _check_finite(rows, point, workdir, config)
+                    measures = {}
+                    if snapshot and point == done:
+                        fakes = np.asarray(draw(state))
+                        log.image(_fakes_name(done, config), grid(fakes, GRID_COLUMNS), done)
+                        measures = _measure(on_snapshot, fakes, grid_grades, split)
+                    log.scalars(point, rows, rate, measures)
                 if snapshot or stop:
                     _check_state(state, done, workdir)
                     score = _score(config, measures) if snapshot else None
