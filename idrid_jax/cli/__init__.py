@@ -7,7 +7,7 @@ import warnings
 
 from absl import flags
 
-from idrid_jax import compilation_cache
+from idrid_jax import allocator, compilation_cache
 from idrid_jax.cli import bench, data, runs
 from idrid_jax.cli.command import Command, Group
 from idrid_jax.cli.parsing import HELP, PROGRAM, describe, parse
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(command, Group):
             print(_overview(name, command))
             return 0 if arguments else 2
+        allocator.keep_memory()
         compilation_cache.switch_on()
         command.define(values, [name, *arguments])
         if HELP & set(arguments):

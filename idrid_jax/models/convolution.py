@@ -1,4 +1,4 @@
-"""Strided convolution and its two adjoints, closed under differentiation.
+"""Strided convolution and its two adjoints, closed under differentiation, lowered for the platform it runs on.
 
 `conv` is linear in the images and in the kernel, so its gradients are two more linear maps, and the gradients of those
 are again the three: autodiff stays among them to any order (gradient penalties differentiate twice).
@@ -7,21 +7,38 @@ are again the three: autodiff stays among them to any order (gradient penalties 
     conv_input(g, w)    features x kernel -> images     what a transposed convolution layer computes
     conv_kernel(x, g)   images x features -> kernel     the kernel's gradient, for both layers
 
-Written so, the kernel's gradient of a transposed convolution is an ordinary one. Left to autodiff it is a convolution
-with dilated input *and* output gradient, which XLA on CPU lowers to a naive loop (400 to 8,000 ms where 8 to 160 are
-enough). `conv_input` is the one map with a form of its own on CPU (see `_subpixel_input`). `bench.convolution` times
-them.
+On GPUs and TPUs each is one `lax.conv_general_dilated` or its transpose. XLA on CPU is slow at most of these shapes, so
+there each layer takes what was measured to be fastest (`bench/README.md`): `winograd`, `columns`, or XLA's own.
 
 Shapes: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O] with h = (H + lo + hi - k) // stride + 1. Any floating dtype.
 """
 
+import contextlib
+import contextvars
+import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
+from idrid_jax.models import columns, winograd
+
 Padding = tuple[int, int]  # pixels added before and after, the same on both axes
+Size = tuple[int, int]
+
+_lowering = contextvars.ContextVar("lowering", default="platform")
+
+
+@contextlib.contextmanager
+def lowering(name: str):
+    """Within, what is traced is lowered as "native" (`lax` alone, everywhere) or as "platform" says (the default)."""
+    if name not in ("native", "platform"):
+        raise ValueError(f"lowering {name!r}: native or platform")
+    token = _lowering.set(name)
+    try:
+        yield
+    finally:
+        _lowering.reset(token)
 
 
 def out_size(size: int, kernel: int, stride: int, padding: Padding) -> int:
@@ -29,88 +46,117 @@ def out_size(size: int, kernel: int, stride: int, padding: Padding) -> int:
     return (size + sum(padding) - kernel) // stride + 1
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Cross-correlation of x [N, H, W, I] with w [k, k, I, O] -> [N, h, w, O]."""
-    return _native(x, w, stride, padding)
+    return _conv(x, w, Layer(w.shape[0], stride, padding, x.shape[1:3], _lowering.get()))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def conv_input(g: jax.Array, w: jax.Array, stride: int, padding: Padding, size: tuple[int, int]) -> jax.Array:
+def conv_input(g: jax.Array, w: jax.Array, stride: int, padding: Padding, size: Size) -> jax.Array:
     """The adjoint of `conv` in x: g [N, h, w, O], w [k, k, I, O] -> [N, *size, I]."""
-    native = functools.partial(_native_input, stride=stride, padding=padding, size=size)
-    if stride == 1:
-        return native(g, w)
-    subpixel = functools.partial(_subpixel_input, stride=stride, padding=padding, size=size)
-    return lax.platform_dependent(g, w, cpu=subpixel, default=native)
+    return _conv_input(g, w, Layer(w.shape[0], stride, padding, size, _lowering.get()))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def conv_kernel(x: jax.Array, g: jax.Array, stride: int, padding: Padding, kernel: int) -> jax.Array:
     """The adjoint of `conv` in w: x [N, H, W, I], g [N, h, w, O] -> [kernel, kernel, I, O]."""
-    w = jax.ShapeDtypeStruct((kernel, kernel, x.shape[-1], g.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda w: _native(x, w, stride, padding), w)(g)[0]
+    return _conv_kernel(x, g, Layer(kernel, stride, padding, x.shape[1:3], _lowering.get()))
 
 
-def _conv_fwd(x, w, stride, padding):
-    return conv(x, w, stride, padding), (x, w)
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What is static of a convolution: kernel side, stride, padding, the images' (H, W), and the lowering."""
+
+    kernel: int
+    stride: int
+    padding: Padding
+    size: Size
+    lowering: str
+
+    @property
+    def out(self) -> Size:
+        return tuple(out_size(size, self.kernel, self.stride, self.padding) for size in self.size)
+
+    def native(self, x, w):
+        return lax.conv_general_dilated(
+            x, w, (self.stride,) * 2, (self.padding,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def native_input(self, g, w):
+        x = jax.ShapeDtypeStruct((g.shape[0], *self.size, w.shape[2]), g.dtype)
+        return jax.linear_transpose(lambda x: self.native(x, w), x)(g)[0]
+
+    def native_kernel(self, x, g):
+        w = jax.ShapeDtypeStruct((self.kernel, self.kernel, x.shape[-1], g.shape[-1]), x.dtype)
+        return jax.linear_transpose(lambda w: self.native(x, w), w)(g)[0]
+
+    def cpu(self, inputs: int, outputs: int):
+        """(conv, conv_input, conv_kernel) for so many channels on a CPU; None: the native one."""
+        out = self.out
+        if min(out) < 1 or self.kernel == 1:
+            return None, None, None
+        if out == (1, 1) and self.size == (self.kernel,) * 2 and self.padding == (0, 0):
+            return columns.dense_conv, columns.dense_conv_input, columns.dense_conv_kernel
+        if inputs <= 4 and self.kernel <= 5:
+            thin = columns.ThinImages(self.kernel, self.stride, self.padding, self.size, out)
+            return thin.conv, thin.conv_input, thin.conv_kernel
+        if outputs <= 4 and self.stride == 1:
+            thin = columns.ThinFeatures(self.kernel, self.padding, self.size, out)
+            return thin.conv, thin.conv_input, thin.conv_kernel
+        tiles = winograd.tiles(self.kernel, self.stride, self.padding, self.size, out)
+        if tiles is None:
+            return None, None, None
+        if self.kernel == 3 and self.stride == 2:  # 9 of 16 taps are there: only the slowest of XLA's own is beaten
+            return None, None, functools.partial(winograd.conv_kernel, tiles)
+        return tuple(functools.partial(f, tiles) for f in (winograd.conv, winograd.conv_input, winograd.conv_kernel))
+
+    def run(self, which: int, a, b, inputs: int, outputs: int):
+        """Map `which` of the three, by the platform that the program is compiled for."""
+        native = (self.native, self.native_input, self.native_kernel)[which]
+        cpu = self.cpu(inputs, outputs)[which] if self.lowering == "platform" else None
+        return native(a, b) if cpu is None else lax.platform_dependent(a, b, cpu=cpu, default=native)
 
 
-def _conv_bwd(stride, padding, residuals, g):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x, w, layer: Layer):
+    return layer.run(0, x, w, *w.shape[2:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_input(g, w, layer: Layer):
+    return layer.run(1, g, w, *w.shape[2:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_kernel(x, g, layer: Layer):
+    return layer.run(2, x, g, x.shape[-1], g.shape[-1])
+
+
+def _conv_fwd(x, w, layer):
+    return _conv(x, w, layer), (x, w)
+
+
+def _conv_bwd(layer, residuals, g):
     x, w = residuals
-    return conv_input(g, w, stride, padding, x.shape[1:3]), conv_kernel(x, g, stride, padding, w.shape[0])
+    return _conv_input(g, w, layer), _conv_kernel(x, g, layer)
 
 
-def _conv_input_fwd(g, w, stride, padding, size):
-    return conv_input(g, w, stride, padding, size), (g, w)
+def _conv_input_fwd(g, w, layer):
+    return _conv_input(g, w, layer), (g, w)
 
 
-def _conv_input_bwd(stride, padding, size, residuals, x):
+def _conv_input_bwd(layer, residuals, x):
     g, w = residuals
-    return conv(x, w, stride, padding), conv_kernel(x, g, stride, padding, w.shape[0])
+    return _conv(x, w, layer), _conv_kernel(x, g, layer)
 
 
-def _conv_kernel_fwd(x, g, stride, padding, kernel):
-    return conv_kernel(x, g, stride, padding, kernel), (x, g)
+def _conv_kernel_fwd(x, g, layer):
+    return _conv_kernel(x, g, layer), (x, g)
 
 
-def _conv_kernel_bwd(stride, padding, kernel, residuals, w):
+def _conv_kernel_bwd(layer, residuals, w):
     x, g = residuals
-    return conv_input(g, w, stride, padding, x.shape[1:3]), conv(x, w, stride, padding)
+    return _conv_input(g, w, layer), _conv(x, w, layer)
 
 
-conv.defvjp(_conv_fwd, _conv_bwd)
-conv_input.defvjp(_conv_input_fwd, _conv_input_bwd)
-conv_kernel.defvjp(_conv_kernel_fwd, _conv_kernel_bwd)
-
-
-def _native(x, w, stride, padding):
-    return lax.conv_general_dilated(
-        x, w, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _native_input(g, w, *, stride, padding, size):
-    x = jax.ShapeDtypeStruct((g.shape[0], *size, w.shape[2]), g.dtype)
-    return jax.linear_transpose(lambda x: _native(x, w, stride, padding), x)(g)[0]
-
-
-def _subpixel_input(g, w, *, stride, padding, size):
-    """`conv_input` without the zeros between rows that XLA:CPU would multiply by (sub-pixel convolution, Shi et al.
-    2016, 3.2).
-
-    The kernel, padded with zeros to a multiple of the stride, becomes m x m taps with s*s*I output channels at stride
-    1; then the channels are spread over s x s pixels and the padding is cut off.
-    """
-    k, _, i, o = w.shape
-    n, h, v, _ = g.shape
-    m = -(-k // stride)
-    w = jnp.pad(w, ((0, m * stride - k), (0, m * stride - k), (0, 0), (0, 0)))
-    w = w.reshape(m, stride, m, stride, i, o).transpose(0, 2, 1, 3, 4, 5).reshape(m, m, stride * stride * i, o)
-    rows, cols = h + m - 1, v + m - 1
-    x = _native_input(g, w, stride=1, padding=(0, 0), size=(rows, cols))
-    x = x.reshape(n, rows, cols, stride, stride, i).transpose(0, 1, 3, 2, 4, 5)
-    x = x.reshape(n, rows * stride, cols * stride, i)
-    lo = padding[0]  # negative padding cuts; positive fills rows that no kernel position reached
-    edges = [(-lo, full + lo - have * stride, 0) for full, have in zip(size, (rows, cols))]
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+_conv.defvjp(_conv_fwd, _conv_bwd)
+_conv_input.defvjp(_conv_input_fwd, _conv_input_bwd)
+_conv_kernel.defvjp(_conv_kernel_fwd, _conv_kernel_bwd)
