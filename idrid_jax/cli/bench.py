@@ -33,6 +33,37 @@ def _run_step(values):
     step.run(values.config, batches=values.batch, dtypes=values.dtype, peer=values.peer, rounds=values.rounds)
 
 
+def _define_layers(values, argv):
+    flags.DEFINE_list("network", [], "dcgan28, cgan32, dcgan64, dcgan128; empty: all four", flag_values=values)
+    flags.DEFINE_string("dtype", "float32", "float32 or bfloat16", flag_values=values)
+    flags.DEFINE_integer("rounds", 5, "interleaved, after a warm-up", lower_bound=3, flag_values=values)
+
+
+def _run_layers(values):
+    from idrid_jax.bench import layers
+
+    layers.run(values.network, dtype=values.dtype, rounds=values.rounds)
+
+
+def _define_input(values, argv):
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "a file such as configs/cgan32.py, with --config.FIELD=VALUE as train has; empty: dcgan28 at batch 128",
+        flag_values=values,
+        sys_argv=argv,
+    )
+    flags.DEFINE_float("seconds", 75, "to measure for, compilation left out", lower_bound=5, flag_values=values)
+
+
+def _run_input(values):
+    from idrid_jax.bench import input
+
+    input.run(values.config, values.seconds)
+
+
 BENCH = Group(
     "measure how fast each part runs here, beside what one would pick instead",
     {
@@ -41,6 +72,18 @@ BENCH = Group(
             "--config configs/dcgan28.py --batch 128 --peer torch",
             _define_step,
             _run_step,
+        ),
+        "layers": Command(
+            "each convolution as it is lowered here beside lax alone, and its share of the matrix rate",
+            "--network dcgan64 --dtype float32",
+            _define_layers,
+            _run_layers,
+        ),
+        "input": Command(
+            "both ways in from disk to device, what steps wait for them, and all of train beside its bare step",
+            "--config configs/dcgan28.py --seconds 75",
+            _define_input,
+            _run_input,
         ),
     },
 )
