@@ -91,28 +91,13 @@ def compile_step(
     The state is donated. Batches are functions of (seed, step): the first call must be with the state of `first_step`.
     """
     everywhere, over_devices = mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh)
-    update = dataclasses.replace(update, over_devices=over_devices)
-    key = jax.random.key(config.seed)
-
-    def step(state, images, grades):
-        return update(state, images, grades, jax.random.fold_in(key, state.step))
-
-    jit = lambda function, sharding: jax.jit(
-        function,
-        donate_argnums=0,
-        in_shardings=(everywhere, sharding, sharding),
-        out_shardings=(everywhere, everywhere),
-    )
-
     if way_in(config, split) == "resident":
         order = Order(
             np.asarray(split.grades), seed=config.seed, batch_size=config.batch_size, sampling=config.data.sampling
         )
         data = resident.put(split.images, split.grades, everywhere)
-        compiled = jit(
-            lambda state, *data: step(state, *resident.batch(order, *data, state.step, over_devices)), everywhere
-        )
-        return Step(compiled, lambda: data)
+        batch = lambda state, *data: resident.batch(order, *data, state.step, over_devices)
+        return Step(_jit(config, update, mesh, everywhere, batch), lambda: data)
 
     batches = stream.batches(
         split.images,
@@ -124,7 +109,29 @@ def compile_step(
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    return Step(jit(step, over_devices), lambda: tuple(mesh_lib.to_global(local, mesh) for local in next(batches)))
+    to_devices = lambda: tuple(mesh_lib.to_global(local, mesh) for local in next(batches))
+    return Step(_jit(config, update, mesh, over_devices), to_devices)
+
+
+def compile_bare_step(
+    config: ml_collections.ConfigDict, update: Update, mesh: jax.sharding.Mesh, images: np.ndarray, grades: np.ndarray
+) -> Step:
+    """The step on one and the same batch, uint8 [B, R, R, C] and int32 [B], which lies on the devices: for `bench`."""
+    batch = mesh_lib.to_global(images, mesh), mesh_lib.to_global(grades, mesh)
+    return Step(_jit(config, update, mesh, mesh_lib.split_batch(mesh)), lambda: batch)
+
+
+def _jit(config, update, mesh, sharding, batch=lambda state, *data: data) -> jax.stages.Wrapped:
+    """The jitted step of a state and data with `sharding`, of which `batch` makes images and grades."""
+    everywhere = mesh_lib.replicated(mesh)
+    update = dataclasses.replace(update, over_devices=mesh_lib.split_batch(mesh))
+    key = jax.random.key(config.seed)
+    return jax.jit(
+        lambda state, *data: update(state, *batch(state, *data), jax.random.fold_in(key, state.step)),
+        donate_argnums=0,
+        in_shardings=(everywhere, sharding, sharding),
+        out_shardings=(everywhere, everywhere),
+    )
 
 
 def way_in(config: ml_collections.ConfigDict, split: cache.Split) -> str:
