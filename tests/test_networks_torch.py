@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from peers import capture  # noqa: E402
 
+from idrid_jax.bench import torch_networks  # noqa: E402
 from idrid_jax.models import convolution, dcgan  # noqa: E402
-from peers import capture, torch_dcgan  # noqa: E402
 
 # Shares of the largest value. Gradients are compared in float64 alone: see capture.filled.
 TOLERANCES = {"float32": 5e-5, "float64": 1e-12}
 WIDTHS = {"float32": 64, "float64": 16}  # the networks as they are, and narrow ones for time's sake
 BATCH = 4
-NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def tensor(a):
@@ -44,29 +43,27 @@ def kernel(t):
     return a.transpose(2, 3, 1, 0) if a.ndim == 4 else a
 
 
-def weighted(peer):
-    """The peer's layers that hold arrays, in the order of their calls."""
-    return [layer for layer in peer.main if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d))]
+def layers(peer):
+    """The peer's layers that hold arrays, by name, which is ours."""
+    return {name: layer for name, layer in peer.named_modules() if layer._parameters}
 
 
-def copy(arrays, layers):
-    """Our arrays {(layer, array): ...} into the peer's layers {layer: ...}: all of ours, and all of theirs."""
-    with torch.no_grad():
-        for (name, array), a in arrays.items():
-            getattr(layers[name], NAMES[array]).copy_(weight(a))
-    theirs = [key for layer in layers.values() for key in layer.state_dict() if key != "num_batches_tracked"]
+def copy(arrays, peer):
+    """Our arrays {(layer, array): ...} into the peer: all of ours, and all of theirs."""
+    torch_networks.copy_arrays(arrays, peer)
+    theirs = [name for name in peer.state_dict() if not name.endswith("num_batches_tracked")]
     assert len(arrays) == len(theirs)
 
 
 def run(peer, x, cotangent):
     """-> the output, and (input, output) of every layer with arrays. Copies: the activations work in place."""
-    calls = []
+    calls = {}
 
-    def keep(layer, inputs, output):
-        calls.append((inputs[0].detach().clone(), output.detach().clone()))
+    def keep(name, layer, inputs, output):
+        calls[name] = inputs[0].detach().clone(), output.detach().clone()
 
-    hooks = [layer.register_forward_hook(keep) for layer in weighted(peer)]
-    y = peer(x)
+    hooks = [layer.register_forward_hook(functools.partial(keep, name)) for name, layer in layers(peer).items()]
+    y = peer(x, None)
     (y * cotangent).sum().backward()
     for hook in hooks:
         hook.remove()
@@ -79,8 +76,8 @@ def generators(size, dtype):
     z = rng.standard_normal((BATCH, 100)).astype(dtype)
     cotangent = rng.standard_normal((BATCH, size, size, 3)).astype(dtype)
     ours = capture.filled(functools.partial(dcgan.Generator, size, width=WIDTHS[dtype]), dtype, seed=size)
-    theirs = torch_dcgan.Generator(size, ngf=WIDTHS[dtype])
-    return ours, z, cotangent, theirs, tensor(z)[:, :, None, None], nchw(cotangent)
+    theirs = torch_networks.Generator(size, WIDTHS[dtype])
+    return ours, z, cotangent, theirs, tensor(z), nchw(cotangent)
 
 
 def discriminators(size, dtype):
@@ -89,7 +86,7 @@ def discriminators(size, dtype):
     images = rng.uniform(-1, 1, (BATCH, size, size, 3)).astype(dtype)
     cotangent = rng.standard_normal(BATCH).astype(dtype)
     ours = capture.filled(functools.partial(dcgan.Discriminator, size, width=WIDTHS[dtype]), dtype, seed=size + 1)
-    theirs = torch_dcgan.Discriminator(size, ndf=WIDTHS[dtype])
+    theirs = torch_networks.Discriminator(size, WIDTHS[dtype])
     return ours, images, cotangent, theirs, nchw(images), tensor(cotangent)
 
 
@@ -107,19 +104,20 @@ def compare(module, x, cotangent, peer, their_x, their_cotangent, *, gradients):
     """-> what was compared: the difference, as a share of the largest value."""
     ours = capture.run(module, x, None, cotangent if gradients else None)
     before = capture.arrays(module)
-    layers = dict(zip([call.name for call in ours.calls], weighted(peer), strict=True))
     peer.to(their_x.dtype)
-    copy(before, layers)
+    copy(before, peer)
     their_x.requires_grad_()
     output, calls = run(peer.train(), their_x, their_cotangent)
 
     differences = {"output": capture.difference(ours.output, nhwc(output) if output.ndim == 4 else output)}
-    for call, (entered, left) in zip(ours.calls, calls, strict=True):
+    assert {call.name for call in ours.calls} == set(calls)
+    for call in ours.calls:
+        entered, left = calls[call.name]
         differences[call.name, "input"] = capture.difference(call.input, nhwc(entered))
         differences[call.name, "output"] = capture.difference(call.output, nhwc(left))
     if gradients:
         for (name, array), gradient in ours.gradients.items():
-            theirs = getattr(layers[name], NAMES[array]).grad
+            theirs = getattr(peer.get_submodule(name), torch_networks.ARRAYS[array]).grad
             differences[name, array, "gradient"] = capture.difference(gradient, kernel(theirs))
         assert len(ours.gradients) == len(list(peer.parameters()))
         differences["input's gradient"] = capture.difference(ours.input_gradient, nhwc(their_x.grad).reshape(x.shape))
@@ -127,15 +125,15 @@ def compare(module, x, cotangent, peer, their_x, their_cotangent, *, gradients):
     after = capture.arrays(ours.module)
     for call in ours.calls:
         if (call.name, "mean") in after:
-            layer, n = layers[call.name], call.input.size // call.input.shape[-1]
+            layer, n = peer.get_submodule(call.name), call.input.size // call.input.shape[-1]
             old, new = before[call.name, "var"], after[call.name, "var"]
             unbiased = 0.9 * old + (new - 0.9 * old) * n / (n - 1)  # PyTorch keeps the unbiased variance; we do not
             differences[call.name, "mean"] = capture.difference(after[call.name, "mean"], layer.running_mean)
             differences[call.name, "var"] = capture.difference(unbiased, layer.running_var)
 
-    copy(after, layers)
+    copy(after, peer)
     with torch.no_grad():
-        output = peer.eval()(their_x)
+        output = peer.eval()(their_x, None)
     differences["output in eval mode"] = capture.difference(
         capture.evaluate(ours.module, x), nhwc(output) if output.ndim == 4 else output)
     return differences

@@ -15,16 +15,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from flax import nnx  # noqa: E402
-from peers import capture, torch_dcgan  # noqa: E402
+from peers import capture  # noqa: E402
 from torch import nn  # noqa: E402
 
-from idrid_jax.models import dcgan  # noqa: E402
+from idrid_jax.bench import torch_networks  # noqa: E402
+from idrid_jax.models import convolution, dcgan  # noqa: E402
 from idrid_jax.models.functional import functional  # noqa: E402
 from idrid_jax.training.state import NetworkState, TrainState  # noqa: E402
 from idrid_jax.training.step import Update  # noqa: E402
 
 BATCH, SIZE = 8, 64
-NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def ours(width, dtype, g_tx, d_tx):
@@ -42,33 +42,9 @@ def ours(width, dtype, g_tx, d_tx):
     return update, TrainState(jnp.zeros((), jnp.int32), *states, {}, jnp.float32(np.inf)), modules
 
 
-def layers(peer):
-    """The peer's layers with arrays, by our names: "image" is the generator's last and the discriminator's first."""
-    found = [layer for layer in peer.main if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d))]
-    convolutions = [layer for layer in found if not isinstance(layer, nn.BatchNorm2d)]
-    names = {
-        f"norm.{i}": layer for i, layer in enumerate(layer for layer in found if isinstance(layer, nn.BatchNorm2d))
-    }
-    if isinstance(convolutions[0], nn.ConvTranspose2d):
-        *up, names["image"] = convolutions
-        return names | {f"up.{i}": layer for i, layer in enumerate(up)}
-    names["image"], *down, names["logit"] = convolutions
-    return names | {f"down.{i}": layer for i, layer in enumerate(down)}
-
-
-def copy(module, peer):
-    found = layers(peer)
-    arrays = capture.arrays(module)
-    with torch.no_grad():
-        for (name, array), a in arrays.items():
-            getattr(found[name], NAMES[array]).copy_(
-                torch.from_numpy(np.array(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a))
-            )
-
-
 def ours_of(peer, name, array):
     """The peer's array in our order of axes."""
-    a = getattr(layers(peer)[name], NAMES[array]).detach().numpy()
+    a = getattr(peer.get_submodule(name), torch_networks.ARRAYS[array]).detach().numpy()
     return a.transpose(2, 3, 1, 0) if a.ndim == 4 else a
 
 
@@ -77,12 +53,12 @@ def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z):
     criterion = nn.BCEWithLogitsLoss()
     ones, zeros = torch.ones(len(real), dtype=real.dtype), torch.zeros(len(real), dtype=real.dtype)
     net_d.zero_grad()
-    output = net_d(real)
+    output = net_d(real, None)
     err_d_real = criterion(output, ones)
     err_d_real.backward()
     d_x, right = output.sigmoid().mean().item(), (output > 0).sum().item()
-    fake = net_g(z)
-    output = net_d(fake.detach())
+    fake = net_g(z, None)
+    output = net_d(fake.detach(), None)
     err_d_fake = criterion(output, zeros)
     err_d_fake.backward()
     d_g_z1, right = output.sigmoid().mean().item(), right + (output <= 0).sum().item()
@@ -90,7 +66,7 @@ def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z):
     norm_d = norm(net_d)
     optimizer_d.step()
     net_g.zero_grad()
-    output = net_d(fake)
+    output = net_d(fake, None)
     err_g = criterion(output, ones)
     err_g.backward()
     norm_g = norm(net_g)
@@ -112,11 +88,11 @@ def both(width, dtype, steps, tx, optimizer):
     update, state, modules = ours(width, dtype, tx(), tx())
     torch_type = getattr(torch, dtype)
     net_g, net_d = (
-        torch_dcgan.Generator(SIZE, ngf=width).to(torch_type),
-        torch_dcgan.Discriminator(SIZE, ndf=width).to(torch_type),
+        torch_networks.Generator(SIZE, width).to(torch_type),
+        torch_networks.Discriminator(SIZE, width).to(torch_type),
     )
-    copy(modules[0], net_g)
-    copy(modules[1], net_d)
+    for module, net in zip(modules, (net_g, net_d), strict=True):
+        torch_networks.copy_arrays(capture.arrays(module), net)
     optimizers = optimizer(net_g.parameters()), optimizer(net_d.parameters())
     step = jax.jit(update)
     rows = []
@@ -124,10 +100,11 @@ def both(width, dtype, steps, tx, optimizer):
         images = np.random.default_rng(i).integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
         key = jax.random.key(i)
         z = np.array(jax.random.normal(jax.random.split(key, 5)[0], (BATCH, 100)))
-        with jax.default_matmul_precision("highest"):
+        # lax's own convolutions: the rounding of ours on CPU, held in test_convolution, would be what Adam makes steps of
+        with jax.default_matmul_precision("highest"), convolution.lowering("native"):
             state, metrics = step(state, images, np.zeros(BATCH, np.int32), key)
         real = torch.from_numpy(np.moveaxis(images, -1, 1) / np.float32(127.5) - 1).to(torch_type)
-        theirs = tutorial_step(net_g, net_d, *optimizers, real, torch.from_numpy(z)[:, :, None, None].to(torch_type))
+        theirs = tutorial_step(net_g, net_d, *optimizers, real, torch.from_numpy(z).to(torch_type))
         rows.append(({name: float(value) for name, value in metrics.items()}, theirs))
     return rows, state, (net_g, net_d)
 

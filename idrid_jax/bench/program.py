@@ -1,0 +1,95 @@
+"""The step as `train` makes it, on random images, for what the compiler and the clock say of it."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from idrid_jax.bench import memory
+from idrid_jax.data.cache import Split
+from idrid_jax.models import NETWORKS, convolution
+from idrid_jax.training import build
+from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training.state import TrainState
+
+PHOTOGRAPHS = 406  # in IDRiD's training split, after the audit
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What `build.compile_step` gives, and how it begins."""
+
+    step: build.Step
+    init: Callable[[jax.Array], TrainState]
+    mesh: jax.sharding.Mesh
+
+    def start(self) -> TrainState:
+        return jax.jit(self.init, out_shardings=mesh_lib.replicated(self.mesh))(jax.random.key(0))
+
+    def lower(self) -> jax.stages.Lowered:
+        """No state is made for it: a batch that does not fit can be lowered too."""
+        whole = mesh_lib.replicated(self.mesh)
+        like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+        state = jax.tree.map(like, jax.eval_shape(self.init, jax.random.key(0)))
+        return self.step.jitted.lower(state, *self.step.data())
+
+    def compile(self) -> tuple[jax.stages.Compiled, float]:
+        """The executable that `step` then runs, and the seconds that lowering and compiling took."""
+        start = time.perf_counter()
+        return self.lower().compile(), time.perf_counter() - start
+
+
+def make(config: ml_collections.ConfigDict) -> Program:
+    """The program of a configuration, with images drawn at random in device memory.
+
+    Raises UserError where the devices cannot share the batch.
+    """
+    network = NETWORKS[config.network]
+    mesh = mesh_lib.make_mesh(config.mesh.data)
+    mesh_lib.check_batch(config.batch_size, mesh)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (PHOTOGRAPHS, network.size, network.size, network.channels), np.uint8)
+    grades = np.arange(PHOTOGRAPHS, dtype=np.int32) % 5
+    split = Split(images, grades, np.zeros_like(grades), tuple(map(str, range(PHOTOGRAPHS))))
+    update, init = build.make_update(config, *build.networks(config))
+    return Program(build.compile_step(config, update, mesh, split, 0), init, mesh)
+
+
+def model_flops(config: ml_collections.ConfigDict) -> float:
+    """FLOPs of one update of the whole batch, a multiplication and an addition being two.
+
+    By the compiler's cost analysis of the update lowered with plain convolutions of lax, before any optimization: our
+    own lowering of a convolution may need fewer multiplications, and differs by platform. Convolutions count what they
+    reach: no padding, no zeros between the rows of a dilated one.
+    """
+    with convolution.lowering("native"):
+        return make(config).lower().cost_analysis()["flops"]
+
+
+def bytes_needed(config: ml_collections.ConfigDict) -> int:
+    """`memory.needed` of the program of `config`; what cannot even be compiled for want of memory needs more than any."""
+    try:
+        compiled, _ = make(config).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return 2**62
+    return memory.needed(compiled)
+
+
+@contextlib.contextmanager
+def no_persistent_cache() -> Iterator[None]:
+    """Compilations within are compilations, whatever lies on disk."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
