@@ -72,7 +72,7 @@ def model_flops(config: ml_collections.ConfigDict) -> float:
 
 
 def bytes_needed(config: ml_collections.ConfigDict) -> int:
-    """`memory.needed` of the program of `config`; what cannot even be compiled for want of memory needs more than any."""
+    """`memory.needed` of the program; what cannot be compiled for want of memory needs more than any device has."""
     try:
         compiled, _ = make(config).compile()
     except jax.errors.JaxRuntimeError as error:

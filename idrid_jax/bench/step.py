@@ -116,7 +116,9 @@ def _default(network: str) -> ml_collections.ConfigDict:
 
 
 def _fitting(case: Case, *, shared: bool) -> tuple[Case, program_lib.Program, jax.stages.Compiled, float]:
-    """The case with its batch settled, its program, compiled, in seconds. Raises UserError where the batch does not fit.
+    """The case with its batch settled, its program, compiled, and in how many seconds.
+
+    Raises UserError where the batch does not fit.
 
     shared: a peer is on the same device; each side may take half of what is there.
     """

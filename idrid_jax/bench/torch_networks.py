@@ -178,7 +178,7 @@ NETWORKS = {
 
 
 def copy_arrays(arrays: Mapping[tuple[str, str], np.ndarray], module: nn.Module) -> None:
-    """Our arrays {("up.0", "kernel"): ...}, parameters or statistics or both, into the module's, as they stand there."""
+    """Our arrays {("up.0", "kernel"): ...}, parameters or statistics or both, into the module."""
     with torch.no_grad():
         for (layer, array), a in arrays.items():
             target = getattr(module.get_submodule(layer), ARRAYS[array])

@@ -59,7 +59,7 @@ class Update:
         self.draw, self.d_loss, self.g_loss = map(compile_, (self._draw, self._d_loss, self._g_loss))
 
     def __call__(self, images: Tensor, grades: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """images uint8 [B, C, R, R], grades int64 [B], z float32 [B, latent] -> the losses of D and G, on the device."""
+        """images uint8 [B, C, R, R], grades int64 [B], z float32 [B, latent] -> the losses of D and G."""
         torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
         fake = self.draw(z, grades)
         d_loss = self.d_loss(images, fake.detach(), grades)

@@ -116,5 +116,5 @@ def describe(name: str, summary: str, example: str, values: flags.FlagValues) ->
         text = textwrap.wrap(flag.help + needed + default, 116 - width)
         lines += [f"  {option:{width}}{text[0]}", *(" " * (width + 2) + line for line in text[1:])]
     if "config" in values:
-        lines += ["", "  The fields stand in idrid_jax/config.py with their units; train --dry_run prints their values."]
+        lines += ["", "  The fields stand in idrid_jax/config.py with their units; train --dry_run prints them."]
     return "\n".join(lines)
