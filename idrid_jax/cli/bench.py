@@ -64,6 +64,37 @@ def _run_input(values):
     input.run(values.config, values.seconds)
 
 
+def _define_prepare(values, argv):
+    flags.DEFINE_string(
+        "release", "", "as prepare takes it; empty: drawn photographs of IDRiD's size", flag_values=values
+    )
+    flags.DEFINE_integer("size", 256, "side of the result in pixels", flag_values=values)
+    flags.DEFINE_integer("channels", 3, "3 (RGB) or 1 (grey)", flag_values=values)
+    flags.DEFINE_string("crop", "field_of_view", "field_of_view or letterbox", flag_values=values)
+    flags.DEFINE_integer("rounds", 9, "interleaved, after a warm-up", lower_bound=3, flag_values=values)
+
+
+def _run_prepare(values):
+    from idrid_jax.bench import prepare
+
+    prepare.run(
+        values.release, size=values.size, channels=values.channels, crop=values.crop, rounds=values.rounds
+    )
+
+
+def _define_evaluate(values, argv):
+    flags.DEFINE_integer("size", 64, "side of the images in pixels", flag_values=values)
+    flags.DEFINE_integer("channels", 3, "3 (RGB) or 1 (grey)", flag_values=values)
+    flags.DEFINE_integer("count", 128, "images in each of the two sets", lower_bound=2, flag_values=values)
+    flags.DEFINE_integer("rounds", 5, "interleaved, after a warm-up", lower_bound=3, flag_values=values)
+
+
+def _run_evaluate(values):
+    from idrid_jax.bench import evaluate
+
+    evaluate.run(size=values.size, channels=values.channels, count=values.count, rounds=values.rounds)
+
+
 BENCH = Group(
     "measure how fast each part runs here, beside what one would pick instead",
     {
@@ -84,6 +115,18 @@ BENCH = Group(
             "--config configs/dcgan28.py --seconds 75",
             _define_input,
             _run_input,
+        ),
+        "prepare": Command(
+            "photographs/s of decoding, cropping and resizing, beside decoding alone",
+            "--release ~/Downloads/IDRiD --size 256",
+            _define_prepare,
+            _run_prepare,
+        ),
+        "evaluate": Command(
+            "PSNR and SSIM of all pairs, beside scikit-image",
+            "--size 64 --count 128",
+            _define_evaluate,
+            _run_evaluate,
         ),
     },
 )

@@ -85,8 +85,11 @@ def _load_config(path: str):
     import ml_collections
 
     if not Path(path).is_file():
-        what = "is no file" if Path(path).exists() else "no such file"
-        raise UserError(f"--config {path}: {what}; the project's own lie in configs/")
+        if Path(path).exists():
+            raise UserError(f"--config {path}: is no file; the project's own lie in configs/")
+        near = sorted(map(str, [*Path(path).parent.glob("*.py"), *Path("configs").glob("*.py")]))
+        hint = nearest(path, near) if near else "the project's own lie in configs/"
+        raise UserError(f"--config {path}: no such file; {hint}")
     if Path(path).suffix != ".py":
         raise UserError(f"--config {path}: not a Python file; the project's own lie in configs/")
     try:

@@ -230,7 +230,7 @@ def _fill(folder: Path, meta: dict, manifest: Manifest, split: str) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             start = file.tell()
             # Written, not memory-mapped: on a full disk a write says so, where a mapped page would end the process.
-            for index, pixels in _progress(_in_threads(work, reads), f"{split} at {size}", len(meta["ids"])):
+            for index, pixels in _progress(in_threads(work, reads), f"{split} at {size}", len(meta["ids"])):
                 file.seek(start + index * len(pixels))
                 file.write(pixels)
         (new / "meta.json").write_text(json.dumps(meta))
@@ -289,7 +289,7 @@ def import_tfds():
     return tensorflow, tensorflow_datasets
 
 
-def _in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:
+def in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:
     """work(*item) for each item, in order, in threads (Pillow lets go of the GIL), few in memory at once."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
