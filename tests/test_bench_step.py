@@ -1,6 +1,7 @@
 """`bench step`: what the compiler says of the step, the largest batch, its rows, and what is refused."""
 
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -133,10 +134,12 @@ def test_it_is_the_function_that_train_calls(config, caplog, quick_compilation):
         (["--batch=many"], "--batch many: give a number above 0"),
         (["--rounds=1"], "--rounds=1"),
         (["--peer=torhc"], "--peer torhc: did you mean torch?"),
-        (["--config=dcgan82"], "--config dcgan82: no such file"),
+        (["--config=dcgan82"], "--config dcgan82: no such file; did you mean dcgan28.py?"),
+        (["--config=configs/cgan23.py"], "--config configs/cgan23.py: no such file; did you mean cgan32.py?"),
     ],
 )
-def test_words_that_are_wrong(arguments, says, capsys):
+def test_words_that_are_wrong(arguments, says, capsys, monkeypatch):
+    monkeypatch.chdir(Path(cli.__file__).parents[2])
     assert cli.main(["bench", "step", *arguments]) == 2
     out, err = capsys.readouterr()
     assert says in err and err.count("\n") == 1 and not out

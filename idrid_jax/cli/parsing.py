@@ -87,8 +87,9 @@ def _load_config(path: str):
     if not Path(path).is_file():
         if Path(path).exists():
             raise UserError(f"--config {path}: is no file; the project's own lie in configs/")
-        near = sorted(map(str, [*Path(path).parent.glob("*.py"), *Path("configs").glob("*.py")]))
-        hint = nearest(path, near) if near else "the project's own lie in configs/"
+        near = sorted({file.name for folder in (Path(path).parent, Path("configs")) for file in folder.glob("*.py")})
+        hint = nearest(f"{Path(path).stem}.py", near) + "; " if near else ""
+        hint += "the project's own lie in configs/"
         raise UserError(f"--config {path}: no such file; {hint}")
     if Path(path).suffix != ".py":
         raise UserError(f"--config {path}: not a Python file; the project's own lie in configs/")
