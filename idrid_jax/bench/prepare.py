@@ -11,7 +11,7 @@ import numpy as np
 from idrid_jax.bench import report, timing
 from idrid_jax.data.cache import in_threads
 from idrid_jax.data.phantom import draw_photograph, encode
-from idrid_jax.data.preprocess import OVERSAMPLING, check_options, decode, preprocess
+from idrid_jax.data.preprocess import OVERSAMPLING, check_options, load, preprocess
 from idrid_jax.data.release import GRADES, read_release
 from idrid_jax.errors import UserError
 
@@ -28,8 +28,8 @@ def run(release: str, *, size: int, channels: int, crop: str, rounds: int) -> No
     photographs = _photographs(release)
     sides = {
         "prepare": lambda data, name: preprocess(data, name, size=size, channels=channels, crop=crop),
-        "decode at that scale": lambda data, name: decode(data, name, OVERSAMPLING * size),
-        "decode in full": decode,
+        "decode at that scale": lambda data, name: load(data, name, OVERSAMPLING * size),
+        "decode in full": load,
     }
     machine = report.machine()
     times = timing.interleaved({name: _over(photographs, side) for name, side in sides.items()}, rounds)

@@ -10,7 +10,8 @@ Decisions, all part of `VERSION`:
   percentile (fine vessels, and a box that may lie one search pixel aside).
 - Pillow makes the size, antialiased: whole factors by averaging, the rest by its Hamming filter (bicubic to enlarge).
   Aliased filters change what a generator learns and what FID says (Parmar, Zhang, Zhu, "On Aliased Resizing", CVPR
-  2022). Lanczos took 60 % of the time of decoding, this takes 16 %.
+  2022). Lanczos took 60 % of the time of decoding, this takes 17 %, and keeps three quarters of the contrast of the
+  finest band, where Lanczos keeps 94 %.
 """
 
 import io
@@ -18,7 +19,6 @@ import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
-from scipy import ndimage
 
 from idrid_jax.errors import UserError
 
@@ -53,10 +53,10 @@ def decode(data: bytes, name: str, least: int | None = None) -> np.ndarray:
     Raises:
       UserError: not an image, damaged or cut short, more than `MAX_PIXELS`, or of a pixel type without a known range.
     """
-    return np.asarray(_decode(data, name, least))
+    return np.asarray(load(data, name, least))
 
 
-def _decode(data: bytes, name: str, least: int | None = None) -> Image.Image:
+def load(data: bytes, name: str, least: int | None = None) -> Image.Image:
     # Pillow's parsers raise whatever damaged bytes lead them into (OSError, SyntaxError, struct.error, ...): all of it
     # means that the file is bad, so the two calls that parse catch everything.
     try:
@@ -109,6 +109,8 @@ def field_of_view(image: np.ndarray | Image.Image) -> tuple[int, int, int, int]:
       (left, top, right, bottom) in pixels, right and bottom exclusive. The whole frame where there is no black around
       the retina, or nothing but black.
     """
+    from scipy import ndimage  # late: training on a cache that is there needs none of it
+
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     width, height = image.size
     cell = max(1, max(width, height) // _CELLS)
@@ -186,11 +188,11 @@ def preprocess(data: bytes, name: str, *, size: int, channels: int, crop: str) -
     """
     check_options(size, channels, crop)
     least = OVERSAMPLING * size
-    image = _decode(data, name, least)
+    image = load(data, name, least)
     if crop == "field_of_view":
         square = square_within(field_of_view(image))
         if square[2] - square[0] < least <= min(image.size):
-            image = _decode(data, name)  # a small field in a large frame: decoded at full size after all
+            image = load(data, name)  # a small field in a large frame: decoded at full size after all
             square = square_within(field_of_view(image))
         image = image.convert("L") if channels == 1 else image
         shrunk = square[2] - square[0] >= size
