@@ -73,9 +73,6 @@ def run(
     print("\n" + _table(shown, bool(peer)))
 
 
-# -- What is asked
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One thing to measure. batch_size of the configuration is 0 where the largest is asked for."""
@@ -158,9 +155,6 @@ def _with_batch(config, batch):
 
 def _mebibytes(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB"
-
-
-# -- The measurement
 
 
 class _Ours:
