@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from idrid_jax.data import atomic
 from idrid_jax.data.layout import SPLITS
@@ -306,4 +305,6 @@ def in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:
 
 
 def _progress(items: Iterator, what: str, total: int) -> Iterator:
+    from tqdm import tqdm  # late: a cache that is there needs no bar
+
     return tqdm(items, desc=what, total=total, unit="photograph", disable=None)  # on stderr; None: on a terminal only
