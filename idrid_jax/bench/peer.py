@@ -5,6 +5,7 @@
 The parent says when each round begins, so that rounds take turns with ours.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -57,7 +58,8 @@ class Peer:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what was not read, where the process has ended
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
