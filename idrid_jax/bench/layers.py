@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from idrid_jax import config as config_lib
 from idrid_jax.bench import report, timing
+from idrid_jax.bench.step import BATCHES
 from idrid_jax.errors import UserError
 from idrid_jax.models.convolution import conv, conv_input, conv_kernel, lowering, out_size
 from idrid_jax.words import nearest
@@ -45,7 +46,6 @@ LAYERS = {
         "up0": (4, 512, 100, 4, 1, (0, 0)),
     },
 }
-BATCHES = {"dcgan28": 128, "cgan32": 128, "dcgan64": 64, "dcgan128": 32}  # those of `bench step`
 MAPS = ("conv", "conv_input", "conv_kernel")  # forward, images' gradient, kernel's gradient
 
 
