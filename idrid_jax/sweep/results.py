@@ -1,0 +1,159 @@
+"""What the runs of a sweep came to: read from their folders, written as one CSV and one picture."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from idrid_jax.data import atomic
+from idrid_jax.evaluation.run import NAME as EVALUATION
+from idrid_jax.sweep.definition import Run, Sweep
+from idrid_jax.training.loop import steps
+
+CSV, PICTURE = "sweep.csv", "sweep.png"
+STATUS = ".sweep.json"  # in a run's folder: what the sweep last knew of it
+LOCK = ".sweep.lock"  # in a run's folder and in the sweep's: held by whoever works there
+
+FINISHED, FAILED, INTERRUPTED, RUNNING, WAITING = "finished", "failed", "interrupted", "running", "waiting"
+
+# column -> where evaluation.json has it
+MEASURES = {
+    "ssim": ("generated", "ssim"),  # all generated images x all training ones
+    "psnr": ("generated", "psnr"),
+    "ssim_nearest": ("nearest_to_generated", "ssim"),  # each generated x its nearest training image
+    "psnr_nearest": ("nearest_to_generated", "psnr"),
+    "ssim_among": ("among_generated", "ssim"),
+    "psnr_among": ("among_generated", "psnr"),
+    "ssim_excess": ("collapse", "ssim_excess"),  # among generated less among training images; collapse above 0.1
+    "ssim_held_out": ("held_out_real", "ssim"),  # what held-out real photographs give x training
+    "psnr_held_out": ("held_out_real", "psnr"),
+}
+# column -> key in stats.jsonl, of its last line
+LAST = {"kimg": "kimg", "loss_d": "loss_d", "loss_g": "loss_g"}
+
+
+@dataclasses.dataclass
+class Status:
+    """What the sweep last knew of a run; `seconds` of work on it, over all attempts."""
+
+    status: str = WAITING
+    reason: str = ""
+    seconds: float = 0.0
+    name: str = ""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Status":
+        try:
+            known = json.loads((folder / STATUS).read_text())
+            return cls(**{field.name: known[field.name] for field in dataclasses.fields(cls)})
+        except (OSError, ValueError, KeyError, TypeError):  # none, or cut short
+            return cls(name=folder.name)
+
+    def write(self, folder: Path) -> None:
+        atomic.write_text(folder / STATUS, json.dumps(dataclasses.asdict(self)) + "\n")
+
+
+def finished(run: Run, folder: Path) -> bool:
+    """Whether evaluation.json is of the step with which the run's configuration ends."""
+    return (evaluated := _evaluation(folder)) is not None and evaluated["of"]["step"] >= last_step(run)
+
+
+def last_step(run: Run) -> int:
+    return steps(run.config.total_kimg, run.config)
+
+
+def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
+    """A row for each run: number, name, every field that some run changes, status, reason, and `MEASURES`, `LAST`,
+    images/s (median over the run's log) and seconds, as far as they are there yet."""
+    rows = []
+    for run in sweep.runs:
+        folder = workdir / run.name
+        known, lines = Status.read(folder), stats(folder)
+        row = {"number": run.number, "name": run.name}
+        row |= {name: _field(run.config, name) for name in sweep.fields()}
+        if finished(run, folder):
+            known.status, known.reason = FINISHED, ""
+        elif known.status == FINISHED:  # of a shorter run
+            known.status = WAITING
+        elif known.status == RUNNING and not in_use(folder):  # the sweep that said so was killed
+            known.status = INTERRUPTED
+        row |= {"status": known.status, "reason": known.reason}
+        row |= {name: lines[-1].get(key) if lines else None for name, key in LAST.items()}
+        row["images_per_s"] = float(pd.Series([line["images_per_s"] for line in lines]).median()) if lines else None
+        evaluated = _evaluation(folder) if known.status == FINISHED else None
+        row |= {name: evaluated[of][key] if evaluated else None for name, (of, key) in MEASURES.items()}
+        row["seconds"] = round(known.seconds, 1) or None
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    numbers = [*LAST, "images_per_s", *MEASURES, "seconds"]
+    return frame.astype({name: float for name in numbers})
+
+
+def write(sweep: Sweep, workdir: Path) -> pd.DataFrame:
+    """Writes sweep.csv and sweep.png anew, each whole or not at all, and returns the table. Several may call it at once."""
+    from idrid_jax.sweep import plot
+
+    with (workdir / ".sweep.results.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        frame = table(sweep, workdir)
+        atomic.write_text(workdir / CSV, frame.to_csv(index=False))
+        partial = workdir / f".{PICTURE}"
+        plot.draw(frame, sweep.fields(), title=f"{sweep.path.stem}: {_about(sweep, workdir)}").savefig(
+            partial, dpi=100, format="png"
+        )
+        os.replace(partial, workdir / PICTURE)
+    return frame
+
+
+def forgotten(sweep: Sweep, workdir: Path) -> list[str]:
+    """Folders of runs that an earlier form of the sweep file named."""
+    names = {run.name for run in sweep.runs}
+    return sorted(path.parent.name for path in workdir.glob(f"*/{STATUS}") if path.parent.name not in names)
+
+
+def stats(folder: Path) -> list[dict]:
+    """The lines of a run's stats.jsonl; one that is being written is left out."""
+    lines = []
+    with contextlib.suppress(OSError):
+        for line in (folder / "stats.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+    return lines
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a sweep, or a process that it started, works in `folder`."""
+    try:
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _about(sweep, workdir):
+    """What was trained and measured on, for the picture's title."""
+    for run in sweep.runs:
+        if evaluated := _evaluation(workdir / run.name):
+            of = evaluated["of"]
+            return f"{of['network']}, {of['size']} x {of['size']} pixels, on {of['release']} ({of['fingerprint'][:12]})"
+    return sweep.runs[0].config.network
+
+
+def _evaluation(folder):
+    try:
+        return json.loads((folder / EVALUATION).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _field(config, name):
+    for part in name.split("."):
+        config = config[part]
+    return config
