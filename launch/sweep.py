@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a sweep: many runs of one configuration, as the file in configs/sweeps/ says, then a table and a picture of them.
+"""Runs a sweep: many runs of one configuration, as a file in configs/sweeps/ says, then a table and a picture of them.
 
     python launch/sweep.py configs/sweeps/dcgan28_lr_batch.py --workdir runs/dcgan28_lr_batch [--jobs 2 | --slurm]
 

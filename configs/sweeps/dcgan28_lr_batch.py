@@ -1,4 +1,4 @@
-"""Learning rate x batch for the thesis's DCGAN at 28 x 28: both networks' Adam at one rate, for a fixed number of images.
+"""Learning rate x batch for the thesis's DCGAN at 28 x 28: one rate for both networks' Adam, the same number of images.
 
     python launch/sweep.py configs/sweeps/dcgan28_lr_batch.py --workdir runs/dcgan28_lr_batch
 

@@ -8,8 +8,8 @@ from absl import flags
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """`define` adds its flags, given the command's words and all that follows; `run` takes their values, and may return an
-    exit status."""
+    """`define` adds its flags, given the command's words and all that follows; `run` takes their values, and may return
+    an exit status."""
 
     summary: str
     example: str

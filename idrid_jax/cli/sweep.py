@@ -20,20 +20,27 @@ def _define(values, argv):
         sys_argv=argv,
     )
     flags.DEFINE_string(
-        "workdir", None, "a folder for each run lies there; the same command again goes on", required=True,
+        "workdir",
+        None,
+        "a folder for each run lies there; the same command again goes on",
+        required=True,
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "jobs", None, "runs at once, which divide processors and GPUs between them; empty: one, as an array no limit",
-        lower_bound=1, flag_values=values,
+        "jobs",
+        None,
+        "runs at once, which divide processors and GPUs between them; empty: one, as an array no limit",
+        lower_bound=1,
+        flag_values=values,
     )
     flags.DEFINE_string("only", "", "one run, by its number or its folder's name", flag_values=values)
     flags.DEFINE_boolean("slurm", False, "submit the runs as a Slurm array instead of running them", flag_values=values)
     flags.DEFINE_string(
         "sbatch", "", "options of each task, such as '--partition=gpu --gres=gpu:1 --time=4:00:00'", flag_values=values
     )
-    flags.DEFINE_boolean("dry_run", False, "check and list the runs (or print the array's script), and stop",
-                         flag_values=values)
+    flags.DEFINE_boolean(
+        "dry_run", False, "check and list the runs (or print the array's script), and stop", flag_values=values
+    )
 
 
 def _run(values) -> int | None:
@@ -56,7 +63,9 @@ def _run(values) -> int | None:
         return _slurm(values, sweep, workdir)
     if values.dry_run:
         runner.check(sweep, workdir.absolute())
-        print("\n".join([*(f"{run.number:4}  {run.name}" for run in sweep.runs if only in (None, run)), *sweep.repeated]))
+        print(
+            "\n".join([*(f"{run.number:4}  {run.name}" for run in sweep.runs if only in (None, run)), *sweep.repeated])
+        )
         return None
     return runner.run(sweep, workdir, jobs=values.jobs or 1, only=only)
 

@@ -34,5 +34,7 @@ def text(frame: pd.DataFrame, fields: list[str]) -> str:
             f"{real.ssim_held_out:.3f}, {real.psnr_held_out:.2f});\nnearest: SSIM of each generated x its nearest "
             "training image; among: SSIM among generated; excess: that less among training (collapse above 0.1)."
         )
-    lines += [f"run {row.number} ({row['name']}) {row.status}: {row.reason}" for _, row in frame.iterrows() if row.reason]
+    lines += [
+        f"run {row.number} ({row['name']}) {row.status}: {row.reason}" for _, row in frame.iterrows() if row.reason
+    ]
     return "\n".join(lines)

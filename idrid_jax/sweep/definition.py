@@ -126,7 +126,7 @@ def _apply(config, overrides) -> dict[str, Any]:
 
 
 def check_mesh(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for a batch or an image that `config.mesh` cannot split, as far as no device is needed to tell."""
+    """Raises UserError for a batch or an image that `config.mesh` cannot split, where no device is needed to tell."""
     data, rows, size = config.mesh.data, config.mesh.get("rows", 1), NETWORKS[config.network].size
     if data < 1 and data != -1:
         raise UserError(f"config.mesh.data = {data}: take how many devices share a batch, or -1 for all")
@@ -139,8 +139,8 @@ def check_mesh(config: ml_collections.ConfigDict) -> None:
 def folder_name(overrides: dict[str, Any], config: ml_collections.ConfigDict) -> str:
     """The overrides as "batch_size=16,g_learning_rate=0.0002": safe in file systems, and in shells without quotes.
 
-    It is a function of them and of the fields that there are, not of the other runs, so that a folder keeps its name when
-    the sweep file changes.
+    It depends on them and on the fields that there are, not on the other runs: a folder keeps its name when the sweep
+    file changes.
     """
     if not overrides:
         return "base"

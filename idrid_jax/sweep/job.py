@@ -1,6 +1,5 @@
 """One run of a sweep at work: `idrid-jax train`, then `idrid-jax evaluate`, each a process of its own."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,6 +13,8 @@ from idrid_jax.sweep.definition import Run, text
 from idrid_jax.sweep.results import FAILED, FINISHED, INTERRUPTED, RUNNING, Status
 from idrid_jax.training.checkpoint import FOLDER as CHECKPOINTS
 
+COMMAND = [sys.executable, "-m", "idrid_jax"]
+CHILD = Path(__file__).with_name("child.py")
 LOG = "sweep.log"  # in the run's folder: what its commands printed, of all attempts
 
 
@@ -23,7 +24,9 @@ class Job:
     `slot` of `slots` says which share of the machine's processors and GPUs the run gets.
     """
 
-    def __init__(self, run: Run, workdir: Path, path: Path, common: dict[str, Any], release: str, slot: int, slots: int):
+    def __init__(
+        self, run: Run, workdir: Path, path: Path, common: dict[str, Any], release: str, slot: int, slots: int
+    ):
         """path: of the sweep file; common: field -> value for all runs; release: the fingerprint to train on."""
         self.run, self.slot, self.folder = run, slot, workdir / run.name
         self.log = self.folder / LOG
@@ -34,7 +37,7 @@ class Job:
             "training": ["train", f"--config={path}", f"--workdir={self.folder}", *fields],
             "evaluating": ["evaluate", f"--workdir={self.folder}"],
         }
-        self._environment, self._prepare = share(slot, slots)
+        self._environment, self._processors = share(slot, slots)
         self._process, self._stopped, self._doing = None, False, ""
         self._status, self._began = Status.read(self.folder), time.monotonic()
         self._seconds = self._status.seconds
@@ -77,7 +80,9 @@ class Job:
 
     def give_up(self, reason: str) -> None:
         """Fails before it could start."""
-        self._status = Status(FAILED, reason, self._seconds, self.run.name)  # its folder is another's: nothing is written
+        self._status = Status(
+            FAILED, reason, self._seconds, self.run.name
+        )  # its folder is another's: nothing is written
 
     def outcome(self) -> str:
         """A line's worth of how it ended."""
@@ -87,25 +92,23 @@ class Job:
     def progress(self) -> str:
         lines = results.stats(self.folder)
         done = f" at {lines[-1]['kimg']:g} of {self.run.config.total_kimg:g} kimg" if lines else ""
-        rate = f", {lines[-1]['images_per_s']:.0f} images/s" if lines and self._doing == "training" else ""
+        rate = f", {results.rate(lines):.0f} images/s" if lines and self._doing == "training" else ""
         return f"{self.run.name}: {self._doing}{done}{rate}"
 
     def _begin(self, doing):
         self._doing = doing
-        command = [sys.executable, "-m", "idrid_jax", *self._commands[doing]]
         with self.log.open("ab") as log:
             self._log_from = log.tell()
             log.write(f"$ idrid-jax {' '.join(self._commands[doing])}\n".encode())
             log.flush()
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, str(CHILD), str(os.getpid()), self._processors, *COMMAND, *self._commands[doing]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | self._environment | {"PYTHONUNBUFFERED": "1"},
                 pass_fds=(self._lock,),
                 start_new_session=True,  # a terminal's Ctrl-C is for the sweep, which tells its runs once
-                preexec_fn=self._prepare,
             )
 
     def _trained(self):
@@ -129,17 +132,19 @@ class Job:
         return f"{self._doing}: {[f'ended with status {status}', *lines[-1:], *told[-1:]][-1]}"
 
 
-def share(slot: int, slots: int):
-    """The environment, and what a new process calls before it begins, for one of `slots` runs at once.
+def share(slot: int, slots: int) -> tuple[dict[str, str], str]:
+    """The environment, and the processors as `child` takes them, for one of `slots` runs at once.
 
-    Each gets its own processors (XLA makes as many threads as it may use of them), and its own GPUs where there are
-    enough, else a share of the memory of one.
+    Each gets its own processors, and its own GPUs where there are enough, else a share of the memory of one.
     """
-    environment, processors = {}, []
-    if slots > 1 and hasattr(os, "sched_getaffinity"):
+    if slots == 1:
+        return {}, "-"
+    environment, processors = {}, "-"
+    if hasattr(os, "sched_getaffinity"):
         there = sorted(os.sched_getaffinity(0))
-        processors = there[slot * len(there) // slots : (slot + 1) * len(there) // slots] or [there[slot % len(there)]]
-    gpus = _gpus() if slots > 1 else []
+        mine = there[slot * len(there) // slots : (slot + 1) * len(there) // slots] or [there[slot % len(there)]]
+        processors = ",".join(map(str, mine))
+    gpus = _gpus()
     if len(gpus) >= slots:
         gpus = gpus[slot * len(gpus) // slots : (slot + 1) * len(gpus) // slots]
     elif gpus:
@@ -149,18 +154,7 @@ def share(slot: int, slots: int):
             environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / at_once:.3f}"
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform.startswith("linux") else None
-    parent = os.getpid()
-
-    def prepare():
-        if processors:
-            os.sched_setaffinity(0, processors)
-        if prctl is not None:
-            prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG: the run saves and ends if the sweep is killed
-            if os.getppid() != parent:
-                os._exit(1)
-
-    return environment, prepare
+    return environment, processors
 
 
 def _gpus() -> list[str]:

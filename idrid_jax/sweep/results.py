@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from idrid_jax.data import atomic
@@ -83,7 +84,7 @@ def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
             known.status = INTERRUPTED
         row |= {"status": known.status, "reason": known.reason}
         row |= {name: lines[-1].get(key) if lines else None for name, key in LAST.items()}
-        row["images_per_s"] = float(pd.Series([line["images_per_s"] for line in lines]).median()) if lines else None
+        row["images_per_s"] = rate(lines) if lines else None
         evaluated = _evaluation(folder) if known.status == FINISHED else None
         row |= {name: evaluated[of][key] if evaluated else None for name, (of, key) in MEASURES.items()}
         row["seconds"] = round(known.seconds, 1) or None
@@ -94,7 +95,7 @@ def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
 
 
 def write(sweep: Sweep, workdir: Path) -> pd.DataFrame:
-    """Writes sweep.csv and sweep.png anew, each whole or not at all, and returns the table. Several may call it at once."""
+    """Writes sweep.csv and sweep.png anew, whole or not at all, and returns the table. Several may do so at once."""
     from idrid_jax.sweep import plot
 
     with (workdir / ".sweep.results.lock").open("w") as file:
@@ -123,6 +124,11 @@ def stats(folder: Path) -> list[dict]:
             with contextlib.suppress(ValueError):
                 lines.append(json.loads(line))
     return lines
+
+
+def rate(lines: list[dict]) -> float:
+    """images/s: the median over the log, as a line that follows closely on another may be far off."""
+    return float(np.median([line["images_per_s"] for line in lines]))
 
 
 def in_use(folder: Path) -> bool:

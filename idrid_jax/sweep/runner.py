@@ -1,4 +1,4 @@
-"""Runs a sweep's runs, some at once, each as the real commands in processes of their own; survives being interrupted."""
+"""Runs a sweep's runs, some at once, each as the real commands in processes of their own; interrupted, it goes on."""
 
 import contextlib
 import fcntl
@@ -52,7 +52,8 @@ def run(sweep: Sweep, workdir: Path, *, jobs: int = 1, only: Run | None = None) 
     """Trains and evaluates what is not finished, `jobs` at once; returns the exit status.
 
     0: all are finished; 1: some are not (each run's reason is printed, and in sweep.csv); 130 or 143: interrupted by
-    Ctrl-C or a signal, which reached the runs, and they have saved. `only`: this run alone; others may go on in `workdir`.
+    Ctrl-C or a signal, which reached the runs, and they have saved. `only`: this run alone, others may be at work
+    beside it.
     Raises UserError where `check` does, and where another sweep is at work in `workdir`.
     """
     workdir = workdir.absolute()
@@ -65,7 +66,6 @@ def run(sweep: Sweep, workdir: Path, *, jobs: int = 1, only: Run | None = None) 
         asked = [only] if only else list(sweep.runs)
         todo = [run for run in asked if not results.finished(run, workdir / run.name)]
         print(f"{len(sweep.runs)} runs, {len(asked) - len(todo)} of {len(asked)} asked for are finished", flush=True)
-        results.write(sweep, workdir)
         working = []
         with _signals() as received:
             try:
@@ -78,7 +78,9 @@ def run(sweep: Sweep, workdir: Path, *, jobs: int = 1, only: Run | None = None) 
         frame = results.write(sweep, workdir)
     from idrid_jax.sweep import console
 
-    print(f"\n{console.text(frame, sweep.fields())}\n\nwritten to {workdir / results.CSV} and {workdir / results.PICTURE}")
+    print(
+        f"\n{console.text(frame, sweep.fields())}\n\nwritten to {workdir / results.CSV} and {workdir / results.PICTURE}"
+    )
     if received:
         print("interrupted: the same command goes on from there", flush=True)
         return 128 + received[0]
@@ -103,8 +105,11 @@ def _work(sweep, workdir, todo, prints, jobs, received, working):
                 print(f"[run {begun.number}] {begun.name}: begins, see {job.log}", flush=True)
         while forwarded < len(received):
             forwarded += 1
-            print(f"{signal.Signals(received[forwarded - 1]).name}: {len(working)} runs "
-                  f"{'save' if forwarded == 1 else 'are killed'}", flush=True)  # fmt: skip
+            print(
+                f"{signal.Signals(received[forwarded - 1]).name}: {len(working)} runs "
+                f"{'save' if forwarded == 1 else 'are killed'}",
+                flush=True,
+            )
             for job in working:
                 job.stop(kill=forwarded > 1)
         for job in list(working):
@@ -113,7 +118,8 @@ def _work(sweep, workdir, todo, prints, jobs, received, working):
             working.remove(job)
             free.append(job.slot)
             print(f"[run {job.run.number}] {job.run.name}: {job.outcome()}", flush=True)
-            results.write(sweep, workdir)
+            if working or waiting:  # else it is written at the end
+                results.write(sweep, workdir)
         if working and time.monotonic() - told > TELL_EVERY:
             told = time.monotonic()
             for job in working:
@@ -152,8 +158,8 @@ def locked(workdir: Path, *, shared: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold(folder: Path, *, wait: float, stop: list = ()) -> Iterator[int]:
-    """Holds a run's folder, as a file descriptor that the run's processes inherit: it stays held until they end, even if
-    the sweep is killed. Ones that outlived their sweep have `wait` seconds to save and end.
+    """Holds a run's folder by a file descriptor that the run's processes inherit: it stays held until they end, even
+    if the sweep is killed. Ones that outlived their sweep have `wait` seconds to save and end.
 
     Raises UserError where the folder stays held, and at once where a living sweep holds it.
     """

@@ -15,7 +15,9 @@ from idrid_jax.sweep.definition import Sweep
 NAME = "sweep.sbatch"
 
 
-def script(sweep: Sweep, workdir: Path, options: str, arguments: list[str], *, at_once: int | None = None) -> str | None:
+def script(
+    sweep: Sweep, workdir: Path, options: str, arguments: list[str], *, at_once: int | None = None
+) -> str | None:
     """What `sbatch` takes; None where every run is finished.
 
     options: of sbatch, such as "--partition=gpu --gres=gpu:1 --time=4:00:00". arguments: of `idrid-jax sweep` for all
@@ -50,7 +52,7 @@ exec {command} --only "${{names[$SLURM_ARRAY_TASK_ID]}}"
 
 
 def submit(text: str, workdir: Path) -> str:
-    """Writes the script and submits it; returns what sbatch says. Raises UserError where it refuses, or is not there."""
+    """Writes the script and submits it -> what sbatch says. Raises UserError where it refuses, or is not there."""
     path = workdir.absolute() / NAME
     atomic.write_text(path, text)
     if shutil.which("sbatch") is None:
