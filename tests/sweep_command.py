@@ -2,7 +2,8 @@
 
 It trains to 0.08 kimg unless the command line says otherwise, saves every step, goes on where it stopped, takes SIGTERM
 as the real one does, and diverges at a learning rate above 1. A file `pace` in the folder above the workdir holds the
-seconds that a step takes. Every start and every end is a line in `starts.jsonl` there.
+seconds that a step takes, `linger` those that it takes to save when interrupted. Every start and every end is a line in
+`starts.jsonl` there.
 """
 
 import json
@@ -28,7 +29,7 @@ checkpoints.mkdir(exist_ok=True)
 step = max([int(path.name) for path in checkpoints.iterdir()], default=0)
 say(command=command, step=step, processors=sorted(os.sched_getaffinity(0)), fields=given)
 if command == "train":
-    received, pace = [], told / "pace"
+    received, pace, linger = [], told / "pace", told / "linger"
     signal.signal(signal.SIGTERM, lambda *_: received.append(1))
     rate = float(given.get("config.optimizer.g_learning_rate", 0))
     batch, kimg = int(given.get("config.batch_size", 8)), float(given.get("config.total_kimg", 0.08))
@@ -48,6 +49,7 @@ if command == "train":
                 "loss_g": 2.0,
             }
             file.write(json.dumps(row) + "\n")
+    time.sleep(float(linger.read_text()) if received and linger.exists() else 0)
     say(command="saved", step=step)
 else:
     measures = {"ssim": 0.5 + step / 1000, "psnr": 20.0}

@@ -98,6 +98,7 @@ def process(file, tmp_path, workdir):
                 stdout=subprocess.PIPE,
                 text=True,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
             )
         )
@@ -377,7 +378,7 @@ def test_a_signal_reaches_the_runs_which_save(process, sweep, workdir, number, s
     (workdir / "pace").write_text("0.1")
     running = process("--jobs=2")
     until(lambda: begun(workdir)() and begun(workdir, FAST)(), "they never began")
-    running.send_signal(number)
+    os.killpg(running.pid, number)  # as a terminal does
     out, _ = running.communicate(timeout=60)
     assert running.returncode == status and "the same command goes on" in out and "Traceback" not in out
     saved = {line["run"]: line["step"] for line in starts(workdir, "saved")}
@@ -390,18 +391,21 @@ def test_a_signal_reaches_the_runs_which_save(process, sweep, workdir, number, s
 
 def test_kill_9_of_the_sweep_ends_its_runs_and_the_same_command_goes_on(process, sweep, workdir):
     (workdir / "pace").write_text("0.2")
+    (workdir / "linger").write_text("4")
     running = process()
     until(begun(workdir), "it never began")
     child = starts(workdir)[0]["pid"]
     running.kill()
     running.wait()
     (workdir / "pace").unlink()
-    status, out = sweep()  # at once: the first one's run may still be saving
-    assert status == 0 and len(starts(workdir, "saved")) == 3
+    status, out = sweep()  # at once: the first one's run is still saving
+    assert status == 0 and "waiting for a run that outlived its sweep" in out and len(starts(workdir, "saved")) == 3
     first, again, _ = starts(workdir)
     (saved, *_) = starts(workdir, "saved")
     assert (
-        first["pid"] == child == saved["pid"] and again["time"] >= saved["time"] and again["step"] == saved["step"] > 0
+        first["pid"] == child == saved["pid"]
+        and again["time"] >= saved["time"]
+        and 10 > again["step"] == saved["step"] > 0
     )
 
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from idrid_jax.sweep.plot import axes
+from idrid_jax.sweep.plot import axes, held_out
 
 SHOWN = {  # column -> caption, digits
     "kimg": ("kimg", 2),
@@ -26,13 +26,13 @@ def text(frame: pd.DataFrame, fields: list[str]) -> str:
     for name, (caption, digits) in SHOWN.items():
         shown[caption] = [f"{value:.{digits}f}" if pd.notna(value) else "-" for value in frame[name]]
     lines = [shown.to_string(index=False)]
-    measured = frame.dropna(subset=["ssim_held_out"])
-    if len(measured):
-        real = measured.iloc[0]
+    if frame.ssim.notna().any():
+        ssim, psnr = held_out(frame, "ssim_held_out", 3), held_out(frame, "psnr_held_out", 2)
+        real = f" (held-out real photographs x training: {ssim}, {psnr})" if ssim else ""
         lines.append(
-            "SSIM, PSNR in dB: generated x training, means over all pairs (held-out real photographs x training: "
-            f"{real.ssim_held_out:.3f}, {real.psnr_held_out:.2f});\nnearest: SSIM of each generated x its nearest "
-            "training image; among: SSIM among generated; excess: that less among training (collapse above 0.1)."
+            f"SSIM, PSNR in dB: generated x training, means over all pairs{real};\n"
+            "nearest: SSIM of each generated x its nearest training image; among: SSIM among generated;\n"
+            "excess: that less among training (collapse above 0.1)."
         )
     lines += [
         f"run {row.number} ({row['name']}) {row.status}: {row.reason}" for _, row in frame.iterrows() if row.reason

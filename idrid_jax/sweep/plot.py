@@ -63,16 +63,22 @@ def draw(frame: pd.DataFrame, fields: list[str], *, title: str = ""):
     height = 3.2 + 0.45 * rows if panel is not _line else 4
     figure = Figure(figsize=(16, 1 + 2 * height), layout="constrained")
     for drawn, (column, caption, reference, digits) in zip(figure.subplots(2, 3).flat, PANELS):
-        known = frame[reference].dropna() if reference else frame[column].iloc[:0]
-        caption += f"\n(held-out real photographs: {known.iloc[0]:.{digits}f})" if len(known) else ""
+        known = held_out(frame, reference, digits) if reference else ""
+        caption += f"\n(held-out real photographs: {known})" if known else ""
         drawn.set_title(caption, fontsize=10, loc="left")
-        panel(drawn, frame, over, column, digits, known.iloc[0] if len(known) else None)
+        panel(drawn, frame, over, column, digits, float(known) if known and " " not in known else None)
     open_runs = frame[frame.status != "finished"]
     notes = [f"{len(frame) - len(open_runs)} of {len(frame)} runs finished"]
     notes += [f"{count} {status}" for status, count in open_runs.status.value_counts().items()]
     notes += [f"mean of {frame[SEED].nunique()} seeds, and their range" if repeated else ""]
     figure.suptitle(f"{title}\n{', '.join(filter(None, notes))}", fontsize=12)
     return figure
+
+
+def held_out(frame: pd.DataFrame, column: str, digits: int) -> str:
+    """What held-out photographs give, as text: one number, or a range where runs differ in size or preprocessing."""
+    low, high = (f"{value:.{digits}f}" for value in (frame[column].min(), frame[column].max()))
+    return "" if low == "nan" else low if low == high else f"{low} to {high}"
 
 
 def _line(drawn, frame, over, column, digits, reference):
@@ -102,7 +108,7 @@ def _heat_map(drawn, frame, over, column, digits, reference):
         aspect="auto",
         origin="lower",
         cmap="RdBu_r" if centred else "viridis",
-        vmin=-limit if centred else None,
+        vmin=-limit if centred else 0 if column == "images_per_s" else None,
         vmax=limit,
     )
     for (label_y, label_x), cell in cells:

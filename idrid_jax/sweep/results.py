@@ -86,7 +86,7 @@ def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
         row |= {name: lines[-1].get(key) if lines else None for name, key in LAST.items()}
         row["images_per_s"] = rate(lines) if lines else None
         evaluated = _evaluation(folder) if known.status == FINISHED else None
-        row |= {name: evaluated[of][key] if evaluated else None for name, (of, key) in MEASURES.items()}
+        row |= {name: ((evaluated or {}).get(of) or {}).get(key) for name, (of, key) in MEASURES.items()}
         row["seconds"] = round(known.seconds, 1) or None
         rows.append(row)
     frame = pd.DataFrame(rows)
@@ -145,18 +145,23 @@ def in_use(folder: Path) -> bool:
 
 def _about(sweep, workdir):
     """What was trained and measured on, for the picture's title."""
+    budgets = {run.config.total_kimg for run in sweep.runs}
+    budget = f"{budgets.pop():g} kimg each, " if len(budgets) == 1 else ""
     for run in sweep.runs:
         if evaluated := _evaluation(workdir / run.name):
             of = evaluated["of"]
-            return f"{of['network']}, {of['size']} x {of['size']} pixels, on {of['release']} ({of['fingerprint'][:12]})"
-    return sweep.runs[0].config.network
+            data = f"on {of['release']} ({of['fingerprint'][:12]})"
+            return f"{of['network']}, {of['size']} x {of['size']} pixels, {budget}{data}"
+    return f"{sweep.runs[0].config.network}, {budget}".removesuffix(", ")
 
 
 def _evaluation(folder):
     try:
-        return json.loads((folder / EVALUATION).read_text())
-    except (OSError, ValueError):
+        evaluated = json.loads((folder / EVALUATION).read_text())
+        evaluated["of"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
         return None
+    return evaluated
 
 
 def _field(config, name):

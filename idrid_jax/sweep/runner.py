@@ -105,11 +105,8 @@ def _work(sweep, workdir, todo, prints, jobs, received, working):
                 print(f"[run {begun.number}] {begun.name}: begins, see {job.log}", flush=True)
         while forwarded < len(received):
             forwarded += 1
-            print(
-                f"{signal.Signals(received[forwarded - 1]).name}: {len(working)} runs "
-                f"{'save' if forwarded == 1 else 'are killed'}",
-                flush=True,
-            )
+            verb = "being saved" if forwarded == 1 else "killed"
+            print(f"{signal.Signals(received[forwarded - 1]).name}: runs at work are {verb}", flush=True)
             for job in working:
                 job.stop(kill=forwarded > 1)
         for job in list(working):
