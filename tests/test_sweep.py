@@ -238,6 +238,7 @@ def test_flags_that_do_not_go_together(sweep):
         (["--slurm", "--sbatch=--array=1-3"], "the sweep sets it itself"),
         (["--jobs=0"], "jobs"),
         (["--config.batch_size=0"], "run 1: config.batch_size = 0"),
+        (["--config.optimizer.g_learning_rate=1"], "--config.optimizer.g_learning_rate=1.0: every run of "),
     ):
         status, out = sweep(*arguments)
         assert status == 2 and out.count("\n") == 1 and says in out, out
@@ -359,7 +360,7 @@ def test_a_run_that_is_killed_is_told(sweep, workdir, monkeypatch):
 
 
 def test_a_run_that_somebody_else_interrupts_is_not_finished(process, sweep, workdir):
-    (workdir / "pace").write_text("0.1")
+    (workdir / "pace").write_text("0.5")
     running = process("--only=1")
     until(begun(workdir), "it never began")
     os.kill(starts(workdir)[0]["pid"], signal.SIGTERM)
@@ -375,7 +376,7 @@ def test_a_run_that_somebody_else_interrupts_is_not_finished(process, sweep, wor
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_reaches_the_runs_which_save(process, sweep, workdir, number, status):
-    (workdir / "pace").write_text("0.1")
+    (workdir / "pace").write_text("0.5")
     running = process("--jobs=2")
     until(lambda: begun(workdir)() and begun(workdir, FAST)(), "they never began")
     os.killpg(running.pid, number)  # as a terminal does
@@ -390,7 +391,7 @@ def test_a_signal_reaches_the_runs_which_save(process, sweep, workdir, number, s
 
 
 def test_kill_9_of_the_sweep_ends_its_runs_and_the_same_command_goes_on(process, sweep, workdir):
-    (workdir / "pace").write_text("0.2")
+    (workdir / "pace").write_text("0.5")
     (workdir / "linger").write_text("4")
     running = process()
     until(begun(workdir), "it never began")
@@ -410,7 +411,7 @@ def test_kill_9_of_the_sweep_ends_its_runs_and_the_same_command_goes_on(process,
 
 
 def test_a_killed_sweep_s_rows_are_not_running(process, file, workdir):
-    (workdir / "pace").write_text("0.2")
+    (workdir / "pace").write_text("0.5")
     running = process()
     until(begun(workdir), "it never began")
     path = file()
@@ -423,13 +424,14 @@ def test_a_killed_sweep_s_rows_are_not_running(process, file, workdir):
 
 
 def test_two_at_once_refuse_but_single_runs_go_beside_each_other(process, sweep, workdir):
-    (workdir / "pace").write_text("0.15")
+    (workdir / "pace").write_text("0.5")
     running = process("--only=1")
     until(begun(workdir), "it never began")
     status, out = sweep()
     assert status == 2 and f"another sweep is at work there (process {running.pid} on " in out and out.count("\n") == 1
     status, out = sweep("--only", SLOW)
     assert status == 1 and "another process is at work there" in out
+    (workdir / "pace").unlink()
     assert sweep("--only=2")[0] == 0
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 0 and list(csv(workdir).status) == ["finished"] * 2

@@ -89,6 +89,11 @@ def read(path: Path | str, config: ml_collections.ConfigDict, common: dict[str, 
         runs.append(Run(number, folder_name(overrides, config), overrides, changed))
     if not runs:
         raise UserError(f"{path}: sweep() yields nothing; it yields {{field: value}} for each run, as {EXAMPLE} does")
+    for name, value in (common or {}).items():
+        if all(name in run.overrides for run in runs):
+            raise UserError(
+                f"--config.{name}={text(value)}: every run of {path} sets that field itself; change it there"
+            )
     return Sweep(Path(path), dict(common or {}), tuple(runs), tuple(repeated))
 
 

@@ -80,9 +80,8 @@ class Job:
 
     def give_up(self, reason: str) -> None:
         """Fails before it could start."""
-        self._status = Status(
-            FAILED, reason, self._seconds, self.run.name
-        )  # its folder is another's: nothing is written
+        # its folder is another's: nothing is written there
+        self._status = Status(FAILED, reason, self._seconds, self.run.name)
 
     def outcome(self) -> str:
         """A line's worth of how it ended."""

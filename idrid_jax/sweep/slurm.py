@@ -37,7 +37,7 @@ def script(
 # The runs of {sweep.path} that are not finished; written by `idrid-jax sweep --slurm`. Submitted again it goes on.
 #SBATCH --job-name={re.sub(r"[^A-Za-z0-9_.-]", "_", sweep.path.stem)}
 #SBATCH --array={numbers}{limit}
-#SBATCH --output={str(workdir).replace("%", "%%")}/slurm-%A_%a.out
+#SBATCH --output={shlex.quote(str(workdir).replace("%", "%%"))}/slurm-%A_%a.out
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
