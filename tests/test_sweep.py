@@ -20,7 +20,7 @@ from idrid_jax import cli
 from idrid_jax import config as config_lib
 from idrid_jax.data import cache
 from idrid_jax.data.prepare import prepare
-from idrid_jax.sweep import definition, job, results
+from idrid_jax.sweep import definition, job, report, results
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
@@ -129,7 +129,7 @@ def begun(workdir, name=SLOW, steps=2):
 
 
 def csv(workdir):
-    return pd.read_csv(workdir / results.CSV).set_index("name")
+    return pd.read_csv(workdir / report.CSV).set_index("name")
 
 
 # -- What a file says
@@ -288,7 +288,7 @@ def test_runs_are_trained_measured_and_not_run_again(file, sweep, workdir):
     assert list(table.kimg) == [0.08, 0.08, 0.08]
     assert list(table.ssim) == [0.51, 0.51, 0.52] and list(table.loss_d) == [1e-4, 2e-4, 0]
     assert list(table.images_per_s) == [105.5, 105.5, 110.5] and list(table.ssim_excess) == [0.05] * 3
-    assert (workdir / results.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert (workdir / report.PICTURE).read_bytes().startswith(b"\x89PNG")
     for shown in ("0.510", "20.00", "held-out"):
         assert shown in out
     status, out = sweep()
@@ -384,7 +384,7 @@ def test_a_signal_reaches_the_runs_which_save(process, sweep, workdir, number, s
     assert running.returncode == status and "the same command goes on" in out and "Traceback" not in out
     saved = {line["run"]: line["step"] for line in starts(workdir, "saved")}
     assert saved.keys() == {SLOW, FAST} and all(2 <= step < 10 for step in saved.values())
-    assert list(csv(workdir).status) == ["interrupted"] * 2 and (workdir / results.PICTURE).exists()
+    assert list(csv(workdir).status) == ["interrupted"] * 2 and (workdir / report.PICTURE).exists()
     (workdir / "pace").unlink()
     assert sweep()[0] == 0
     assert {line["run"]: line["step"] for line in starts(workdir)[2:]} == saved  # went on from there

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pandas as pd
 
-from idrid_jax.sweep import console, plot, results
+from idrid_jax.sweep import plot, report, results
 
 
 def frame(rows, **columns):
@@ -49,7 +49,7 @@ def test_two_axes_make_a_heat_map_with_the_numbers_in_it():
         (2, 0): "0.520",
         (0, 1): "0.530",
         (1, 1): "0.540",
-        (2, 1): "failed",
+        (2, 1): "(failed)",
     }
     assert (first.get_xlabel(), first.get_ylabel()) == (
         "batch",
@@ -75,10 +75,10 @@ def test_more_axes_make_sorted_dots_and_nothing_finished_is_no_error():
     (first, *_) = plot.draw(table, ["a", "b", "c"]).axes
     values = first.lines[0].get_xdata()
     assert np.isnan(values[0]) and list(values[1:]) == sorted(values[1:])
-    assert first.get_yticklabels()[-1].get_text() == "a=2, b=2, c=1"
+    assert first.get_yticklabels()[-1].get_text() == "a 2\nb 2\nc 1"
     for fields in (["a"], ["a", "b"], ["a", "b", "c"], []):
         empty = frame(rows).assign(
             status="waiting", **{name: float("nan") for name in ("ssim", "loss_d", "ssim_held_out", "ssim_excess")}
         )
         plot.draw(empty, fields).savefig(os.devnull, format="png")
-        assert "waiting" in console.text(empty, fields)
+        assert "waiting" in report.text(empty, fields)

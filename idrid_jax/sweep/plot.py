@@ -1,10 +1,11 @@
 """A sweep's measures as one picture, by what its runs change."""
 
 import dataclasses
-import textwrap
 
 import numpy as np
 import pandas as pd
+
+from idrid_jax.sweep.results import FINISHED
 
 SEED = "seed"  # runs that differ in it alone are repetitions
 PANELS = (  # column, title, what held-out real photographs give, digits
@@ -50,28 +51,30 @@ def axes(frame: pd.DataFrame, fields: list[str]) -> list[Axis]:
 
 def draw(frame: pd.DataFrame, fields: list[str], *, title: str = ""):
     """A matplotlib Figure of `results.table`: by one axis a line for each measure, by two a heat map, else dots sorted
-    by SSIM. Runs that differ in their seed alone are repetitions: their mean, and how far they lie apart."""
+    by SSIM. In lines and heat maps runs that differ in their seed alone are repetitions: their mean, and how far they
+    lie apart."""
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
     all_axes = axes(frame, fields)
-    repeated = any(axis.fields == (SEED,) for axis in all_axes)
     over = [axis for axis in all_axes if axis.fields != (SEED,)]
-    panel = {1: _line, 2: _heat_map}.get(len(over), _dots)
+    panel, height = {1: (_line, 4), 2: (_heat_map, 3.2)}.get(len(over), (_dots, 1.5))
     if panel is _heat_map:  # the axis with more values lies along x
         over.sort(key=lambda axis: len(axis.order))
-    rows = len(frame) if panel is _dots else len(over[0].order)
-    height = 3.2 + 0.45 * rows if panel is not _line else 4
+        height += 0.45 * len(over[0].order)
+    if panel is _dots:
+        over, height = all_axes, height + (0.2 + 0.1 * len(all_axes)) * len(frame)
     figure = Figure(figsize=(16, 1 + 2 * height), layout="constrained")
     for drawn, (column, caption, reference, digits) in zip(figure.subplots(2, 3).flat, PANELS):
         known = held_out(frame, reference, digits) if reference else ""
         caption += f"\n(held-out real photographs: {known})" if known else ""
         drawn.set_title(caption, fontsize=10, loc="left")
         panel(drawn, frame, over, column, digits, float(known) if known and " " not in known else None)
-    open_runs = frame[frame.status != "finished"]
+    open_runs = frame[frame.status != FINISHED]
     notes = [f"{len(frame) - len(open_runs)} of {len(frame)} runs finished"]
     notes += [f"{count} {status}" for status, count in open_runs.status.value_counts().items()]
-    notes += [f"mean of {frame[SEED].nunique()} seeds, and their range" if repeated else ""]
-    figure.suptitle(f"{title}\n{', '.join(filter(None, notes))}", fontsize=12)
+    if len(over) < len(all_axes):
+        notes.append(f"mean of {frame[SEED].nunique()} seeds, and their range")
+    figure.suptitle(f"{title}\n{', '.join(notes)}", fontsize=12)
     return figure
 
 
@@ -88,11 +91,15 @@ def _line(drawn, frame, over, column, digits, reference):
     means = frame[column].groupby(places).mean().reindex(range(len(axis.order)))
     drawn.plot(places, frame[column], "o", color="tab:blue", alpha=0.6)
     drawn.plot(means.index, means, color="tab:blue")
-    drawn.set_xticks(range(len(axis.order)), axis.order)
+    names = [f"{label}{_open(frame.status[places == place])}" for place, label in enumerate(axis.order)]
+    drawn.set_xticks(range(len(axis.order)), names)
+    drawn.set_xlim(-0.5, len(axis.order) - 0.5)
     drawn.set_xlabel(axis.caption)
     _references(drawn.axhline, column, reference)
     drawn.grid(alpha=0.3)
-    drawn.margins(x=0.1, y=0.15)
+    drawn.margins(y=0.15)
+    if column == "images_per_s":
+        drawn.set_ylim(bottom=0)
 
 
 def _heat_map(drawn, frame, over, column, digits, reference):
@@ -121,7 +128,7 @@ def _heat_map(drawn, frame, over, column, digits, reference):
             red, green, blue, _ = image.cmap(image.norm(mean))
             colour = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
         else:
-            written, colour = ", ".join(sorted(set(cell.status))), "black"
+            written, colour = _open(cell.status, ""), "black"
         drawn.text(place, row, written, ha="center", va="center", color=colour, fontsize=10)
     drawn.set_xticks(range(len(x.order)), x.order)
     drawn.set_yticks(range(len(y.order)), y.order)
@@ -130,15 +137,23 @@ def _heat_map(drawn, frame, over, column, digits, reference):
 
 
 def _dots(drawn, frame, over, column, digits, reference):
-    """A dot for each run, a line of its own, the highest SSIM on top."""
-    ordered = frame.sort_values("ssim", na_position="first").reset_index()
-    drawn.plot(ordered[column], ordered.index, "o", color="tab:blue")
-    names = [textwrap.shorten(name.replace(",", ", "), 60, placeholder=" ...") for name in ordered["name"]]
-    first = drawn.get_subplotspec().is_first_col()
-    drawn.set_yticks(ordered.index, names if first else [""] * len(names), fontsize=8)
+    """A dot for each run, on a line of its own, the highest SSIM on top."""
+    order = frame.ssim.reset_index(drop=True).sort_values(na_position="first").index
+    drawn.plot(frame[column].to_numpy()[order], range(len(order)), "o", color="tab:blue")
+    names = [""] * len(order)
+    if drawn.get_subplotspec().is_first_col():
+        changes = lambda row: "\n".join(f"{axis.caption} {axis.labels[row]}" for axis in over)
+        names = [changes(row) + _open(frame.status.iloc[[row]], " ") for row in order]
+    drawn.set_yticks(range(len(order)), names, fontsize=8)
+    drawn.set_ylim(-0.5, len(order) - 0.5)
     _references(drawn.axvline, column, reference)
     drawn.grid(alpha=0.3)
     drawn.margins(x=0.1)
+
+
+def _open(statuses, before="\n"):
+    """What has become of runs of which none is finished, for a label."""
+    return "" if (statuses == FINISHED).any() else f"{before}({', '.join(sorted(set(statuses)))})"
 
 
 def _references(line, column, reference):

@@ -1,10 +1,9 @@
-"""What the runs of a sweep came to: read from their folders, written as one CSV and one picture."""
+"""What the runs of a sweep came to, read from their folders."""
 
 import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from idrid_jax.evaluation.run import NAME as EVALUATION
 from idrid_jax.sweep.definition import Run, Sweep
 from idrid_jax.training.loop import steps
 
-CSV, PICTURE = "sweep.csv", "sweep.png"
 STATUS = ".sweep.json"  # in a run's folder: what the sweep last knew of it
 LOCK = ".sweep.lock"  # in a run's folder and in the sweep's: held by whoever works there
 
@@ -60,7 +58,7 @@ class Status:
 
 def finished(run: Run, folder: Path) -> bool:
     """Whether evaluation.json is of the step with which the run's configuration ends."""
-    return (evaluated := _evaluation(folder)) is not None and evaluated["of"]["step"] >= last_step(run)
+    return (evaluated := evaluation(folder)) is not None and evaluated["of"]["step"] >= last_step(run)
 
 
 def last_step(run: Run) -> int:
@@ -85,29 +83,13 @@ def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
         row |= {"status": known.status, "reason": known.reason}
         row |= {name: lines[-1].get(key) if lines else None for name, key in LAST.items()}
         row["images_per_s"] = rate(lines) if lines else None
-        evaluated = _evaluation(folder) if known.status == FINISHED else None
+        evaluated = evaluation(folder) if known.status == FINISHED else None
         row |= {name: ((evaluated or {}).get(of) or {}).get(key) for name, (of, key) in MEASURES.items()}
         row["seconds"] = round(known.seconds, 1) or None
         rows.append(row)
     frame = pd.DataFrame(rows)
     numbers = [*LAST, "images_per_s", *MEASURES, "seconds"]
     return frame.astype({name: float for name in numbers})
-
-
-def write(sweep: Sweep, workdir: Path) -> pd.DataFrame:
-    """Writes sweep.csv and sweep.png anew, whole or not at all, and returns the table. Several may do so at once."""
-    from idrid_jax.sweep import plot
-
-    with (workdir / ".sweep.results.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        frame = table(sweep, workdir)
-        atomic.write_text(workdir / CSV, frame.to_csv(index=False))
-        partial = workdir / f".{PICTURE}"
-        plot.draw(frame, sweep.fields(), title=f"{sweep.path.stem}: {_about(sweep, workdir)}").savefig(
-            partial, dpi=100, format="png"
-        )
-        os.replace(partial, workdir / PICTURE)
-    return frame
 
 
 def forgotten(sweep: Sweep, workdir: Path) -> list[str]:
@@ -143,19 +125,8 @@ def in_use(folder: Path) -> bool:
     return False
 
 
-def _about(sweep, workdir):
-    """What was trained and measured on, for the picture's title."""
-    budgets = {run.config.total_kimg for run in sweep.runs}
-    budget = f"{budgets.pop():g} kimg each, " if len(budgets) == 1 else ""
-    for run in sweep.runs:
-        if evaluated := _evaluation(workdir / run.name):
-            of = evaluated["of"]
-            data = f"on {of['release']} ({of['fingerprint'][:12]})"
-            return f"{of['network']}, {of['size']} x {of['size']} pixels, {budget}{data}"
-    return f"{sweep.runs[0].config.network}, {budget}".removesuffix(", ")
-
-
-def _evaluation(folder):
+def evaluation(folder: Path) -> dict | None:
+    """What `idrid-jax evaluate` wrote there, None where there is nothing of its."""
     try:
         evaluated = json.loads((folder / EVALUATION).read_text())
         evaluated["of"]["step"]

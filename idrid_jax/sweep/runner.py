@@ -11,7 +11,7 @@ from pathlib import Path
 
 from idrid_jax.data import cache
 from idrid_jax.errors import UserError
-from idrid_jax.sweep import results
+from idrid_jax.sweep import report, results
 from idrid_jax.sweep.definition import Run, Sweep
 from idrid_jax.sweep.job import Job
 from idrid_jax.training import record
@@ -75,12 +75,9 @@ def run(sweep: Sweep, workdir: Path, *, jobs: int = 1, only: Run | None = None) 
                     job.stop()
                 while any([job.poll() for job in working]):
                     time.sleep(0.2)
-        frame = results.write(sweep, workdir)
-    from idrid_jax.sweep import console
-
-    print(
-        f"\n{console.text(frame, sweep.fields())}\n\nwritten to {workdir / results.CSV} and {workdir / results.PICTURE}"
-    )
+        frame = report.write(sweep, workdir)
+    written = f"written to {workdir / report.CSV} and {workdir / report.PICTURE}"
+    print(f"\n{report.text(frame, sweep.fields())}\n\n{written}")
     if received:
         print("interrupted: the same command goes on from there", flush=True)
         return 128 + received[0]
@@ -116,7 +113,7 @@ def _work(sweep, workdir, todo, prints, jobs, received, working):
             free.append(job.slot)
             print(f"[run {job.run.number}] {job.run.name}: {job.outcome()}", flush=True)
             if working or waiting:  # else it is written at the end
-                results.write(sweep, workdir)
+                report.write(sweep, workdir)
         if working and time.monotonic() - told > TELL_EVERY:
             told = time.monotonic()
             for job in working:
