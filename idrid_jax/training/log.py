@@ -117,6 +117,31 @@ class Log:
         )
 
 
+class Quiet:
+    """What a process logs that leaves it to another: nothing."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def start_clock(self, step):
+        pass
+
+    def read_clock(self, step):
+        return 0.0
+
+    def scalars(self, step, rows, rate, measures=None):
+        pass
+
+    def image(self, name, picture, step):
+        pass
+
+    def say(self, text):
+        pass
+
+
 def _keep_until(path: Path, step: int) -> None:
     """Drops the lines of later steps, and a last line cut short."""
     if not path.exists():
