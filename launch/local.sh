@@ -26,7 +26,7 @@ cores=()  # those this shell may use
 command -v taskset >/dev/null && mapfile -t cores < <("$python" -c 'import os; print(*sorted(os.sched_getaffinity(0)), sep="\n")')
 each=$(( ${#cores[@]} / n ))
 
-pids=()
+declare -A running=()  # pid -> process
 for (( i = 0; i < n; i++ )); do
   own=()
   if (( gpus >= n )); then
@@ -36,29 +36,30 @@ for (( i = 0; i < n; i++ )); do
   fi
   "${own[@]}" "$python" -m idrid_jax "$@" --coordinator_address="127.0.0.1:$port" --num_processes="$n" --process_id="$i" \
     > >(exec sed -u "s/^/[$i] /") 2> >(exec sed -u "s/^/[$i] /" >&2) &
-  pids+=("$!")
+  running[$!]=$i
 done
 
 # The terminal's Ctrl-C reaches the processes by itself; this shell only waits on
 trap : INT
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || :' TERM
+trap 'kill -TERM "${!running[@]}" 2>/dev/null || :' TERM
 
 status=0
-while (( ${#pids[@]} )); do
-  code=0
-  wait -n -p ended "${pids[@]}" || code=$?
-  [ -n "${ended:-}" ] || continue  # a signal, not an end
-  left=()
-  for pid in "${pids[@]}"; do [ "$pid" = "$ended" ] || left+=("$pid"); done
-  pids=("${left[@]}")
+while (( ${#running[@]} )); do
+  code=0 ended=
+  { wait -n -p ended "${!running[@]}" || code=$?; } 2>/dev/null
+  [ -n "$ended" ] || continue  # a signal, not an end
+  process="${running[$ended]}"
+  unset "running[$ended]"
   if (( code && ! status )); then
     status=$code
-    echo "local: a process (pid $ended) ended with status $code$( (( code > 128 )) && echo " (signal $(kill -l "$code"))"): the others end too" >&2
-    # they say why and end by themselves; whoever does not, after half a minute
-    ( sleep 30; kill -KILL "${pids[@]}" 2>/dev/null || : ) &
+    how="$code"
+    (( code <= 128 )) || how+=", by SIG$(kill -l "$code")"
+    echo "local: process $process (pid $ended) ended with status $how; so do the others" >&2
+    # They know by themselves, and say so; whoever does not end is ended after half a minute
+    ( sleep 30 && kill -KILL "${!running[@]}" ) >/dev/null 2>&1 &
     killer=$!
   fi
-  unset ended
 done
-[ -z "${killer:-}" ] || kill "$killer" 2>/dev/null || :
+[ -z "${killer:-}" ] || pkill -P "$killer" 2>/dev/null || :
+wait
 exit "$status"

@@ -108,10 +108,9 @@ class Log:
             self._bar.set_postfix_str(f"{rate:.0f} images/s {numbers}", refresh=False)
             self._bar.update(images / 1000 - self._bar.n)
             return
-        left = (self._total - images) / max(rate, 1e-9)
+        left = f"{(self._total - images) / rate / 60:.1f} min left, " if rate else ""  # 0 at the step that compiled
         print(
-            f"{images / 1000:.1f}/{self._total / 1000:.1f} kimg, {rate:.0f} images/s, "
-            f"{left / 60:.1f} min left, {numbers}",
+            f"{images / 1000:.1f}/{self._total / 1000:.1f} kimg, {rate:.0f} images/s, {left}{numbers}",
             file=sys.stderr,
             flush=True,
         )

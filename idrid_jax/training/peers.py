@@ -128,7 +128,7 @@ class Peers(Alone):
     def _welcome(self, link):
         """Takes in a process that says who it is; whatever else connects is let go."""
         hello = link.receive(timeout=5)
-        if hello is None or hello.get("kind") != "hello":
+        if hello is None or not {"index", "count", "host", "pid"} <= hello.keys():
             link.close()
             return
         index, problem = hello["index"], ""
@@ -205,6 +205,7 @@ class Peers(Alone):
                         self._welcomed = True
                         self._changed.notify_all()
                 case "failed":
+                    link.open = False  # it ends by itself
                     self._end(message["text"], message["status"], message)
         if _END in self._results:
             return
