@@ -16,7 +16,7 @@ if (( BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501 )); then
 fi
 n="$1"
 shift 2
-# shellcheck source=launch/env.sh
+# shellcheck source=/dev/null
 source "$here/env.sh"
 python="${PYTHON:-$here/../${VENV:-.venv}/bin/python}"
 port="${COORDINATOR_PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}"
@@ -47,7 +47,7 @@ status=0
 while (( ${#running[@]} )); do
   code=0 ended=
   { wait -n -p ended "${!running[@]}" || code=$?; } 2>/dev/null
-  [ -n "$ended" ] || continue  # a signal, not an end
+  [ -n "${ended:-}" ] || continue  # a signal, not an end
   process="${running[$ended]}"
   unset "running[$ended]"
   if (( code && ! status )); then
