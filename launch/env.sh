@@ -5,8 +5,8 @@ set -euo pipefail
 # A line that a process prints before it is killed shall not be lost in a pipe's buffer.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 
-# JAX's processes talk by gRPC, which would send even local calls through a proxy and wait for ever (jax.distributed.initialize
-# says so). Training needs nothing from outside.
+# JAX's processes talk by gRPC, which would send even local calls through a proxy and wait for ever (documentation of
+# jax.distributed.initialize). Training needs nothing from outside.
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY
 
 # Two levels of C++ log less: absl's and gRPC's informational lines, several from each process at each start.

@@ -2,8 +2,8 @@
 # One run by N processes on this machine: GPU i for process i where there are GPUs, else a share of the cores each.
 #   bash launch/local.sh N -- train --config configs/cgan32.py --workdir runs/cgan32
 #   COORDINATOR_PORT=PORT   [a free one]
-# Each line of output begins with its process. Ctrl-C and SIGTERM reach all: the run saves and ends well. The first process
-# that fails ends the others, and its status is returned.
+# Each line of output begins with its process. Ctrl-C and SIGTERM reach all: the run saves and ends well. The first
+# process that fails ends the others, and its status is returned.
 set -euo pipefail
 here="$(dirname "${BASH_SOURCE[0]}")"
 if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ || "${2:-}" != -- || -z "${3:-}" ]]; then
@@ -19,11 +19,14 @@ shift 2
 # shellcheck source=/dev/null
 source "$here/env.sh"
 python="${PYTHON:-$here/../${VENV:-.venv}/bin/python}"
-port="${COORDINATOR_PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}"
+free='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+port="${COORDINATOR_PORT:-$("$python" -c "$free")}"
 gpus="$( { nvidia-smi --list-gpus 2>/dev/null || :; } | wc -l)"
 
 cores=()  # those this shell may use
-command -v taskset >/dev/null && mapfile -t cores < <("$python" -c 'import os; print(*sorted(os.sched_getaffinity(0)), sep="\n")')
+if command -v taskset >/dev/null; then
+  mapfile -t cores < <("$python" -c 'import os; print(*sorted(os.sched_getaffinity(0)), sep="\n")')
+fi
 each=$(( ${#cores[@]} / n ))
 
 declare -A running=()  # pid -> process
@@ -34,7 +37,8 @@ for (( i = 0; i < n; i++ )); do
   elif (( each )); then  # else every process would start a thread for each core
     own=(taskset -c "$(IFS=,; echo "${cores[*]:i * each:each}")")
   fi
-  "${own[@]}" "$python" -m idrid_jax "$@" --coordinator_address="127.0.0.1:$port" --num_processes="$n" --process_id="$i" \
+  "${own[@]}" "$python" -m idrid_jax "$@" \
+    --coordinator_address="127.0.0.1:$port" --num_processes="$n" --process_id="$i" \
     > >(exec sed -u "s/^/[$i] /") 2> >(exec sed -u "s/^/[$i] /" >&2) &
   running[$!]=$i
 done

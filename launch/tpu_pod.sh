@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice, from a machine with gcloud. The same command again resumes; nothing here needs a launcher on the
-# slice, as JAX finds its hosts by the slice's metadata.
+# A run on a Cloud TPU slice, from a machine with gcloud. The same command again resumes; nothing here needs a launcher
+# on the slice, as JAX finds its hosts by the slice's metadata.
 #   bash launch/tpu_pod.sh create NAME TYPE          asks for a slice such as v5litepod-16 (queued; SPOT=1: a spot one)
 #   bash launch/tpu_pod.sh status NAME
 #   bash launch/tpu_pod.sh install NAME              this checkout's HEAD and its environment, on every host

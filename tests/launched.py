@@ -75,7 +75,8 @@ def pid_of(workdir: Path, index: int) -> int:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = path.read_text().split("\0")
-            if f"--process_id={index}" in words and f"--workdir={workdir}" in words and words[1:3] == ["-m", "idrid_jax"]:
+            mine = f"--process_id={index}" in words and f"--workdir={workdir}" in words
+            if mine and words[1:3] == ["-m", "idrid_jax"]:
                 return int(path.parent.name)
     raise AssertionError(f"no process {index}")
 

@@ -92,7 +92,9 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
         until(lambda: (folder / "munge").exists())
         start("slurmctld", "-D", "-f", conf)
         start("slurmd", "-D", "-f", conf)
-        ask = lambda: subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True).stdout
+        ask = lambda: (
+            subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True).stdout
+        )
         if not until(lambda: ask().strip() == "idle", 30, fail=False):
             pytest.skip(f"Slurm does not start here: {(folder / 'daemons').read_text()[-500:]}")
         yield environment
@@ -106,7 +108,9 @@ def until(condition, seconds=120.0, fail=True):
     return found
 
 
-@pytest.mark.skipif(not all(shutil.which(name, path=SBIN) for name in SLURM), reason="no Slurm: apt-get install slurm-wlm munge")
+@pytest.mark.skipif(
+    not all(shutil.which(name, path=SBIN) for name in SLURM), reason="no Slurm: apt-get install slurm-wlm munge"
+)
 def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory, quick_compilation):
     """launch/slurm.sbatch, told as Slurm tells it before its time ends; then the same run by srun alone, to its end."""
     tmp_path = tmp_path_factory.mktemp("s")  # short: a socket's path is
@@ -141,12 +145,17 @@ def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory, quick
 def test_tpu_pod_says_what_it_would_run(tmp_path):
     def says(*words, **environment):
         done = subprocess.run(
-            ["bash", LAUNCH / "tpu_pod.sh", *words], env=os.environ | {"DRY_RUN": "1"} | environment, capture_output=True, text=True
+            ["bash", LAUNCH / "tpu_pod.sh", *words],
+            env=os.environ | {"DRY_RUN": "1"} | environment,
+            capture_output=True,
+            text=True,
         )
         return done.returncode, done.stdout
 
     status, output = says("create", "pod", "v5litepod-16", SPOT="1", ZONE="here")
-    assert status == 0 and output.startswith("gcloud compute tpus queued-resources create pod --node-id=pod --zone=here ")
+    assert status == 0 and output.startswith(
+        "gcloud compute tpus queued-resources create pod --node-id=pod --zone=here "
+    )
     assert "--accelerator-type=v5litepod-16" in output and "--spot" in output
     assert "--spot" not in says("create", "pod", "v5litepod-16", SPOT="")[1]
     status, output = says("run", "pod", "--", "train", "--workdir", "/a b")
@@ -158,7 +167,8 @@ def test_tpu_pod_says_what_it_would_run(tmp_path):
 
 def test_tpu_pod_installs_what_is_committed(tmp_path):
     """With a gcloud that keeps what it is given: the archive holds the package and the installer."""
-    (tmp_path / "gcloud").write_text(f'#!/bin/sh\nfor word; do case "$word" in *.tar.gz) [ -f "$word" ] && cp "$word" {tmp_path}/got;; esac; done\n')
+    keep = f'case "$word" in *.tar.gz) [ -f "$word" ] && cp "$word" {tmp_path}/got;; esac'
+    (tmp_path / "gcloud").write_text(f"#!/bin/sh\nfor word; do {keep}; done\n")
     (tmp_path / "gcloud").chmod(0o755)
     if subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True).returncode:
         pytest.skip("not a checkout")
@@ -233,7 +243,8 @@ def local(tmp_path, script, n=2):
     """launch/local.sh with a python that is a shell script, which finds its number in $id."""
     python = tmp_path / "python"
     python.write_text(
-        f'#!/usr/bin/env bash\n[ "$1" != -c ] || exec {sys.executable} "$@"\nid="${{*: -1}}" id="${{id#*=}}"\n{script}\n'
+        f'#!/usr/bin/env bash\n[ "$1" != -c ] || exec {sys.executable} "$@"\n'
+        f'id="${{*: -1}}" id="${{id#*=}}"\n{script}\n'
     )
     python.chmod(0o755)
     return subprocess.Popen(

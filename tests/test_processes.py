@@ -64,7 +64,9 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path, quic
         output, _ = process.communicate(timeout=60)
         assert time.monotonic() - start < 60
     assert process.returncode == 128 + signal.SIGKILL, output
-    assert len(lines(output, rf"^idrid-jax: process 1 \(host .*, pid {victim}\) is gone .*the same command resumes$")) == 1
+    assert (
+        len(lines(output, rf"^idrid-jax: process 1 \(host .*, pid {victim}\) is gone .*the same command resumes$")) == 1
+    )
     assert lines(output, rf"^local: process 1 \(pid {victim}\) ended with status 137, by SIGKILL")
     assert lines(output, f"resuming from step {first}") and "Traceback" not in output
 
@@ -101,7 +103,10 @@ def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch,
 def both(first, second, *, port=None):
     """Processes 0 and 1 of 2, each with words of its own -> their statuses and outputs."""
     where = [f"--coordinator_address=127.0.0.1:{port or processes._free_port()}", "--num_processes=2"]
-    with started(*command(*first, *where, "--process_id=0")) as a, started(*command(*second, *where, "--process_id=1")) as b:
+    with (
+        started(*command(*first, *where, "--process_id=0")) as a,
+        started(*command(*second, *where, "--process_id=1")) as b,
+    ):
         outputs = [process.communicate(timeout=100)[0] for process in (a, b)]
     return [a.returncode, b.returncode], outputs
 
@@ -121,7 +126,8 @@ def test_processes_that_differ_are_refused_on_both(phantom_data, tmp_path):
 def test_folders_that_are_not_one_are_refused_on_both(tmp_path):
     statuses, outputs = meet(
         "from pathlib import Path; from idrid_jax.training import processes, workdir; "
-        f"processes._current, workdir.VISIBLE = peers, 0.5; workdir.held(Path({str(tmp_path)!r}, str(index))).__enter__()",
+        f"processes._current, workdir.VISIBLE = peers, 0.5; "
+        f"workdir.held(Path({str(tmp_path)!r}, str(index))).__enter__()",
         count=2,
     )
     assert statuses == [2, 2]
@@ -142,7 +148,9 @@ class Current:
         return [self.mine, self.mine | self.theirs]
 
 
-@pytest.mark.parametrize("name, value", [("jax", "0.1"), ("idrid_jax", "9"), ("release", "0123 (x)"), ("config.mesh.data", 7)])
+@pytest.mark.parametrize(
+    "name, value", [("jax", "0.1"), ("idrid_jax", "9"), ("release", "0123 (x)"), ("config.mesh.data", 7)]
+)
 def test_what_differs_is_named(config, monkeypatch, name, value):
     monkeypatch.setattr(processes, "_current", Current(**{name: value}))
     with pytest.raises(UserError, match=f"process 1 has {name} = {re.escape(repr(value))}, process 0 has "):

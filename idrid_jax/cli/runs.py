@@ -185,8 +185,8 @@ def _run_evaluate(values):
 
 
 def _another_process(command) -> bool:
-    """Whether a launcher started this one beside process 0, which samples and evaluates alone: it is minutes of work for
-    one device, and each image then counts once without padding or masks."""
+    """Whether a launcher started this one beside process 0, which samples and evaluates alone: it is minutes of work
+    for one device, and each image then counts once without padding or masks."""
     from idrid_jax.training import processes
 
     where = processes.place()

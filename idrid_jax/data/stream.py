@@ -15,8 +15,8 @@ from idrid_jax.errors import UserError
 
 
 def share(n: int, process: int, processes: int) -> slice:
-    """The photographs of split 0..n-1 that this process reads, as `tfds.split_for_jax_process` deals them out: shares are
-    disjoint, cover the split, and the first ones have one more where it does not divide."""
+    """The photographs of split 0..n-1 that this process reads, as `tfds.split_for_jax_process` deals them out: shares
+    are disjoint, cover the split, and the first ones have one more where it does not divide."""
     each, more = divmod(n, processes)
     start = each * process + min(process, more)
     return slice(start, start + each + (process < more))

@@ -29,7 +29,9 @@ from idrid_jax.training.workdir import held
 from idrid_jax.words import nearest
 
 GRID_ROWS, GRID_COLUMNS = len(GRADES), 12  # a conditional generator gets one grade a row
-AHEAD = 2  # calls of the step that are dispatched beyond the one waited for: the devices never wait for the host's logging
+AHEAD = (
+    2  # calls of the step that are dispatched beyond the one waited for: the devices never wait for the host's logging
+)
 
 # (fakes uint8 [N, R, R, C], their grades int32 [N], the training split) -> numbers to log
 OnSnapshot = Callable[[np.ndarray, np.ndarray, Split], dict[str, float]]

@@ -227,7 +227,7 @@ class Peers(Alone):
         self._ending.acquire()  # for good: whoever comes second waits for the end
         os.write(2, f"idrid-jax: {text}\n".encode())
         self._tell(message)
-        if self.index == 0:  # JAX's service ends with this process, and aborts who still listens to it: let them go first
+        if self.index == 0:  # JAX's service ends with it, and aborts who still listens there: let them go first
             deadline = time.monotonic() + 3
             while time.monotonic() < deadline and any(link.open for link in self._links.values()):
                 time.sleep(0.02)

@@ -98,8 +98,8 @@ def joined(
     """Within the block this process is one of its run's, and `jax.devices()` are those of all. Before any other use of
     JAX's devices.
 
-    An error that leaves the block ends all processes, with a line on each: where `explain` makes one of it (and its exit
-    status), without a traceback. So does the death of a process: within seconds, by name.
+    An error that leaves the block ends all processes, with a line on each: where `explain` makes one of it (and its
+    exit status), without a traceback. So does the death of a process: within seconds, by name.
     Raises UserError where the others are not there within `timeout` seconds. Without a place it does nothing.
     """
     global _current
@@ -187,6 +187,6 @@ def check_devices(mesh) -> None:
         counts[device.process_index] += 1
     if len(set(counts)) > 1:
         raise UserError(
-            f"config.mesh takes {', '.join(map(str, counts))} devices of the {_current.count} processes: each must give "
-            "as many; take config.mesh.data = -1 for all"
+            f"config.mesh takes {', '.join(map(str, counts))} devices of the {_current.count} processes: each must "
+            "give as many; take config.mesh.data = -1 for all"
         )
