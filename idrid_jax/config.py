@@ -25,6 +25,7 @@ FREE_ON_RESUME = (
     "data.way",
     "data.resident_mib",
     "mesh",
+    "model.remat",
     "checkpoint.keep_last",
     "checkpoint.keep_every_kimg",
     "log",
@@ -38,9 +39,14 @@ def default_config() -> ml_collections.ConfigDict:
             network="",  # a name in idrid_jax.models.NETWORKS
             seed=0,  # everything random is a function of (seed, step)
             batch_size=128,  # images per update, over all devices and processes
+            dispatch_steps=1,  # updates in one call of the compiled step; more may pay on GPUs at small batches
             total_kimg=100.0,  # when training ends
             snapshot_kimg=10.0,  # checkpoint, image grid and measures every so often
             log_kimg=1.0,  # numbers to console, stats.jsonl and TensorBoard every so often
+            model=dict(
+                max_channels=512,  # of a layer; dcgan256 and above
+                remat=False,  # compute activations again in the backward pass: less memory, more time; dcgan64 and above
+            ),
             dtype="float32",  # of the networks' arithmetic; parameters, statistics and losses stay float32
             init_from="",  # workdir of another run whose networks to start from (fine-tuning)
             optimizer=dict(
@@ -63,7 +69,11 @@ def default_config() -> ml_collections.ConfigDict:
                 sampling="natural",  # natural | balanced by grade
                 flip=False,  # real images mirrored left to right at random
             ),
-            mesh=dict(data=-1),  # devices along the batch; -1 = all
+            mesh=dict(
+                data=-1,  # devices along the batch; -1 = all
+                rows=1,  # devices that share the rows of each image, beside those along the batch
+                fsdp=False,  # parameters and optimizers split over the devices along the batch, not whole on each
+            ),
             checkpoint=dict(
                 keep_last=3,  # newest checkpoints kept
                 keep_every_kimg=0.0,  # and every one at a multiple of this; 0 = none
@@ -105,10 +115,16 @@ def check(config: ml_collections.ConfigDict) -> None:
     ):
         if given[name] not in choices:
             raise UserError(f"config.{name} = {given[name]!r}: {nearest(given[name], choices)}")
+    for name, value in default_config().model.items():
+        if config.model[name] != value and name not in NETWORKS[config.network].options:
+            having = ", ".join(network for network, made in NETWORKS.items() if name in made.options)
+            raise UserError(
+                f"config.model.{name} = {config.model[name]!r}: {config.network} has no such choice, it is for {having}"
+            )
     for name in ("total_kimg", "snapshot_kimg", "log_kimg"):
         if not 0 < given[name] < float("inf"):
             raise UserError(f"config.{name} = {given[name]}: must be above 0 and finite")
-    for name in ("batch_size", "checkpoint.keep_last"):
+    for name in ("batch_size", "dispatch_steps", "checkpoint.keep_last", "mesh.rows", "model.max_channels"):
         if given[name] < 1:
             raise UserError(f"config.{name} = {given[name]}: must be at least 1")
     for name in (
@@ -126,6 +142,14 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config.{name} = {given[name]}: must be in [0, 1)")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed = {config.seed}: must be in [0, 2**32)")
+
+
+def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`config` as an older version wrote it, with the fields that came later at their defaults."""
+    whole = default_config()
+    with whole.unlocked():
+        whole.update(config)
+    return whole
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:

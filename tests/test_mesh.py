@@ -11,7 +11,7 @@ import optax
 import pytest
 from conftest import assert_same, changed, make_config
 
-from idrid_jax.data import cache
+from idrid_jax.data import cache, resident
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.training import build, mesh
@@ -35,51 +35,66 @@ def made_up(size, channels):
 
 
 @functools.cache
-def one_step(name, devices, *, way="resident", dtype="float32"):
-    """A step of SGD, whose update is the gradient: -> state before, state after, metrics. Parameters are float32."""
+def some_steps(name, data, *, rows=1, fsdp=False, way="resident", steps=1, batch=BATCH, dtype="float32"):
+    """SGD, whose update is the gradient: -> state before, state after, metrics of each step. Parameters are float32."""
     with jax.enable_x64(dtype == "float64"):
-        return _one_step(name, devices, way, dtype)
+        return _some_steps(name, data, rows, fsdp, way, steps, batch, dtype)
 
 
-def _one_step(name, devices, way, dtype):
+def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype):
     network = NETWORKS[name]
-    config = make_config("", name, mesh__data=devices, dtype=dtype, data__way=way, batch_size=BATCH)
+    config = make_config(
+        "", name, mesh__data=data, mesh__rows=rows, mesh__fsdp=fsdp, dtype=dtype, batch_size=batch, dispatch_steps=steps
+    )
+    config.data.way = way.removesuffix(" in parts")
+    if way.endswith("in parts"):
+        config.data.resident_mib = 0.0
     generator, discriminator = build.networks(config)
-    tx = optax.sgd(1e-2)
+    tx = optax.sgd(1e-2, momentum=0.5)
     update = Update(generator, discriminator, tx, tx, latent=network.latent)
-    the_mesh = mesh.make_mesh(devices)
-    init = jax.jit(
-        lambda key: init_state(key, generator, discriminator, tx, tx, ema=False),
-        out_shardings=mesh.replicated(the_mesh),
-    )
-    state = init(jax.random.key(0))
-    before = jax.tree.map(np.asarray, state)
-    step = build.compile_step(config, update, the_mesh, made_up(network.size, network.channels), 0)
-    after, metrics = step(state)
-    assert all(
-        leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == devices
-        for leaf in jax.tree.leaves(after)
-    )
-    return before, jax.tree.map(np.asarray, after), {name: float(value) for name, value in metrics.items()}
+    the_mesh = mesh.of_config(config, network.size)
+    init = lambda key: init_state(key, generator, discriminator, tx, tx, ema=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "make_update", lambda *_: (update, init))
+        state = build.fresh_state(config, init, the_mesh)
+        before = jax.tree.map(np.asarray, state)
+        step = build.compile_step(config, update, the_mesh, made_up(network.size, network.channels), 0)
+        after, metrics = step(state)
+    leaves = jax.tree.leaves(after)
+    assert all(len(leaf.sharding.device_set) == data * rows for leaf in leaves)
+    split = [leaf for leaf in leaves if not leaf.sharding.is_fully_replicated]
+    if fsdp:  # most values lie on one device each
+        assert sum(leaf.size for leaf in split) > 0.9 * sum(leaf.size for leaf in leaves)
+        assert all(leaf.addressable_shards[0].data.size == leaf.size // data for leaf in split)
+    else:
+        assert not split
+    return before, jax.tree.map(np.asarray, after), {name: np.asarray(value) for name, value in metrics.items()}
 
 
-# Eight devices fed by `stream` are held to one that is fed by `resident`, so that both ways in are one result. A way
-# differs in how a batch comes to the devices alone, so two networks do for it.
+# Those fed otherwise are held to one device that is fed by `resident`, so that all ways in are one result.
 @pytest.mark.parametrize(
-    "network, way",
+    "network, options",
     [
-        ("cgan32", "stream"),
-        ("dcgan28", "resident"),
-        ("dcgan28", "stream"),
-        ("dcgan64", "resident"),
-        ("dcgan128", "resident"),
+        ("cgan32", dict(data=8, way="stream")),
+        ("cgan32", dict(data=2, rows=2, batch=2, way="resident in parts")),
+        ("cgan32", dict(data=8, fsdp=True, steps=2)),
+        ("dcgan28", dict(data=8)),
+        ("dcgan28", dict(data=8, way="stream", steps=2)),
+        ("dcgan28", dict(data=4, rows=2, batch=4, fsdp=True)),
+        ("dcgan28", dict(data=2, rows=4, batch=4, way="stream")),
+        ("dcgan64", dict(data=8, way="resident in parts", steps=2)),
+        ("dcgan64", dict(data=2, rows=4, batch=2)),
+        ("dcgan128", dict(data=8)),
+        ("dcgan128", dict(data=1, rows=8, batch=2)),
+        ("dcgan256", dict(data=2, rows=4, batch=2)),
     ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value,
 )
-def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
-    """Losses, gradients and statistics, with dropout; BatchNorm is over the global batch, one image a device."""
+def test_a_mesh_computes_what_one_device_does(network, options, monkeypatch):
+    """Losses, gradients and statistics, with dropout; BatchNorm is over the global batch and whole images."""
     # In float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by per cents.
     dtype, tolerance = "float64", 2e-5
-    if network in ("dcgan64", "dcgan128"):  # their layers, an eighth as wide
+    if network.startswith("dcgan") and network != "dcgan28":  # their layers, an eighth as wide
         wide = NETWORKS[network]
         generator, discriminator = (
             functools.partial(module, width=8) for module in (wide.generator, wide.discriminator)
@@ -87,13 +102,17 @@ def test_eight_devices_compute_what_one_does(network, way, monkeypatch):
         monkeypatch.setitem(
             NETWORKS, network, dataclasses.replace(wide, generator=generator, discriminator=discriminator)
         )
-    before, one, metrics = one_step(network, 1, dtype=dtype)
-    same_start, eight, metrics_of_eight = one_step(network, 8, way=way, dtype=dtype)
+    before, one, metrics = some_steps(
+        network, 1, steps=options.get("steps", 1), batch=options.get("batch", BATCH), dtype=dtype
+    )
+    same_start, several, metrics_of_several = some_steps(network, dtype=dtype, **options)
     assert_same(before, same_start)
-    assert metrics_of_eight == pytest.approx(metrics, rel=tolerance)
+    for name, values in metrics.items():
+        assert values.shape == (options.get("steps", 1),)
+        np.testing.assert_allclose(metrics_of_several[name], values, rtol=tolerance, err_msg=name)
     worst = {}
     for name in ("g", "d"):
-        start, a, b = (getattr(state, name) for state in (before, one, eight))
+        start, a, b = (getattr(state, name) for state in (before, one, several))
         for part, s, x, y in (
             ("gradient", start.params, a.params, b.params),
             ("statistics", start.stats, a.stats, b.stats),
@@ -134,12 +153,15 @@ def test_each_device_computes_its_share_alone(monkeypatch, network):
     assert "3" in heavy and "24" not in heavy
 
 
-def test_a_run_moves_between_devices(config, tmp_path):
-    """Saved on eight, resumed on one and on two."""
+def test_a_run_moves_between_meshes(config, tmp_path, monkeypatch):
+    """Saved on eight devices, resumed with split rows and a split state, on one, and on two."""
+    monkeypatch.setattr(mesh, "LEAST_SPLIT", 1)
     whole = train(config, tmp_path / "whole")
-    for devices, kimg in ((8, 0.032), (1, 0.064), (2, 0.096)):
-        state = train(changed(config, mesh__data=devices, total_kimg=kimg), tmp_path / "moving")
-        assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {devices}
+    for data, rows, fsdp, kimg in ((8, 1, False, 0.024), (4, 2, True, 0.048), (1, 1, False, 0.072), (2, 1, True, 0.096)):
+        layout = dict(mesh__data=data, mesh__rows=rows, mesh__fsdp=fsdp)
+        state = train(changed(config, total_kimg=kimg, **layout), tmp_path / "moving")
+        assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {data * rows}
+        assert fsdp == any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
     assert int(state.step) == 12
     for a, b in zip(jax.tree.leaves(whole.g.params), jax.tree.leaves(state.g.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)  # Adam's steps are 2e-4
@@ -161,6 +183,35 @@ def test_a_batch_that_does_not_divide_is_refused(config, tmp_path, devices, batc
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "layout, line",
+    [
+        (dict(rows=3), "config.mesh.rows = 3: 8 devices are there, which it does not divide"),
+        (dict(rows=9), "config.mesh.rows = 9: 8 devices are there; take from 1 to 8"),
+        (dict(data=8, rows=2), "config.mesh.data = 8: 8 devices are there, and mesh.rows = 2 takes as many for each"),
+        (dict(data=1, rows=5), "config.mesh.rows = 5: an image has 8 rows"),
+        (dict(rows=4), "config.mesh.rows = 4: an image has 8 rows, and each device takes as many of them, 4 or more"),
+        (dict(rows=0), "config.mesh.rows = 0: must be at least 1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(config, tmp_path, layout, line):
+    layout = {f"mesh__{name}": value for name, value in layout.items()}
+    with pytest.raises(UserError, match=line):
+        train(changed(config, **{"mesh__data": -1} | layout), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_auto_spreads_a_split_that_no_device_holds(config):
+    """Whole while it fits one device, in parts while it fits them all, streamed beyond."""
+    split, eight = made_up(8, 3), mesh.make_mesh(8)  # 24 photographs of 192 bytes
+    for kib, way, parts in ((4.5, "resident", False), (4.4, "resident", True), (0.5, "stream", True)):
+        asked = changed(config, data__resident_mib=kib / 1024, data__way="auto")
+        assert (build.way_in(asked, split, eight), build.in_parts(asked, split, eight)) == (way, parts)
+    images, grades = resident.put(split.images, split.grades, eight, parts=True)
+    assert {shard.data.shape for shard in images.addressable_shards} == {(3, 8, 8, 3)}
+    np.testing.assert_array_equal(images, split.images)
+
+
 @pytest.mark.parametrize("devices", [9, 0, -2])
 def test_devices_that_are_not_there_are_refused(config, tmp_path, devices):
     with pytest.raises(UserError, match=f"config.mesh.data = {devices}: 8 devices are there"):
@@ -180,7 +231,7 @@ def test_bfloat16_computes_so_and_keeps_float32(config, tmp_path):
 
 @pytest.mark.parametrize("network", ["cgan32", "dcgan28"])
 def test_bfloat16_of_the_real_networks(network):
-    (_, after, metrics), (*_, exact) = one_step(network, 1, dtype="bfloat16"), one_step(network, 1)
+    (_, after, metrics), (*_, exact) = some_steps(network, 1, dtype="bfloat16"), some_steps(network, 1)
     assert {leaf.dtype for leaf in jax.tree.leaves((after.g, after.d))} == {np.dtype("float32")}
     for name in ("loss_d", "d_real", "d_fake_before"):
-        assert metrics[name] == pytest.approx(exact[name], rel=0.05) and metrics[name] != exact[name]
+        assert metrics[name][0] == pytest.approx(exact[name][0], rel=0.05) and metrics[name][0] != exact[name][0]

@@ -1,4 +1,4 @@
-"""The four networks: sizes as the thesis gives them, types, what grades and dropout do, and how the weights begin."""
+"""The networks: sizes as the thesis gives them, types, what grades and dropout do, and how the weights begin."""
 
 import functools
 import math
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from idrid_jax.models import NETWORKS, cgan, dcgan
+from idrid_jax.models import NETWORKS, cgan, convolution, dcgan
+from idrid_jax.models.functional import functional
 from peers import capture
 
 COUNTS = {  # trainable parameters of generator and discriminator
@@ -17,6 +18,9 @@ COUNTS = {  # trainable parameters of generator and discriminator
     "dcgan28": (2_305_472, 212_865),
     "dcgan64": (3_576_704, 2_765_568),
     "dcgan128": (3_622_784, 2_811_648),
+    "dcgan256": (11_967_360, 11_156_224),
+    "dcgan512": (16_162_688, 15_351_552),
+    "dcgan1024": (20_358_016, 19_546_880),
 }
 GRADES = np.array([0, 4, 2], np.int32)
 NARROW = {  # one of each kind, small where it can be
@@ -60,11 +64,45 @@ def test_every_network_is_here():
 
 
 @names
-def test_parameter_counts_are_the_thesis_s(name):
+def test_parameter_counts(name):
     network = NETWORKS[name]
     for make, count in zip((network.generator, network.discriminator), COUNTS[name], strict=True):
         parameters = nnx.state(shapes(make), nnx.Param)
         assert sum(math.prod(a.shape) for a in jax.tree.leaves(parameters)) == count
+
+
+@pytest.mark.parametrize("size", [256, 512, 1024])
+def test_deeper_dcgans_go_by_factors_of_two(size):
+    """From 4 x 4 to the image, with channels that double away from it up to the most that is asked for."""
+    levels = size.bit_length() - 3
+    for most in (512, 96):
+        channels = [min(most, 64 << level) for level in range(levels)]
+        generator = shapes(functools.partial(dcgan.Generator, size, max_channels=most))
+        discriminator = shapes(functools.partial(dcgan.Discriminator, size, max_channels=most))
+        assert [up.kernel.shape[2] for up in generator.up] == channels[::-1]
+        assert [conv.kernel.shape[3] for conv in (discriminator.image, *discriminator.down)] == channels
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_remat_changes_no_result(which):
+    """Gradients and statistics; and the backward pass holds its convolutions twice."""
+    make, x = NARROW["dcgan64"][which], inputs("dcgan64", which)
+
+    def loss(params, remat):
+        network = functional(lambda rngs: make(remat=remat, rngs=rngs))
+        _, stats = network.init(jax.random.key(0))
+        y, stats = network.train(params, stats, x, GRADES)
+        return (y**2).mean(), stats
+
+    params, _ = functional(lambda rngs: make(rngs=rngs)).init(jax.random.key(0))
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    convolutions = []
+    for remat in (False, True):
+        with convolution.lowering("native"):
+            convolutions.append(str(step.trace(params, remat).jaxpr).count("conv_general_dilated["))
+    assert convolutions[1] > convolutions[0]
+    for a, b in zip(jax.tree.leaves(step(params, False)), jax.tree.leaves(step(params, True)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(a).max())
 
 
 @names

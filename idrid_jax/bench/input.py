@@ -31,6 +31,7 @@ from idrid_jax.data import phantom, resident, stream
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.run import snapshot_measures
+from idrid_jax.models import NETWORKS
 from idrid_jax.training import build, loop
 from idrid_jax.training import mesh as mesh_lib
 
@@ -54,8 +55,7 @@ def run(config: ml_collections.ConfigDict | None, seconds: float) -> list[dict]:
     """
     config = config or default_config()
     config_lib.check(config)
-    mesh = mesh_lib.make_mesh(config.mesh.data)
-    mesh_lib.check_batch(config.batch_size, mesh)
+    mesh = mesh_lib.of_config(config, NETWORKS[config.network].size)
     with tempfile.TemporaryDirectory(prefix="idrid-jax-bench-") as scratch:
         config, manifest = _release(config, Path(scratch))
         name = f"{manifest.name} ({manifest.fingerprint[:12]})"
@@ -67,7 +67,7 @@ def run(config: ml_collections.ConfigDict | None, seconds: float) -> list[dict]:
         for measured in (
             _from_disk(config, mesh, manifest, seconds / 12),
             _steps(config, mesh, manifest, bare, seconds / 3),
-            _loop(config, bare, Path(scratch), seconds / 2),
+            _loop(config, mesh, bare, Path(scratch), seconds / 2),
         ):
             for row in measured:
                 about = {"network": config.network, "batch": config.batch_size, "dtype": config.dtype, "release": name}
@@ -103,12 +103,12 @@ def _from_disk(config, mesh, manifest, seconds):
 
     def whole():
         _drop_pages(split.images)
-        images, _ = resident.put(split.images, split.grades, mesh_lib.replicated(mesh))
+        images, _ = resident.put(split.images, split.grades, mesh, parts=build.in_parts(config, split, mesh))
         return read(images)
 
     def by_batches():
         _drop_pages(split.images)
-        return [read(mesh_lib.to_global(next(batches)[0], mesh)) for _ in range(count)]
+        return [read(mesh_lib.to_global(next(batches)[0][None], mesh)) for _ in range(count)]
 
     sides = {way: {"resident": whole, "stream": by_batches}[way] for way in WAYS}
     images = {"resident": len(split.grades), "stream": count * config.batch_size}
@@ -149,7 +149,7 @@ class _Steps:
         config = config.copy_and_resolve_references()
         update, init = build.make_update(config, *build.networks(config))
         self.held_up = 0.0
-        self._state = jax.jit(init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(config.seed))
+        self._state = build.fresh_state(config, init, mesh)
         split = build.load_split(config, manifest, "train")
         if way == "bare":
             some = np.arange(config.batch_size) % len(split.grades)
@@ -190,7 +190,7 @@ def _steps(config, mesh, manifest, bare, seconds):
 # -- The whole loop
 
 
-def _loop(config, bare, scratch, seconds):
+def _loop(config, mesh, bare, scratch, seconds):
     """`train` in turns with bare steps: its last `on_snapshot` runs them, off the clock of the loop.
 
     Snapshots come oftener than the configuration has them, so that there are several in the time; what one costs gives
@@ -219,7 +219,7 @@ def _loop(config, bare, scratch, seconds):
     cost = statistics.median(span - step for span, step in zip(times.seconds, bare_spans))
     row = {
         "what": "loop",
-        "way": build.way_in(config, build.load_split(config, build.find_release(config), "train")),
+        "way": build.way_in(config, build.load_split(config, build.find_release(config), "train"), mesh),
         "steps": every,
         **_rate(every * config.batch_size, times),
         **_of_bare(bare_spans, times.seconds),

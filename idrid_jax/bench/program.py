@@ -24,19 +24,17 @@ PHOTOGRAPHS = 406  # in IDRiD's training split, after the audit
 class Program:
     """What `build.compile_step` gives, and how it begins."""
 
+    config: ml_collections.ConfigDict
     step: build.Step
     init: Callable[[jax.Array], TrainState]
     mesh: jax.sharding.Mesh
 
     def start(self) -> TrainState:
-        return jax.jit(self.init, out_shardings=mesh_lib.replicated(self.mesh))(jax.random.key(0))
+        return build.fresh_state(self.config, self.init, self.mesh)
 
     def lower(self) -> jax.stages.Lowered:
         """No state is made for it: a batch that does not fit can be lowered too."""
-        whole = mesh_lib.replicated(self.mesh)
-        like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
-        state = jax.tree.map(like, jax.eval_shape(self.init, jax.random.key(0)))
-        return self.step.jitted.lower(state, *self.step.data())
+        return self.step.jitted.lower(build.abstract_state(self.config, self.init, self.mesh), *self.step.data())
 
     def compile(self) -> tuple[jax.stages.Compiled, float]:
         """The executable that `step` then runs, and the seconds that lowering and compiling took."""
@@ -50,14 +48,13 @@ def make(config: ml_collections.ConfigDict) -> Program:
     Raises UserError where the devices cannot share the batch.
     """
     network = NETWORKS[config.network]
-    mesh = mesh_lib.make_mesh(config.mesh.data)
-    mesh_lib.check_batch(config.batch_size, mesh)
+    mesh = mesh_lib.of_config(config, network.size)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (PHOTOGRAPHS, network.size, network.size, network.channels), np.uint8)
     grades = np.arange(PHOTOGRAPHS, dtype=np.int32) % 5
     split = Split(images, grades, np.zeros_like(grades), tuple(map(str, range(PHOTOGRAPHS))))
     update, init = build.make_update(config, *build.networks(config))
-    return Program(build.compile_step(config, update, mesh, split, 0), init, mesh)
+    return Program(config, build.compile_step(config, update, mesh, split, 0), init, mesh)
 
 
 def model_flops(config: ml_collections.ConfigDict) -> float:

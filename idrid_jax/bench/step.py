@@ -120,7 +120,7 @@ def _fitting(case: Case, *, shared: bool) -> tuple[Case, program_lib.Program, ja
     shared: a peer is on the same device; each side may take half of what is there.
     """
     config = case.config
-    devices = mesh_lib.make_mesh(config.mesh.data).size
+    devices = mesh_lib.make_mesh(config.mesh.data, config.mesh.rows).size
     limit = memory.available(devices)
     if shared and limit is not None and jax.default_backend() == "cpu":  # elsewhere JAX was given half at its start
         limit //= 2

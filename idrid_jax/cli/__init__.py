@@ -8,7 +8,7 @@ import warnings
 from absl import flags
 
 from idrid_jax import allocator, compilation_cache
-from idrid_jax.cli import bench, data, runs
+from idrid_jax.cli import bench, data, runs, sweep
 from idrid_jax.cli.command import Command, Group
 from idrid_jax.cli.parsing import HELP, PROGRAM, describe, parse
 from idrid_jax.errors import UserError
@@ -20,6 +20,7 @@ COMMANDS = {
     "train": runs.TRAIN,
     "sample": runs.SAMPLE,
     "evaluate": runs.EVALUATE,
+    "sweep": sweep.SWEEP,
     "bench": bench.BENCH,
 }
 
@@ -31,7 +32,8 @@ USERS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
+    """Runs one command; returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C, or
+    what the command says."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
     warnings.filterwarnings("ignore", module="PIL")  # of what a damaged file holds; what cannot be read is refused
@@ -52,8 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             print(describe(name, command.summary, command.example, values))
             return 0
         parse(name, values, arguments)
-        command.run(values)
-        return 0
+        return command.run(values) or 0
     except UserError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2

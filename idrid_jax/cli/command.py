@@ -8,12 +8,13 @@ from absl import flags
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """`define` adds its flags, given the command's words and all that follows; `run` takes their values."""
+    """`define` adds its flags, given the command's words and all that follows; `run` takes their values, and may return
+    an exit status."""
 
     summary: str
     example: str
     define: Callable[[flags.FlagValues, list[str]], None]
-    run: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues], int | None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ class Network:
     channels: int
     conditional: bool
     latent: int = 100
+    options: tuple[str, ...] = ()  # fields of `config.model` that both modules take as arguments
 
 
 def _dcgan(size: int) -> Network:
@@ -32,6 +33,7 @@ def _dcgan(size: int) -> Network:
         size=size,
         channels=3,
         conditional=False,
+        options=("remat", "max_channels") if size > 128 else ("remat",),
     )
 
 
@@ -40,4 +42,7 @@ NETWORKS = {
     "dcgan28": Network(dcgan.Generator28, dcgan.Discriminator28, size=28, channels=1, conditional=False),
     "dcgan64": _dcgan(64),
     "dcgan128": _dcgan(128),
+    "dcgan256": _dcgan(256),
+    "dcgan512": _dcgan(512),
+    "dcgan1024": _dcgan(1024),
 }

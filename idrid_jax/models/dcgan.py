@@ -2,7 +2,8 @@
 
 The thesis prints the PyTorch one as "64x64", but its layers give 128 x 128; `dcgan64` is the same with a last layer
 that gives the stated size. The discriminator's stated padding of 1 reaches 1 x 1 from neither size; padding 6 mirrors
-the generator. All are unconditional: they take `grades` as every network here does, and ignore it.
+the generator. From 256 on it is the thesis's made deeper. All are unconditional: they take `grades` as every network
+here does, and ignore it.
 """
 
 import jax
@@ -57,44 +58,94 @@ class Discriminator28(nnx.Module):
 
 
 def _last_layer(size: int) -> tuple[int, int, tuple[int, int]]:
-    """Kernel, stride and padding between 32 x 32 features and the image."""
-    return {64: (4, 2, (1, 1)), 128: (16, 4, (6, 6))}[size]
+    """Kernel, stride and padding between the widest features and the image: thesis's 128 goes by a factor of four."""
+    return (16, 4, (6, 6)) if size == 128 else (4, 2, (1, 1))
+
+
+def _channels(size: int, width: int, most: int) -> list[int]:
+    """Of each level from 4 x 4 up, a factor of two apart: `width` beside the image, twice as many a level down, at most
+    `most`."""
+    levels = (size // _last_layer(size)[1]).bit_length() - 2
+    return [min(most, width << level) for level in range(levels)][::-1]
 
 
 class Generator(nnx.Module):
-    """z [B, 100] -> images [B, size, size, 3] in [-1, 1], size 64 or 128; 3,576,704 or 3,622,784 parameters."""
+    """z [B, 100] -> images [B, size, size, 3] in [-1, 1], size 64 to 1024 by factors of 2.
 
-    def __init__(self, size: int, *, width: int = 64, dtype=jnp.float32, rngs: nnx.Rngs):
-        channels = [width * 8, width * 4, width * 2, width]
+    Parameters: 3,576,704 at 64, 3,622,784 at 128 (both the thesis's), 11,967,360 at 256, 4,195,328 more for each level.
+
+    Args:
+      size: of the images, pixels a side.
+      width: channels beside the image.
+      max_channels: of any layer.
+      remat: activations within a level are computed again in the backward pass (Chen et al. 2016, "Training deep nets
+        with sublinear memory cost").
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        width: int = 64,
+        max_channels: int = 512,
+        remat: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        channels = _channels(size, width, max_channels)
         convolution = dict(bias=False, init=normal_02, dtype=dtype, rngs=rngs)
         up = [ConvTranspose(100, channels[0], 4, 1, (0, 0), **convolution)]
         up += [ConvTranspose(i, o, 4, 2, (1, 1), **convolution) for i, o in zip(channels, channels[1:])]
         self.up = nnx.List(up)
         self.norm = nnx.List([torch_batch_norm(c, dtype=dtype, rngs=rngs) for c in channels])
         self.image = ConvTranspose(channels[-1], 3, *_last_layer(size), **convolution)
+        self.remat = remat
 
     def __call__(self, z: jax.Array, grades: jax.Array | None = None) -> jax.Array:
+        level = nnx.remat(_up) if self.remat else _up
         x = z[:, None, None, :]
         for up, norm in zip(self.up, self.norm):
-            x = nnx.relu(norm(up(x)))
+            x = level(up, norm, x)
         return jnp.tanh(self.image(x))
 
 
 class Discriminator(nnx.Module):
-    """Images [B, size, size, 3] in [-1, 1] -> logits [B], size 64 or 128; 2,765,568 or 2,811,648 parameters."""
+    """Images [B, size, size, 3] in [-1, 1] -> logits [B], size 64 to 1024 by factors of 2: mirrors `Generator`.
 
-    def __init__(self, size: int, *, width: int = 64, dtype=jnp.float32, rngs: nnx.Rngs):
-        channels = [width, width * 2, width * 4, width * 8]
+    Parameters: 2,765,568 at 64, 2,811,648 at 128 (both the thesis's), 11,156,224 at 256, 4,195,328 more for each level.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        width: int = 64,
+        max_channels: int = 512,
+        remat: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        channels = _channels(size, width, max_channels)[::-1]
         convolution = dict(bias=False, init=normal_02, dtype=dtype, rngs=rngs)
-        self.image = Conv(3, width, *_last_layer(size), **convolution)
+        self.image = Conv(3, channels[0], *_last_layer(size), **convolution)
         self.down = nnx.List([Conv(i, o, 4, 2, (1, 1), **convolution) for i, o in zip(channels, channels[1:])])
         self.norm = nnx.List([torch_batch_norm(c, dtype=dtype, rngs=rngs) for c in channels[1:]])
         self.logit = Conv(channels[-1], 1, 4, 1, (0, 0), **convolution)
+        self.remat = remat
 
     def __call__(
         self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
+        level = nnx.remat(_down) if self.remat else _down
         x = nnx.leaky_relu(self.image(images), 0.2)
         for down, norm in zip(self.down, self.norm):
-            x = nnx.leaky_relu(norm(down(x)), 0.2)
+            x = level(down, norm, x)
         return self.logit(x)[:, 0, 0, 0]
+
+
+def _up(convolution: ConvTranspose, norm: nnx.BatchNorm, x: jax.Array) -> jax.Array:
+    return nnx.relu(norm(convolution(x)))
+
+
+def _down(convolution: Conv, norm: nnx.BatchNorm, x: jax.Array) -> jax.Array:
+    return nnx.leaky_relu(norm(convolution(x)), 0.2)

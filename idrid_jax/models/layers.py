@@ -1,8 +1,13 @@
 """The layers that the networks are made of: convolutions over `models.convolution`, and the peers' initialisers."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from idrid_jax.models import convolution
 
@@ -11,6 +16,35 @@ Padding = convolution.Padding
 
 glorot_uniform = nnx.initializers.glorot_uniform()
 normal_02 = nnx.initializers.normal(0.02)  # N(0, 0.02): Radford et al. 2016, section 4
+
+
+LEAST_ROWS = 4  # of a layer on each device
+_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def rows_over(mesh: Mesh) -> Iterator[None]:
+    """Within, features [N, H, W, C] are split over the axes "data" and "rows" of `mesh` before and after convolutions.
+
+    Where "rows" does not divide H, or leaves fewer than `LEAST_ROWS` a device, they are whole: XLA (jaxlib 0.10.2)
+    computes wrong BatchNorm means of uneven parts, and wrong gradients where a kernel reaches past the next device.
+    Convolutions are lax's own: of these the compiler knows how many rows of its neighbours a device needs.
+    """
+    token = _mesh.set(mesh)
+    try:
+        with convolution.lowering("native"):
+            yield
+    finally:
+        _mesh.reset(token)
+
+
+def _split(x: jax.Array) -> jax.Array:
+    mesh = _mesh.get()
+    if mesh is None:
+        return x
+    each, over = divmod(x.shape[1], mesh.shape["rows"])
+    rows = "rows" if not over and each >= LEAST_ROWS else None
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", rows)))
 
 
 def normal_scale(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -44,7 +78,8 @@ class Conv(nnx.Module):
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = convolution.conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding)
+        x, kernel = _split(x.astype(self.dtype)), self.kernel[...].astype(self.dtype)
+        y = _split(convolution.conv(x, kernel, self.stride, self.padding))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -74,9 +109,9 @@ class ConvTranspose(nnx.Module):
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(self.dtype)
+        x, kernel = _split(x.astype(self.dtype)), self.kernel[...].astype(self.dtype)
         height, width = ((size - 1) * self.stride + kernel.shape[0] - sum(self.padding) for size in x.shape[1:3])
-        y = convolution.conv_input(x.astype(self.dtype), kernel, self.stride, self.padding, (height, width))
+        y = _split(convolution.conv_input(x, kernel, self.stride, self.padding, (height, width)))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

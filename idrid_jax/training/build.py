@@ -1,5 +1,6 @@
 """From a configuration to what it names: data, networks, their update, and the compiled step that `train` calls."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from idrid_jax.data.order import Order
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional, functional
+from idrid_jax.models.layers import rows_over
 from idrid_jax.training import ema, layers, record
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
@@ -38,7 +40,8 @@ def load_split(config: ml_collections.ConfigDict, manifest: cache.Manifest, spli
 def networks(config: ml_collections.ConfigDict) -> tuple[Functional, Functional]:
     """Generator and discriminator of `config.network`, computing in `config.dtype`."""
     network, dtype = NETWORKS[config.network], jnp.dtype(config.dtype)
-    make = lambda module: functional(lambda rngs: module(dtype=dtype, rngs=rngs))
+    options = {name: config.model[name] for name in network.options}
+    make = lambda module: functional(lambda rngs: module(dtype=dtype, rngs=rngs, **options))
     return make(network.generator), make(network.discriminator)
 
 
@@ -69,15 +72,17 @@ def make_update(
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The compiled update: state -> (next state, metrics).
+    """The compiled update, or several in one call: state -> (next state, metrics, each float32 [steps]).
 
     Attributes:
       jitted: of the state and the data; `bench` also lowers it, for what the compiler says of it.
-      data: gives what comes after the state at the next call: the split on the devices, or a batch of the stream.
+      data: gives what comes after the state at the next call: the split on the devices, or batches of the stream.
+      steps: updates that a call makes.
     """
 
     jitted: jax.stages.Wrapped
     data: Callable[[], tuple[jax.Array, ...]]
+    steps: int = 1
 
     def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
         return self.jitted(state, *self.data())
@@ -88,16 +93,18 @@ def compile_step(
 ) -> Step:
     """The step of `config`, by the way in that `config.data.way` names, beginning at `first_step`.
 
-    The state is donated. Batches are functions of (seed, step): the first call must be with the state of `first_step`.
+    A call makes `config.dispatch_steps` updates. The state is donated. Batches are functions of (seed, step): the first call must be with the state of `first_step`.
     """
-    everywhere, over_devices = mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh)
-    if way_in(config, split) == "resident":
+    steps = config.dispatch_steps
+    if way_in(config, split, mesh) == "resident":
         order = Order(
             np.asarray(split.grades), seed=config.seed, batch_size=config.batch_size, sampling=config.data.sampling
         )
-        data = resident.put(split.images, split.grades, everywhere)
-        batch = lambda state, *data: resident.batch(order, *data, state.step, over_devices)
-        return Step(_jit(config, update, mesh, everywhere, batch), lambda: data)
+        parts = in_parts(config, split, mesh)
+        data = resident.put(split.images, split.grades, mesh, parts=parts)
+        batch = lambda state, *data: resident.batch(order, *data, state.step, mesh, parts=parts)
+        jitted = _jit(config, update, mesh, steps, resident.shardings(mesh, parts), batch)
+        return Step(jitted, lambda: data, steps)
 
     batches = stream.batches(
         split.images,
@@ -109,36 +116,98 @@ def compile_step(
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    to_devices = lambda: tuple(mesh_lib.to_global(local, mesh) for local in next(batches))
-    return Step(_jit(config, update, mesh, over_devices), to_devices)
+
+    def to_devices():
+        several = [next(batches) for _ in range(steps)]
+        return tuple(mesh_lib.to_global(np.stack(local), mesh) for local in zip(*several))
+
+    return Step(_jit(config, update, mesh, steps), to_devices, steps)
 
 
 def compile_bare_step(
     config: ml_collections.ConfigDict, update: Update, mesh: jax.sharding.Mesh, images: np.ndarray, grades: np.ndarray
 ) -> Step:
     """The step on one and the same batch, uint8 [B, R, R, C] and int32 [B], which lies on the devices: for `bench`."""
-    batch = mesh_lib.to_global(images, mesh), mesh_lib.to_global(grades, mesh)
-    return Step(_jit(config, update, mesh, mesh_lib.split_batch(mesh)), lambda: batch)
+    batch = mesh_lib.to_global(images[None], mesh), mesh_lib.to_global(grades[None], mesh)
+    return Step(_jit(config, update, mesh), lambda: batch)
 
 
-def _jit(config, update, mesh, sharding, batch=lambda state, *data: data) -> jax.stages.Wrapped:
-    """The jitted step of a state and data with `sharding`, of which `batch` makes images and grades."""
-    everywhere = mesh_lib.replicated(mesh)
-    update = dataclasses.replace(update, over_devices=mesh_lib.split_batch(mesh))
+def lower_step(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """The step of `config` on a batch that lies on the devices, lowered from shapes alone.
+
+    The devices of `mesh` need not be there: those of a topology that is only described will do.
+    """
+    update, init = make_update(config, *networks(config))
+    network, batch = NETWORKS[config.network], config.batch_size
+    images = jax.ShapeDtypeStruct((1, batch, network.size, network.size, network.channels), jnp.uint8)
+    grades = jax.ShapeDtypeStruct((1, batch), jnp.int32)
+    return _jit(config, update, mesh).lower(abstract_state(config, init, mesh), images, grades)
+
+
+def abstract_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.sharding.Mesh) -> TrainState:
+    """`fresh_state` as shapes, dtypes and shardings, without an array."""
+    placed = lambda sharding, part: jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+    )
+    return jax.tree.map(placed, state_sharding(config, mesh), jax.eval_shape(init, jax.random.key(0)))
+
+
+def state_sharding(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh):
+    """How the TrainState of `config` lies on the devices: one sharding for all of it, or under `config.mesh.fsdp` a tree
+    of them."""
+    if not config.mesh.fsdp:
+        return mesh_lib.replicated(mesh)
+    _, init = make_update(config, *networks(config))
+    return mesh_lib.split_arrays(jax.eval_shape(init, jax.random.key(0)), mesh)
+
+
+def fresh_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.sharding.Mesh) -> TrainState:
+    """The state of `config` before its first step, a function of `config.seed`, on the devices of `mesh`."""
+    return jax.jit(init, out_shardings=state_sharding(config, mesh))(jax.random.key(config.seed))
+
+
+def _jit(config, update, mesh, steps=1, sharding=None, batch=None) -> jax.stages.Wrapped:
+    """`steps` updates of a state, jitted.
+
+    batch: makes images and grades of the state and of data with `sharding`; without it data are batches, [steps, B, ...].
+    """
+    over_devices = mesh_lib.split_batch(mesh), mesh_lib.split_images(mesh)
+    update = dataclasses.replace(update, over_devices=over_devices)
+    state = state_sharding(config, mesh)
+    sharding = sharding or (mesh_lib.stacked(over_devices[1]), mesh_lib.stacked(over_devices[0]))
     key = jax.random.key(config.seed)
+
+    def several(state, *data):
+        def one(state, now):
+            images, grades = batch(state, *data) if batch else now
+            with rows_over(mesh) if mesh.shape[mesh_lib.ROWS] > 1 else contextlib.nullcontext():
+                return update(state, images, grades, jax.random.fold_in(key, state.step))
+
+        if steps > 1:
+            return jax.lax.scan(one, state, None if batch else data, length=steps)
+        state, metrics = one(state, None if batch else [x[0] for x in data])
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
     return jax.jit(
-        lambda state, *data: update(state, *batch(state, *data), jax.random.fold_in(key, state.step)),
+        several,
         donate_argnums=0,
-        in_shardings=(everywhere, sharding, sharding),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(state, *sharding),
+        out_shardings=(state, mesh_lib.replicated(mesh)),
     )
 
 
-def way_in(config: ml_collections.ConfigDict, split: cache.Split) -> str:
-    """ "resident" or "stream": what `config.data.way` says, or what "auto" comes to."""
+def way_in(config: ml_collections.ConfigDict, split: cache.Split, mesh: jax.sharding.Mesh) -> str:
+    """ "resident" or "stream": what `config.data.way` says, or what "auto" comes to: resident while the split, or each
+    device's part of it, takes no more than `config.data.resident_mib`."""
     if config.data.way != "auto":
         return config.data.way
-    return "resident" if split.images.nbytes <= config.data.resident_mib * 2**20 else "stream"
+    most = config.data.resident_mib * 2**20 * (mesh.size if in_parts(config, split, mesh) else 1)
+    return "resident" if split.images.nbytes <= most else "stream"
+
+
+def in_parts(config: ml_collections.ConfigDict, split: cache.Split, mesh: jax.sharding.Mesh) -> bool:
+    """Whether a resident split is spread over the devices, as `config.data.resident_mib` does not hold it whole."""
+    return mesh.shape[mesh_lib.DATA] > 1 and split.images.nbytes > config.data.resident_mib * 2**20
 
 
 def table(config: ml_collections.ConfigDict) -> str:

@@ -27,7 +27,7 @@ from idrid_jax.training.step import to_uint8
 from idrid_jax.words import nearest
 
 GRID_ROWS, GRID_COLUMNS = len(GRADES), 12  # a conditional generator gets one grade a row
-AHEAD = 2  # steps that are dispatched beyond the one waited for: the devices never wait for the host's logging
+AHEAD = 2  # calls of the step that are dispatched beyond the one waited for: the devices never wait for the host's logging
 
 # (fakes uint8 [N, R, R, C], their grades int32 [N], the training split) -> numbers to log
 OnSnapshot = Callable[[np.ndarray, np.ndarray, Split], dict[str, float]]
@@ -51,18 +51,17 @@ def train(
     workdir = Path(workdir)
 
     # -- Devices and data
-    mesh = mesh_lib.make_mesh(config.mesh.data)
-    mesh_lib.check_batch(config.batch_size, mesh)
+    network = NETWORKS[config.network]
+    mesh = mesh_lib.of_config(config, network.size)
     manifest = build.find_release(config)
     record.check_resume(workdir, config, manifest)
     _make_workdir(workdir)
     split = build.load_split(config, manifest, "train")
 
     # -- Networks, optimizers, state
-    network = NETWORKS[config.network]
     generator, discriminator = build.networks(config)
     update, init = build.make_update(config, generator, discriminator)
-    state = jax.jit(init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(config.seed))
+    state = build.fresh_state(config, init, mesh)
 
     with Checkpoints(workdir, manifest.fingerprint, keep_last=config.checkpoint.keep_last) as checkpoints:
         # -- Resume, or start from another run's networks
@@ -110,24 +109,25 @@ def train(
                 log.image(_fakes_name(0, config), grid(np.asarray(draw(state)), GRID_COLUMNS), 0)
 
             done = told = first_step  # steps dispatched, and steps told of
-            pending = []  # metrics of those between, which may still be on the devices
+            pending = []  # metrics of the calls between, which may still be on the devices
             while done < last_step:
                 state, metrics = step(state)
                 pending.append(metrics)
-                done += 1
-                if done == first_step + 1:
+                done += step.steps
+                if done == first_step + step.steps:
                     jax.block_until_ready(metrics)  # it compiled
                     log.say(f"first step after {time.monotonic() - start:.1f} s")
                     log.start_clock(done)
                 if len(pending) > AHEAD:
                     jax.block_until_ready(pending[-1 - AHEAD])
                 stop, snapshot = interrupted(), done % snapshot_every == 0 or done == last_step
-                known = done if stop or snapshot else done - AHEAD
-                for point in range(told + 1, known + 1):
+                known = done if stop or snapshot else done - AHEAD * step.steps
+                for point in range(told + step.steps, known + 1, step.steps):
                     if point % log_every and point < done:
                         continue
-                    rows = jax.device_get(pending[: point - told])
-                    del pending[: point - told]
+                    calls = (point - told) // step.steps
+                    rows = _rows(jax.device_get(pending[:calls]))
+                    del pending[:calls]
                     told, rate = point, log.read_clock(point)
                     _check_finite(rows, point, workdir, config)
                     measures = {}
@@ -163,8 +163,13 @@ def _make_workdir(workdir):
 
 
 def steps(kimg: float, config: ml_collections.ConfigDict) -> int:
-    """Updates that come nearest to so many thousand images, at least one."""
-    return max(1, round(kimg * 1000 / config.batch_size))
+    """Updates that come nearest to so many thousand images, in whole calls of the step and at least one."""
+    return config.dispatch_steps * max(1, round(kimg * 1000 / config.batch_size / config.dispatch_steps))
+
+
+def _rows(calls):
+    """Metrics of calls, each float32 [steps] -> those of the updates, one by one."""
+    return [{name: value[i] for name, value in call.items()} for call in calls for i in range(len(call["loss_d"]))]
 
 
 def _fakes_name(step, config):

@@ -1,30 +1,71 @@
-"""Devices -> mesh, shardings, and host batches -> global arrays."""
+"""Devices -> mesh, shardings, and host batches -> global arrays.
+
+A mesh has two axes. "data" splits the batch; "rows" splits the rows of each image, with the halo exchange that
+convolutions need inserted by the compiler, for images of which one alone is too much for a device. BatchNorm is over the
+global batch and the whole image on any mesh: how many devices there are changes no result.
+"""
 
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from idrid_jax.errors import UserError
+from idrid_jax.models.layers import LEAST_ROWS
+
+DATA, ROWS = "data", "rows"
+LEAST_SPLIT = 2**14  # values: smaller arrays stay whole, as gathering them costs a message each and saves nothing
 
 
-def make_mesh(data: int = -1) -> Mesh:
-    """A mesh of `data` devices along the axis "data"; -1 takes all. BatchNorm is then over the global batch.
+def make_mesh(data: int = -1, rows: int = 1, *, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of `data` times `rows` devices; data = -1 takes all. Those that split an image are neighbours.
 
-    Raises UserError when there are fewer devices.
+    devices: to choose from (None: those of this run).
+    Raises UserError when there are fewer devices, or they cannot be laid out so.
     """
-    devices = jax.devices()
-    count = len(devices) if data == -1 else data
-    if not 1 <= count <= len(devices):
-        raise UserError(f"config.mesh.data = {data}: {len(devices)} devices are there; take -1 for all of them")
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
+    given = jax.devices() if devices is None else devices
+    there = f"{len(given)} device{'s are' if len(given) > 1 else ' is'} there"
+    if not 1 <= rows <= len(given):
+        raise UserError(f"config.mesh.rows = {rows}: {there}; take from 1 to {len(given)}")
+    if data == -1 and len(given) % rows:
+        raise UserError(f"config.mesh.rows = {rows}: {there}, which it does not divide; take a divisor, or set mesh.data")
+    count = len(given) // rows if data == -1 else data
+    if count < 1 or count * rows > len(given):
+        by_rows = f", and mesh.rows = {rows} takes as many for each" if rows > 1 else ""
+        raise UserError(f"config.mesh.data = {data}: {there}{by_rows}; take -1 for all of them")
+    if devices is None and jax.process_count() > 1:
+        if count * rows != len(given):
+            raise UserError(
+                f"config.mesh = {count} x {rows} devices: {there} over {jax.process_count()} processes, and each "
+                "process must take part with all of its own; take mesh.data = -1"
+            )
+        if jax.local_device_count() % rows:
+            raise UserError(
+                f"config.mesh.rows = {rows}: a process has {jax.local_device_count()} devices, and the rows of an image "
+                "stay within a process; take a divisor"
+            )
+    return jax.make_mesh((count, rows), (DATA, ROWS), axis_types=(AxisType.Auto,) * 2, devices=given[: count * rows])
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError unless every device gets the same number of images."""
-    if batch_size < 1 or batch_size % mesh.size:
+def of_config(config: ml_collections.ConfigDict, size: int) -> Mesh:
+    """The mesh of `config.mesh` for images of `size` pixels a side. Raises UserError where they do not fit together."""
+    mesh = make_mesh(config.mesh.data, config.mesh.rows)
+    check(config.batch_size, size, mesh)
+    return mesh
+
+
+def check(batch_size: int, size: int, mesh: Mesh) -> None:
+    """Raises UserError unless every device gets the same number of images, and of rows of each."""
+    data, rows = mesh.shape[DATA], mesh.shape[ROWS]
+    if batch_size < 1 or batch_size % data:
         raise UserError(
-            f"config.batch_size = {batch_size} is not divisible by {mesh.size} devices: "
-            f"take a multiple of {mesh.size}, or fewer devices with config.mesh.data"
+            f"config.batch_size = {batch_size} is not divisible by {data} devices: "
+            f"take a multiple of {data}, or fewer devices with config.mesh.data"
+        )
+    if size % rows or size // rows < LEAST_ROWS:
+        raise UserError(
+            f"config.mesh.rows = {rows}: an image has {size} rows, and each device takes as many of them, "
+            f"{LEAST_ROWS} or more: take a divisor up to {size // LEAST_ROWS}"
         )
 
 
@@ -34,9 +75,35 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def split_batch(mesh: Mesh) -> NamedSharding:
     """The leading axis over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def split_images(mesh: Mesh) -> NamedSharding:
+    """Of images [B, R, R, C]: the batch over the devices, and the rows where the mesh splits them."""
+    return NamedSharding(mesh, PartitionSpec(DATA, ROWS))
+
+
+def stacked(sharding: NamedSharding) -> NamedSharding:
+    """Of several such arrays along a new leading axis, which is not split."""
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
+def split_arrays(shapes, mesh: Mesh):
+    """For a tree of arrays or shapes, a tree of shardings that leaves each device a part of every large one (fully
+    sharded data parallelism, as ZeRO: Rajbhandari et al. 2020): the longest axis that the devices along "data" divide."""
+    devices = mesh.shape[DATA]
+
+    def of(leaf):
+        fits = [axis for axis, length in enumerate(leaf.shape) if length % devices == 0]
+        if leaf.size < LEAST_SPLIT or not fits:
+            return replicated(mesh)
+        axis = max(fits, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
+
+    return jax.tree.map(of, shapes)
 
 
 def to_global(local: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's share of a batch, [B / processes, ...] -> the global [B, ...], split over the devices."""
-    return jax.make_array_from_process_local_data(split_batch(mesh), local)
+    """This process's share of batches of images or of numbers, [steps, B / processes, ...] -> the global [steps, B, ...]."""
+    sharding = split_images(mesh) if local.ndim == 5 else split_batch(mesh)
+    return jax.make_array_from_process_local_data(stacked(sharding), local)

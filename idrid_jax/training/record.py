@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 import idrid_jax
-from idrid_jax.config import differences
+from idrid_jax.config import complete, differences
 from idrid_jax.data.cache import Manifest
 from idrid_jax.errors import UserError
 
@@ -39,7 +39,7 @@ def read(workdir: Path) -> Record | None:
     try:
         content = json.loads(path.read_text())
         return Record(
-            ml_collections.ConfigDict(content["config"]),
+            complete(ml_collections.ConfigDict(content["config"])),
             content["data"]["fingerprint"],
             content["data"]["name"],
             list(content["data"]["counts"]["grading"]["train"]),

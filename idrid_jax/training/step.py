@@ -29,9 +29,8 @@ class Update:
       flip: flips each real image left to right with probability 1/2.
       ema_decay: per step; None without a moving average.
       ema_ramp: the average is young at step 0; not so where it came from another run.
-      over_devices: how batches are split. Nothing ties the latents to the images, so each device would otherwise draw
-      and
-        judge all the fakes; None on one device.
+      over_devices: how latents and images are split. Nothing ties the latents to the real images, so each device would
+        otherwise draw and judge all the fakes; None on one device.
     """
 
     generator: Functional
@@ -43,7 +42,7 @@ class Update:
     flip: bool = False
     ema_decay: float | None = None
     ema_ramp: bool = True
-    over_devices: jax.sharding.Sharding | None = None
+    over_devices: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None
 
     def __call__(
         self, state: TrainState, images: jax.Array, grades: jax.Array, key: jax.Array
@@ -51,8 +50,7 @@ class Update:
         """images uint8 [B, R, R, C], grades int32 [B], a key of (seed, step) -> the next state, float32 [] metrics."""
         z_key, flip_key, *drop_keys = jax.random.split(key, 5)
         z = jax.random.normal(z_key, (images.shape[0], self.latent))
-        if self.over_devices is not None:
-            z = jax.lax.with_sharding_constraint(z, self.over_devices)
+        z = self._split(z, 0)
         real = to_float(images)
         if self.flip:
             mirrored = jax.random.bernoulli(flip_key, 0.5, (real.shape[0], 1, 1, 1))
@@ -61,9 +59,11 @@ class Update:
             params, stats, x, grades, rngs=nnx.Rngs(dropout=key)
         )
 
-        fake, pull_back, g_stats = jax.vjp(
-            lambda params: self.generator.train(params, state.g.stats, z, grades), state.g.params, has_aux=True
-        )
+        def draw(params):
+            fake, stats = self.generator.train(params, state.g.stats, z, grades)
+            return self._split(fake, 1), stats
+
+        fake, pull_back, g_stats = jax.vjp(draw, state.g.params, has_aux=True)
 
         def d_objective(params):
             on_real, stats = score(params, state.d.stats, real, drop_keys[0])
@@ -96,6 +96,9 @@ class Update:
             "grad_norm_g": optax.global_norm(g_grads),
         }
         return TrainState(state.step + 1, g, d, average, state.best), metrics
+
+    def _split(self, x, which):
+        return x if self.over_devices is None else jax.lax.with_sharding_constraint(x, self.over_devices[which])
 
 
 def to_float(images: jax.Array) -> jax.Array:
