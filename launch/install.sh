@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv in the project and installs into it, once: a second call with the same files and extras returns at once.
-#   bash launch/install.sh [EXTRAS]        EXTRAS: comma-separated, of pyproject.toml (cuda, tpu, test, peer)
+#   bash launch/install.sh [EXTRAS]        EXTRAS: comma-separated, of pyproject.toml (cuda, tpu, tpu-plan, test, peer)
 #   PYTHON=python3.12                      another interpreter; VENV=DIR another place
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -8,7 +8,7 @@ import warnings
 from absl import flags
 
 from idrid_jax import allocator, compilation_cache
-from idrid_jax.cli import bench, data, runs, sweep
+from idrid_jax.cli import bench, data, plan, runs, sweep
 from idrid_jax.cli.command import Command, Group
 from idrid_jax.cli.parsing import HELP, PROGRAM, describe, parse
 from idrid_jax.errors import UserError
@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": runs.EVALUATE,
     "sweep": sweep.SWEEP,
     "bench": bench.BENCH,
+    "plan": plan.PLAN,
 }
 
 # What the file system says of a path or a disk that the user chose

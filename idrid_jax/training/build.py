@@ -97,13 +97,8 @@ def compile_step(
     """
     steps = config.dispatch_steps
     if way_in(config, split, mesh) == "resident":
-        order = Order(
-            np.asarray(split.grades), seed=config.seed, batch_size=config.batch_size, sampling=config.data.sampling
-        )
-        parts = in_parts(config, split, mesh)
+        jitted, parts = _resident(config, update, mesh, split)
         data = resident.put(split.images, split.grades, mesh, parts=parts)
-        batch = lambda state, *data: resident.batch(order, *data, state.step, mesh, parts=parts)
-        jitted = _jit(config, update, mesh, steps, resident.shardings(mesh, parts), batch)
         return Step(jitted, lambda: data, steps)
 
     batches = stream.batches(
@@ -132,16 +127,36 @@ def compile_bare_step(
     return Step(_jit(config, update, mesh), lambda: batch)
 
 
-def lower_step(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-    """The step of `config` on a batch that lies on the devices, lowered from shapes alone.
+def lower_step(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, split: cache.Split | None = None
+) -> jax.stages.Lowered:
+    """The step of `config` lowered from shapes alone, on a batch that lies on the devices, or on `split` as
+    `compile_step` has it.
 
     The devices of `mesh` need not be there: those of a topology that is only described will do.
     """
+    jitted, state, data = abstract_step(config, mesh, split)
+    return jitted.lower(state, *data)
+
+
+def abstract_step(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, split: cache.Split | None = None
+) -> tuple[jax.stages.Wrapped, TrainState, tuple[jax.ShapeDtypeStruct, ...]]:
+    """What `lower_step` lowers: the jitted step, and its state and data as shapes with their shardings."""
     update, init = make_update(config, *networks(config))
+    state = abstract_state(config, init, mesh)
+    placed = lambda shape, dtype, sharding: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    if split is not None and way_in(config, split, mesh) == "resident":
+        jitted, parts = _resident(config, update, mesh, split)
+        images, grades = resident.shardings(mesh, parts)
+        count = -(-len(split.images) // mesh.shape["data"]) * mesh.shape["data"] if parts else len(split.images)
+        shape = (count, *split.images.shape[1:])
+        return jitted, state, (placed(shape, jnp.uint8, images), placed(split.grades.shape, jnp.int32, grades))
     network, batch = NETWORKS[config.network], config.batch_size
-    images = jax.ShapeDtypeStruct((1, batch, network.size, network.size, network.channels), jnp.uint8)
-    grades = jax.ShapeDtypeStruct((1, batch), jnp.int32)
-    return _jit(config, update, mesh).lower(abstract_state(config, init, mesh), images, grades)
+    shape = (1, batch, network.size, network.size, network.channels)
+    images, grades = mesh_lib.stacked(mesh_lib.split_images(mesh)), mesh_lib.stacked(mesh_lib.split_batch(mesh))
+    data = placed(shape, jnp.uint8, images), placed((1, batch), jnp.int32, grades)
+    return _jit(config, update, mesh), state, data
 
 
 def abstract_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.sharding.Mesh) -> TrainState:
@@ -164,6 +179,16 @@ def state_sharding(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh):
 def fresh_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.sharding.Mesh) -> TrainState:
     """The state of `config` before its first step, a function of `config.seed`, on the devices of `mesh`."""
     return jax.jit(init, out_shardings=state_sharding(config, mesh))(jax.random.key(config.seed))
+
+
+def _resident(config, update, mesh, split) -> tuple[jax.stages.Wrapped, bool]:
+    """The jitted step that takes its batches from `split` on the devices, and whether that lies there in parts."""
+    order = Order(
+        np.asarray(split.grades), seed=config.seed, batch_size=config.batch_size, sampling=config.data.sampling
+    )
+    parts = in_parts(config, split, mesh)
+    batch = lambda state, *data: resident.batch(order, *data, state.step, mesh, parts=parts)
+    return _jit(config, update, mesh, config.dispatch_steps, resident.shardings(mesh, parts), batch), parts
 
 
 def _jit(config, update, mesh, steps=1, sharding=None, batch=None) -> jax.stages.Wrapped:
