@@ -73,8 +73,10 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path, quic
     last = steps(folder)[-1] + 4
     status, output = run(*LOCAL, 2, "--", *train(folder, phantom_data, total_kimg=last * 8 / 1000))
     assert status == 0 and steps(folder)[-1] == last, output
-    config = make_config(phantom_data, "dcgan28", data__crop="letterbox", total_kimg=last * 8 / 1000, log_kimg=0.008)
-    loop.train(config, tmp_path / "alone")
+    # what two have saved, one goes on with
+    options = {"data__crop": "letterbox", "total_kimg": (last + 2) * 8 / 1000, "log_kimg": 0.008}
+    for one in (folder, tmp_path / "alone"):
+        loop.train(make_config(phantom_data, "dcgan28", **options), one)
     assert_same_losses(stats(folder), stats(tmp_path / "alone"))
     assert (folder / "reals.png").read_bytes() == (tmp_path / "alone" / "reals.png").read_bytes()
     assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "alone").iterdir()}
@@ -92,8 +94,9 @@ def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch,
             yield tuple(map(np.concatenate, zip(*map(next, shares))))
 
     monkeypatch.setattr(stream, "batches", together)
-    options = {"data__crop": "letterbox", "data__way": "stream", "total_kimg": 0.032, "log_kimg": 0.008}
-    loop.train(make_config(phantom_data, "dcgan28", **options), tmp_path / "one")
+    options = {"data__crop": "letterbox", "data__way": "stream", "total_kimg": 0.048, "log_kimg": 0.008}
+    for one in ("four", "one"):  # and goes on with what four have saved
+        loop.train(make_config(phantom_data, "dcgan28", **options), tmp_path / one)
     assert_same_losses(stats(tmp_path / "four"), stats(tmp_path / "one"))
 
 
