@@ -405,6 +405,9 @@ def test_the_search_ends_near_the_limit(start, tells):
     fits = (16_000 - 1000) / 7
     assert found.batch % 8 == 0 and found.batch <= fits and len(compiler.asked) <= 1 + largest.TRIES
     assert not found.refused or found.refused > fits
+    for i, batch in enumerate(compiler.asked):  # nothing beyond what was refused already, or below what fits
+        before = compiler.asked[:i]
+        assert all((batch < other) if other > fits else (batch > other) for other in before)
     if tells:
         assert found.batch >= 0.85 * fits
     if start == 8:
