@@ -52,7 +52,7 @@ class Facts:
 
 # Of XLA: a TPU's compiler then leaves out what takes it minutes for these networks, keeping arrays on the chip and
 # searching for the best tiles. Operations and exchanges stay as they are; memory, and its traffic, are rather more.
-EFFORTS = {"low": {"exec_time_optimization_effort": -1.0}, "full": {}}
+EFFORTS = {"low": {"optimization_level": 9}, "full": {}}  # 9: XLA's EFFORT_O0
 
 
 def facts(config: ml_collections.ConfigDict, mesh: Mesh, effort: str = "full") -> Facts:
