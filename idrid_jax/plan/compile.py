@@ -107,10 +107,12 @@ def by_kind(compiled: jax.stages.Compiled, state, data) -> dict[str, int]:
     share = lambda tree: sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
+    rest = told.argument_size_in_bytes - share(state)
+    photographs = min(share(data), rest)  # grades that nothing reads are left out of the program
     return {
         "state": share(state),
-        "photographs": share(data),
-        "padding": told.argument_size_in_bytes - share(state) - share(data),
+        "photographs": photographs,
+        "padding": rest - photographs,
         "temporaries": told.temp_size_in_bytes,
         "results": told.output_size_in_bytes - told.alias_size_in_bytes,
         "code": told.generated_code_size_in_bytes,

@@ -12,7 +12,7 @@ EFFORTS = {
 def page(planned) -> str:
     """One plan that fits."""
     config, target, facts = planned.config, planned.target, planned.facts
-    chips = f"{target.chips} chip{'s' if target.chips > 1 else ''}" if target.topology else f"{target.chips} devices"
+    chips = f"{target.chips} {_unit(target)}{'s' if target.chips > 1 else ''}"
     split = f"{planned.shares} ways along the batch" + f", {config.mesh.rows} along rows" * (config.mesh.rows > 1)
     split += ", parameters split over the chips" * config.mesh.fsdp
     lines = [
@@ -45,8 +45,8 @@ def _memory(facts, target) -> str:
         "results": "results beside the state",
         "code": "code",
     }
-    rows = [(kinds[name], _size(count)) for name, count in facts.memory.items()]
-    return f"memory of a chip: fits, {_size(facts.needed)}{of}\n" + _indent(table(("of which", ""), rows))
+    rows = [(kinds[name], _size(count)) for name, count in facts.memory.items() if count]
+    return f"memory of a {_unit(target)}: fits, {_size(facts.needed)}{of}\n" + _indent(table(("of which", ""), rows))
 
 
 def _work(planned) -> str:
@@ -54,9 +54,9 @@ def _work(planned) -> str:
     rows = [
         ["operations", _count(facts.flops, "FLOP")],
         ["memory read and written", _count(facts.main_bytes if planned.roofline else facts.bytes, "B")],
-        ["sent to other chips", _count(facts.wire_bytes, "B")],
+        [f"sent to other {_unit(planned.target)}s", _count(facts.wire_bytes, "B")],
     ]
-    header = ["an update, of each chip", ""]
+    header = [f"an update, of each {_unit(planned.target)}", ""]
     if line:
         chip, slice_ = planned.target.topology.chip, planned.target.topology
         header += ["at a peak of", "takes"]
@@ -72,7 +72,7 @@ def _exchanges(facts) -> str:
         [kind, f"{said['count']:.0f}", _count(said["bytes"], "B"), _count(said["wire_bytes"], "B")]
         for kind, said in facts.collectives.items()
     ]
-    text = table(("collectives of an update", "count", "of arrays of", "sent by a chip on a ring"), rows)
+    text = table(("collectives of an update", "count", "of arrays of", "sent by each on a ring"), rows)
     return text + (f"\n{facts.loops} stand in loops of unknown length, counted once" if facts.loops else "")
 
 
@@ -115,6 +115,10 @@ def scaling(planned, per_chip: int) -> str:
         f"{planned[0].target.compiler}, {EFFORTS[planned[0].target.effort]}"
     )
     return title + "\n\n" + table(header, rows)
+
+
+def _unit(target) -> str:
+    return "chip" if target.topology else "device"
 
 
 def _size(count: int | None) -> str:
