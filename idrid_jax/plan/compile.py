@@ -51,7 +51,8 @@ class Facts:
 
 
 # Of XLA: a TPU's compiler then leaves out what takes it minutes for these networks, keeping arrays on the chip and
-# searching for the best tiles. Operations and exchanges stay as they are; memory, and its traffic, are rather more.
+# searching for the best tiles. Operations and exchanges stay as they are; memory and its traffic are more (measured for
+# dcgan28 on one v5e: 101 MB read and written, not 66; for dcgan128 on four: 268 MB taken, not 186).
 EFFORTS = {"low": {"optimization_level": 9}, "full": {}}  # 9: XLA's EFFORT_O0
 
 
