@@ -141,7 +141,7 @@ def test_the_faithful_configurations_have_none_of_the_options():
     ("data.flip", 1, "True or False"),
     ("data.crop", "fov", "field_of_view"),
     ("data.way", "residnt", "did you mean resident"),
-    ("network", "dcgan127", "did you mean dcgan128"),
+    ("network", "dcgan_128", "did you mean dcgan128"),
     ("network", 3, "must be text"),
     ("dtype", "float16", "did you mean"),
 ])

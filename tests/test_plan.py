@@ -250,6 +250,26 @@ def test_the_gradients_are_reduced_once(quick_compilation):
     assert params < facts.collectives["all-reduce"]["bytes"] <= params + d_params + 4 * stats + 1000
 
 
+def test_split_rows_exchange_halos_and_a_split_state_is_gathered(quick_compilation):
+    """Halos are little beside the gradients, and small layers are gathered whole; under fsdp a device holds an eighth of
+    the state, and what it lacks of parameters comes to it."""
+    def facts(**layout):
+        layout = {f"mesh__{name}": value for name, value in layout.items()}
+        config = run.prepared(make_config("", "dcgan64", batch_size=8, **{"mesh__data": -1} | layout), [])
+        with convolution.lowering("native"):
+            return compile_lib.facts(config, target.of_devices(8).mesh(config))
+
+    params, _, state = params_bytes("dcgan64")
+    rows, split = facts(rows=4), facts(fsdp=True)
+    assert set(rows.collectives) == {"all-reduce", "all-gather", "collective-permute"} and rows.loops == 0
+    assert rows.collectives["all-reduce"]["bytes"] > params
+    assert 0 < rows.collectives["collective-permute"]["bytes"] < params / 10
+    assert rows.collectives["all-gather"]["bytes"] < params / 5
+    assert set(split.collectives) <= {"all-reduce", "all-gather", "reduce-scatter"}
+    assert split.collectives["all-gather"]["bytes"] > 0.5 * params
+    assert state / 8 <= split.memory["state"] < 1.1 * state / 8
+
+
 def test_dcgan28_on_eight_devices_and_again_from_disk(tmp_path):
     """The second call compiles nothing."""
     words = (DCGAN28, "--devices=8", "--batch=64", "--nolargest")

@@ -70,6 +70,22 @@ def test_both_ways_in_train_the_same(config, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@ways
+def test_several_updates_a_call_are_the_same_run(config, tmp_path, way):
+    """Interrupted between calls, logged and saved at whole calls."""
+    config = changed(config, data__way=way)
+    single = train(config, tmp_path / "single")
+    several = changed(config, dispatch_steps=2)
+    stopped = train(several, tmp_path / "several", on_snapshot=(stop_at(1),))
+    assert int(stopped.step) == 6 and steps(tmp_path / "several")[-1] == 6
+    several = train(several, tmp_path / "several")
+    assert int(several.step) == 12
+    for a, b in zip(jax.tree.leaves(single.g.params), jax.tree.leaves(several.g.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    by_step = [[row["loss_d"] for row in stats(tmp_path / run)] for run in ("single", "several")]
+    np.testing.assert_allclose(*by_step, rtol=1e-3)
+
+
 def test_the_way_in_may_change_on_resume(config, tmp_path):
     train(changed(config, total_kimg=0.048, data__way="stream"), tmp_path)
     assert int(train(changed(config, data__way="resident"), tmp_path).step) == 12

@@ -56,19 +56,25 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         parse(name, values, arguments)
         return command.run(values) or 0
-    except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in USERS:
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        told = explain(error, values)
+        if told is None:
             raise
-        places = [values[name].value for name in ("out", "workdir", "data_dir") if name in values]
-        place = error.filename or next(iter(places), "the disk")
-        print(f"{PROGRAM}: {place}: {os.strerror(error.errno)}; make room or choose another place", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+        print(f"{PROGRAM}: {told[0]}", file=sys.stderr)
+        return told[1]
+
+
+def explain(error: BaseException, values: flags.FlagValues) -> tuple[str, int] | None:
+    """A line for the user and the exit status; None for an error of ours, which keeps its traceback."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if not isinstance(error, OSError) or error.errno not in USERS:
+        return None
+    places = [values[name].value for name in ("out", "workdir", "data_dir") if name in values]
+    place = error.filename or next(iter(places), "the disk")
+    return f"{place}: {os.strerror(error.errno)}; make room or choose another place", 2
 
 
 def _find(arguments: list[str]) -> tuple[str, Command | Group, list[str]]:

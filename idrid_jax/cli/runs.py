@@ -28,6 +28,15 @@ def _define_train(values, argv):
     flags.DEFINE_boolean(
         "dry_run", False, "print the layers and the resolved configuration, and stop", flag_values=values
     )
+    flags.DEFINE_string(
+        "coordinator_address",
+        "",
+        "of several processes: process 0's HOST:PORT; not needed under srun, mpirun, on TPU pods and Kubernetes",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("num_processes", None, "how many there are", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process_id", None, "which one this is, from 0", lower_bound=0, flag_values=values)
+    flags.DEFINE_float("join_timeout", 300.0, "seconds to wait for the others", lower_bound=0, flag_values=values)
 
 
 def _run_train(values):
@@ -37,28 +46,37 @@ def _run_train(values):
         raise UserError("--config is missing: name a file such as configs/cgan32.py")
     config = values.config
     config_lib.check(config)
-    from idrid_jax.evaluation.run import snapshot_measures
-    from idrid_jax.training import build, loop
+    from idrid_jax.training import build
 
     if values.dry_run:
         print(build.table(config))
         print(json.dumps(config.to_dict(), indent=2))
         return
+    from idrid_jax.cli import explain
+    from idrid_jax.training import processes
+
+    where = processes.place(values.coordinator_address, values.num_processes, values.process_id)
+    with processes.joined(where, timeout=values.join_timeout, explain=lambda error: explain(error, values)) as peers:
+        _train(config, Path(values.workdir), say=print if peers.index == 0 else lambda *_, **__: None)
+
+
+def _train(config, workdir, say):
     from idrid_jax.data import cache
+    from idrid_jax.evaluation.run import snapshot_measures
+    from idrid_jax.training import build, loop
 
     manifest = cache.prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
-    print(build.table(config))
-    print(
+    say(build.table(config))
+    say(
         f"release {manifest.name} ({manifest.fingerprint[:12]}), "
         f"training photographs by grade: {manifest.counts['grading']['train']}",
         flush=True,
     )
-    workdir = Path(values.workdir)
     state = loop.train(config, workdir, on_snapshot=(snapshot_measures,))
     step = int(state.step)
     if step < loop.steps(config.total_kimg, config):
         return  # interrupted, and said so
-    print(
+    say(
         f"step {step} ({step * config.batch_size / 1000:g} kimg): images, stats.jsonl and checkpoints in {workdir}\n"
         f"next: {PROGRAM} evaluate --workdir {workdir}"
     )
@@ -99,6 +117,8 @@ def _run_sample(values):
     graded, counted = values.grade is not None, values.count is not None
     if (graded and not counted) or (counted and asked and not graded):
         raise UserError("--count goes with --grade, or alone for an unconditional generator: --grade G --count N")
+    if _another_process("sample"):
+        return
     from idrid_jax import sampling
 
     sampler = sampling.load(values.workdir, values.step)
@@ -148,6 +168,8 @@ def _define_evaluate(values, argv):
 
 
 def _run_evaluate(values):
+    if _another_process("evaluate"):
+        return
     from idrid_jax.evaluation import protocol, run
 
     result = run.evaluate(
@@ -160,6 +182,18 @@ def _run_evaluate(values):
     )
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
     print(f"\nwritten to {Path(values.workdir) / run.NAME}")
+
+
+def _another_process(command) -> bool:
+    """Whether a launcher started this one beside process 0, which samples and evaluates alone: it is minutes of work
+    for one device, and each image then counts once without padding or masks."""
+    from idrid_jax.training import processes
+
+    where = processes.place()
+    if where is None or where.process_id == 0:
+        return False
+    print(f"{command}: process 0 does it alone; process {where.process_id} has nothing to do", flush=True)
+    return True
 
 
 def _define_checkpoint(values):

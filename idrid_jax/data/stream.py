@@ -15,8 +15,20 @@ from idrid_jax.errors import UserError
 
 
 def share(n: int, process: int, processes: int) -> slice:
-    """The photographs of split 0..n-1 that this process reads; shares are disjoint and cover the split."""
-    return slice(n * process // processes, n * (process + 1) // processes)
+    """The photographs of split 0..n-1 that this process reads, as `tfds.split_for_jax_process` deals them out: shares
+    are disjoint, cover the split, and the first ones have one more where it does not divide."""
+    each, more = divmod(n, processes)
+    start = each * process + min(process, more)
+    return slice(start, start + each + (process < more))
+
+
+def check_shares(grades: np.ndarray, sampling: str, processes: int) -> None:
+    """Raises UserError where one of the processes, no matter which, would get a share that `Order` refuses: on all."""
+    for process in range(processes) if processes > 1 else ():
+        try:
+            Order(np.asarray(grades)[share(len(grades), process, processes)], seed=0, batch_size=1, sampling=sampling)
+        except UserError as error:
+            raise UserError(f"process {process} of {processes}: {error}; 'resident' has no shares") from error
 
 
 def batches(
@@ -35,6 +47,7 @@ def batches(
 
     b = batch_size / processes. Raises UserError where `Order` does.
     """
+    check_shares(grades, sampling, processes)
     mine = share(len(grades), process, processes)
     images, grades = images[mine], np.asarray(grades[mine], np.int32)
     # one process: the very batches of the resident way; several: each its own walk

@@ -2,7 +2,7 @@
 
 A checkpoint holds arrays alone, at `workdir/checkpoints/STEP`. It becomes visible when it is whole, so a process killed
 while it saves leaves the one before. Orbax does not notice a changed byte inside a chunk: a CRC-32 of all arrays is
-kept with them.
+kept with them. Several processes save and restore together; process 0 says what there is, and alone moves or removes.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from idrid_jax.errors import UserError
+from idrid_jax.training import processes
 
 FOLDER = "checkpoints"
 SET_ASIDE = "unreadable_checkpoints"
@@ -53,7 +54,7 @@ class Checkpoints:
         """
         self._workdir = Path(workdir)
         self._fingerprint = fingerprint
-        self._leftovers = jax.process_index() == 0  # of a process killed while it saved: still to be removed
+        self._leftovers = processes.current().index == 0  # of a process killed while it saved: still to be removed
         self._failed = False  # whether a failed save has been raised
         # Orbax logs every step of its own, and tracebacks of errors that it also raises; some it leaves to asyncio
         logging.set_verbosity(logging.FATAL)
@@ -83,6 +84,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint, oldest first."""
+        return processes.current().first("steps", self._steps)
+
+    def _steps(self):
         return sorted(info.step for info in self._checkpointer.checkpoints)
 
     def save(self, step: int, state: Any, *, score: float | None = None, marked: bool = False) -> None:
@@ -122,19 +126,19 @@ class Checkpoints:
         """
         unreadable = {}
         for candidate in [step] if step is not None else self.steps()[::-1]:
-            try:
-                state = self._load(candidate, like)
-            except (KeyboardInterrupt, MemoryError, UserError):
-                raise
-            except Exception as error:  # Orbax raises what it happens to stumble over
-                unreadable[candidate] = _brief(error)
+            state, reasons = self._load_everywhere(candidate, like)
+            if reasons:
+                unreadable[candidate] = reasons[0]
                 continue
             for damaged, reason in unreadable.items():
-                aside = self._set_aside(damaged)
-                print(
-                    f"checkpoint of step {damaged} is unreadable ({reason}): moved to {aside}, taking the one before",
-                    file=sys.stderr,
-                )
+                aside = processes.current().first("aside", lambda: str(self._set_aside(damaged)))
+                self._checkpointer.reload()
+                if processes.current().index == 0:
+                    print(
+                        f"checkpoint of step {damaged} is unreadable ({reason}): moved to {aside}, taking the one "
+                        "before",
+                        file=sys.stderr,
+                    )
             return state
         if step is not None:
             raise UserError(f"{self._workdir / FOLDER / str(step)}: unreadable: {unreadable[step]}")
@@ -158,7 +162,25 @@ class Checkpoints:
                 "make room or choose another --workdir"
             ) from error
 
+    def _load_everywhere(self, step, like):
+        """-> the state, and why it cannot be read, by each process that cannot."""
+        state = None
+
+        def load():
+            nonlocal state
+            try:
+                state = self._load(step, like)
+            except (KeyboardInterrupt, MemoryError, UserError):
+                raise
+            except Exception as error:  # Orbax raises what it happens to stumble over
+                return _brief(error)
+
+        reasons = processes.current().gather("load", load)
+        return state, [reason for reason in reasons if reason is not None]
+
     def _load(self, step, like):
+        if step not in self._steps():
+            self._checkpointer.reload()  # on another host, whose view of the folder is older
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         loaded = self._checkpointer.load(step, {"state": abstract, "crc32": np.zeros((), np.uint32)})
         stored, found = int(loaded["crc32"]), int(_crc32(loaded["state"]))
@@ -179,7 +201,6 @@ class Checkpoints:
             shutil.rmtree(target)
         if (self._workdir / FOLDER / str(step)).exists():  # a run that goes on may have dropped it meanwhile
             shutil.move(self._workdir / FOLDER / str(step), target)
-        self._checkpointer.reload()
         return target
 
 

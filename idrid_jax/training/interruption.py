@@ -4,24 +4,39 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
+from idrid_jax.training import processes
+
 
 @contextlib.contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM and the first Ctrl-C only make the given function return True."""
+def interruption() -> Iterator[Callable[[int], bool]]:
+    """Within the block SIGTERM and the first Ctrl-C only make the given function return True.
+
+    It is to be asked after each step, with 1, 2, ... Of several processes any may be told: they agree on a step that
+    none has passed, and it returns True on all at that one.
+    """
+    several = processes.current().count > 1
     received = []
 
     def receive(number, frame):
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: leave at once
         received.append(number)
+        if several:
+            signal.raise_signal(signal.SIGTERM)
 
+    # JAX listens to SIGTERM since it was joined, and tells the other processes
+    numbers = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
     try:
-        before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, receive) for number in numbers}
     except ValueError:  # not the main thread: whoever runs us there handles signals
-        yield lambda: False
-        return
+        before = {}
     try:
-        yield lambda: bool(received)
+        if several:
+            from jax.experimental import multihost_utils
+
+            yield multihost_utils.reached_preemption_sync_point
+        else:
+            yield lambda step: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

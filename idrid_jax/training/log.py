@@ -108,13 +108,37 @@ class Log:
             self._bar.set_postfix_str(f"{rate:.0f} images/s {numbers}", refresh=False)
             self._bar.update(images / 1000 - self._bar.n)
             return
-        left = (self._total - images) / max(rate, 1e-9)
+        left = f"{(self._total - images) / rate / 60:.1f} min left, " if rate else ""  # 0 at the step that compiled
         print(
-            f"{images / 1000:.1f}/{self._total / 1000:.1f} kimg, {rate:.0f} images/s, "
-            f"{left / 60:.1f} min left, {numbers}",
+            f"{images / 1000:.1f}/{self._total / 1000:.1f} kimg, {rate:.0f} images/s, {left}{numbers}",
             file=sys.stderr,
             flush=True,
         )
+
+
+class Quiet:
+    """What a process logs that leaves it to another: nothing."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def start_clock(self, step):
+        pass
+
+    def read_clock(self, step):
+        return 0.0
+
+    def scalars(self, step, rows, rate, measures=None):
+        pass
+
+    def image(self, name, picture, step):
+        pass
+
+    def say(self, text):
+        pass
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -1,7 +1,7 @@
 """`train`: the training loop, to be read from top to bottom."""
 
+import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +12,26 @@ import ml_collections
 import numpy as np
 
 from idrid_jax import config as config_lib
+from idrid_jax.data import stream
 from idrid_jax.data.cache import Split
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
-from idrid_jax.training import build, curves, record
+from idrid_jax.training import build, curves, processes, record
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.interruption import interruption
-from idrid_jax.training.log import Log
+from idrid_jax.training.log import Log, Quiet
 from idrid_jax.training.state import TrainState, generator_params
 from idrid_jax.training.step import to_uint8
+from idrid_jax.training.workdir import held
 from idrid_jax.words import nearest
 
 GRID_ROWS, GRID_COLUMNS = len(GRADES), 12  # a conditional generator gets one grade a row
-AHEAD = 2  # calls of the step that are dispatched beyond the one waited for: the devices never wait for the host's logging
+AHEAD = (
+    2  # calls of the step that are dispatched beyond the one waited for: the devices never wait for the host's logging
+)
 
 # (fakes uint8 [N, R, R, C], their grades int32 [N], the training split) -> numbers to log
 OnSnapshot = Callable[[np.ndarray, np.ndarray, Split], dict[str, float]]
@@ -45,27 +49,40 @@ def train(
     Raises UserError for a configuration that cannot run or does not fit the workdir, and TrainingDiverged with the
     step and the network when a loss or gradient is not finite; the last good checkpoint is then untouched. SIGTERM
     and Ctrl-C save at the step they interrupt and return.
+
+    Of several processes (`processes.joined`) each calls this alike; process 0 writes all but its part of a checkpoint.
     """
     start = time.monotonic()
     config_lib.check(config)
-    workdir = Path(workdir)
+    workdir, peers = Path(workdir), processes.current()
 
-    # -- Devices and data
+    # -- What the processes must have in common, and devices
+    manifest = processes.check_same(config, lambda: build.find_release(config))
     network = NETWORKS[config.network]
     mesh = mesh_lib.of_config(config, network.size)
-    manifest = build.find_release(config)
-    record.check_resume(workdir, config, manifest)
-    _make_workdir(workdir)
-    split = build.load_split(config, manifest, "train")
+    processes.check_devices(mesh)
+    peers.gather("resume", lambda: record.check_resume(workdir, config, manifest))
 
-    # -- Networks, optimizers, state
-    generator, discriminator = build.networks(config)
-    update, init = build.make_update(config, generator, discriminator)
-    state = build.fresh_state(config, init, mesh)
+    with (
+        held(workdir),
+        Checkpoints(workdir, manifest.fingerprint, keep_last=config.checkpoint.keep_last) as checkpoints,
+    ):
+        # -- Data: where the cache is shared, process 0 fills it and the others find it
+        split = None
+        for turn in range(min(peers.count, 2)):
+            if turn == min(peers.index, 1):
+                split = build.load_split(config, manifest, "train")
+            peers.gather("data", lambda: None)
+        if build.way_in(config, split, mesh) == "stream":
+            stream.check_shares(split.grades, config.data.sampling, peers.count)
 
-    with Checkpoints(workdir, manifest.fingerprint, keep_last=config.checkpoint.keep_last) as checkpoints:
+        # -- Networks, optimizers, state
+        generator, discriminator = build.networks(config)
+        update, init = build.make_update(config, generator, discriminator)
+        state = build.fresh_state(config, init, mesh)
+
         # -- Resume, or start from another run's networks
-        if record.read(workdir) is None and checkpoints.steps():
+        if peers.first("record", lambda: record.read(workdir) is None) and checkpoints.steps():
             raise UserError(f"{workdir}: has checkpoints but no {record.NAME}: restore it, or choose another --workdir")
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -73,7 +90,7 @@ def train(
         elif config.init_from:
             state = build.start_from(config, state)
         first_step, last_step = int(state.step), steps(config.total_kimg, config)
-        record.write(workdir, config, manifest)
+        peers.first("record", lambda: record.write(workdir, config, manifest))
 
         # -- The compiled step and the fixed latents of the grids
         step = build.compile_step(config, update, mesh, split, first_step)
@@ -84,12 +101,14 @@ def train(
         draw = jax.jit(
             lambda state: to_uint8(
                 generator.eval(generator_params(state), state.g.stats, grid_z, jnp.asarray(grid_grades))
-            )
+            ),
+            out_shardings=mesh_lib.replicated(mesh),
         )
+        measure = lambda fakes: peers.first("measures", lambda: _measure(on_snapshot, fakes, grid_grades, split))
 
         log_every, snapshot_every = steps(config.log_kimg, config), steps(config.snapshot_kimg, config)
         with (
-            curves.drawn(workdir),
+            curves.drawn(workdir) if peers.index == 0 else contextlib.nullcontext(),
             Log(
                 workdir,
                 total_images=last_step * config.batch_size,
@@ -97,11 +116,13 @@ def train(
                 batch_size=config.batch_size,
                 epoch_images=len(split.grades),
                 console=config.log.console,
-            ) as log,
+            )
+            if peers.index == 0
+            else Quiet() as log,
             interruption() as interrupted,
         ):
             if config.checkpoint.best:  # a misspelt measure is met now, not at the first snapshot
-                _score(config, _measure(on_snapshot, np.asarray(draw(state)), grid_grades, split))
+                _score(config, measure(np.asarray(draw(state))))
             if restored is not None:
                 log.say(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
             else:
@@ -120,7 +141,8 @@ def train(
                     log.start_clock(done)
                 if len(pending) > AHEAD:
                     jax.block_until_ready(pending[-1 - AHEAD])
-                stop, snapshot = interrupted(), done % snapshot_every == 0 or done == last_step
+                stop = interrupted((done - first_step) // step.steps)
+                snapshot = done % snapshot_every == 0 or done == last_step
                 known = done if stop or snapshot else done - AHEAD * step.steps
                 for point in range(told + step.steps, known + 1, step.steps):
                     if point % log_every and point < done:
@@ -134,15 +156,16 @@ def train(
                     if snapshot and point == done:
                         fakes = np.asarray(draw(state))
                         log.image(_fakes_name(done, config), grid(fakes, GRID_COLUMNS), done)
-                        measures = _measure(on_snapshot, fakes, grid_grades, split)
+                        measures = measure(fakes)
                     log.scalars(point, rows, rate, measures)
                 if snapshot or stop:
                     _check_state(state, done, workdir)
                     score = _score(config, measures) if snapshot else None
                     if score is not None and score < float(state.best):
-                        state = dataclasses.replace(
-                            state, best=jax.device_put(jnp.float32(score), mesh_lib.replicated(mesh))
+                        best = jax.make_array_from_callback(
+                            (), mesh_lib.replicated(mesh), lambda _: np.full((), score, np.float32)
                         )
+                        state = dataclasses.replace(state, best=best)
                     checkpoints.save(done, state, score=score, marked=snapshot and _marked(done, config))
                     log.start_clock(done)
                 if stop:
@@ -150,16 +173,6 @@ def train(
                     log.say(f"interrupted: saved step {done}; the same command goes on from there")
                     break
     return state
-
-
-def _make_workdir(workdir):
-    probe = workdir / f".writable-{os.getpid()}"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--workdir {workdir}: cannot be written ({error.strerror}): choose another") from error
 
 
 def steps(kimg: float, config: ml_collections.ConfigDict) -> int:

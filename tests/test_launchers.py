@@ -1,0 +1,285 @@
+"""Launchers of others, run for real where they are installed, and the files for those that need a cloud."""
+
+import contextlib
+import getpass
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import make_config, stats, steps
+from launched import ENVIRONMENT, ROOT, command, lines, run, train
+from test_processes import assert_same_losses
+
+from idrid_jax import config as config_lib
+from idrid_jax.training import loop, processes
+from idrid_jax.training.checkpoint import FOLDER
+
+SBIN = os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin"
+SLURM = ("srun", "sbatch", "slurmctld", "slurmd", "munged")
+LAUNCH = ROOT / "launch"
+
+
+@pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun: apt-get install openmpi-bin")
+def test_mpirun_starts_four(phantom_data, tmp_path, quick_compilation):
+    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "4"]
+    status, output = run(*mpirun, *command(*train(tmp_path / "run", phantom_data, total_kimg=0.016)))
+    assert status == 0, output
+    if "MPICH" in output:
+        pytest.skip("another MPI than Open MPI")
+    assert len(lines(output, "^step 2 .*: images, stats.jsonl and checkpoints in")) == 1
+    alone(tmp_path / "alone", phantom_data, total_kimg=0.016)
+    assert_same_losses(stats(tmp_path / "run"), stats(tmp_path / "alone"))
+
+
+def alone(folder, data_dir, **changes):
+    """The same run in this process."""
+    loop.train(make_config(data_dir, "dcgan28", data__crop="letterbox", log_kimg=0.008, **changes), folder)
+
+
+# -- Slurm
+
+
+@contextlib.contextmanager
+def slurm(folder: Path):
+    """A cluster of this machine alone -> the environment in which srun finds it."""
+    host, user = socket.gethostname().partition(".")[0], getpass.getuser()
+    ports = [processes._free_port() for _ in range(2)]
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True)
+    (folder / "key").write_bytes(secrets.token_bytes(128))
+    (folder / "key").chmod(0o600)
+    (folder / "slurm.conf").write_text(f"""
+ClusterName=one
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+""")
+    conf = str(folder / "slurm.conf")
+    files = {"key-file": "key", "socket": "munge", "pid-file": "munge.pid", "log-file": "log", "seed-file": "seed"}
+    munged = ["munged", "--force", "--foreground", *(f"--{name}={folder / file}" for name, file in files.items())]
+    environment = ENVIRONMENT | {"PATH": SBIN, "SLURM_CONF": conf}
+    environment = {name: value for name, value in environment.items() if name == "SLURM_CONF" or "SLURM_" not in name}
+    with contextlib.ExitStack() as daemons, (folder / "daemons").open("w") as log:
+
+        def start(*words):
+            process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+            daemons.callback(process.wait)
+            daemons.callback(process.terminate)
+
+        start(*munged)
+        until(lambda: (folder / "munge").exists())
+        start("slurmctld", "-D", "-f", conf)
+        start("slurmd", "-D", "-f", conf)
+        ask = lambda: (
+            subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True).stdout
+        )
+        if not until(lambda: ask().strip() == "idle", 30, fail=False):
+            pytest.skip(f"Slurm does not start here: {(folder / 'daemons').read_text()[-500:]}")
+        yield environment
+
+
+def until(condition, seconds=120.0, fail=True):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found or not fail
+    return found
+
+
+@pytest.mark.skipif(
+    not all(shutil.which(name, path=SBIN) for name in SLURM), reason="no Slurm: apt-get install slurm-wlm munge"
+)
+def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory, quick_compilation):
+    """launch/slurm.sbatch, told as Slurm tells it before its time ends; then the same run by srun alone, to its end."""
+    tmp_path = tmp_path_factory.mktemp("s")  # short: a socket's path is
+    folder = tmp_path / "run"
+    with slurm(tmp_path / "slurm") as environment:
+        ask = lambda *words: subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+        state = lambda: dict(re.findall(r"(\w+)=(\S+)", ask("scontrol", "show", "job", job)))
+        where = ["--parsable", "--ntasks=2", "--cpus-per-task=1", f"--output={tmp_path / 'out'}", f"--chdir={ROOT}"]
+        job = ask("sbatch", *where, str(LAUNCH / "slurm.sbatch"), *train(folder, phantom_data, total_kimg=80)).strip()
+        told = lambda: (tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""
+        until(lambda: (folder / FOLDER / "4").is_dir() or state()["JobState"] != "RUNNING" and told(), 150)
+        assert (folder / FOLDER / "4").is_dir(), told()
+        ask("scancel", "--signal=USR1", "--batch", job)
+        until(lambda: state()["Restarts"] == "1", 60)
+        ask("scancel", job)
+        assert len(lines(told(), r"interrupted: saved step \d+; the same command goes on")) == 1, told()
+        last = steps(folder)[-1] + 2
+        until(lambda: "RUNNING" not in ask("squeue", "-h", "-o", "%T"))
+        done = subprocess.run(
+            ["srun", "--ntasks=2", *command(*train(folder, phantom_data, total_kimg=last * 8 / 1000))],
+            env=environment, capture_output=True, text=True, timeout=150,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert steps(folder)[-1] == last and "resuming from step" in done.stderr
+    alone(tmp_path / "alone", phantom_data, total_kimg=last * 8 / 1000)
+    assert_same_losses(stats(folder), stats(tmp_path / "alone"))
+
+
+# -- Clouds: nothing is rented here, the files are read as their programs would
+
+
+def test_tpu_pod_says_what_it_would_run(tmp_path):
+    def says(*words, **environment):
+        done = subprocess.run(
+            ["bash", LAUNCH / "tpu_pod.sh", *words],
+            env=os.environ | {"DRY_RUN": "1"} | environment,
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout
+
+    status, output = says("create", "pod", "v5litepod-16", SPOT="1", ZONE="here")
+    assert status == 0 and output.startswith(
+        "gcloud compute tpus queued-resources create pod --node-id=pod --zone=here "
+    )
+    assert "--accelerator-type=v5litepod-16" in output and "--spot" in output
+    assert "--spot" not in says("create", "pod", "v5litepod-16", SPOT="")[1]
+    status, output = says("run", "pod", "--", "train", "--workdir", "/a b")
+    assert status == 0 and "--worker=all" in output and r"-m idrid_jax train --workdir /a\ b" in output
+    assert "[p]ython" in says("stop", "pod")[1]  # not the shell that runs it
+    for words in ((), ("run", "pod"), ("run", "pod", "train"), ("create", "pod"), ("fly", "pod")):
+        assert says(*words) == (2, "")
+
+
+def test_tpu_pod_installs_what_is_committed(tmp_path):
+    """With a gcloud that keeps what it is given: the archive holds the package and the installer."""
+    keep = f'case "$word" in *.tar.gz) [ -f "$word" ] && cp "$word" {tmp_path}/got;; esac'
+    (tmp_path / "gcloud").write_text(f"#!/bin/sh\nfor word; do {keep}; done\n")
+    (tmp_path / "gcloud").chmod(0o755)
+    if subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True).returncode:
+        pytest.skip("not a checkout")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["bash", LAUNCH / "tpu_pod.sh", "install", "pod"], env=os.environ | {"PATH": path}, check=True)
+    names = subprocess.run(["tar", "tzf", tmp_path / "got"], capture_output=True, text=True, check=True).stdout.split()
+    assert {"idrid_jax/launch/install.sh", "idrid_jax/idrid_jax/training/loop.py"} <= set(names)
+
+
+def flags_known(words):
+    """The words after `idrid_jax` are a command that this program parses."""
+    from absl import flags
+
+    from idrid_jax.cli import COMMANDS, parse
+
+    values = flags.FlagValues()
+    COMMANDS[words[0]].define(values, words)
+    parse(words[0], values, words[1:])
+    config_lib.check(values.config)
+    return values
+
+
+def test_the_jobset_fits_its_slice(monkeypatch):
+    """The fields that JobSet v1alpha2 and batch/v1 have; as many pods as hosts; a command that is one of ours."""
+    monkeypatch.chdir(ROOT)
+    jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert jobset["spec"].keys() <= {"failurePolicy", "replicatedJobs", "successPolicy", "network", "suspend"}
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    assert replicated.keys() == {"name", "replicas", "template"}
+    job = replicated["template"]["spec"]
+    assert job.keys() == {"parallelism", "completions", "completionMode", "backoffLimit", "template"}
+    pod = job["template"]["spec"]
+    chips = 1
+    for side in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"):
+        chips *= int(side)
+    (container,) = pod["containers"]
+    assert job["completionMode"] == "Indexed" and pod["restartPolicy"] == "Never"
+    assert job["parallelism"] == job["completions"] == chips // container["resources"]["limits"]["google.com/tpu"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    script = container["command"][2]
+    subprocess.run(["bash", "-n", "-c", script], check=True)
+    assert flags_known(container["args"]).workdir == "/shared/run"
+
+
+def test_skypilot_s_nodes_meet(monkeypatch, tmp_path):
+    """Its `run`, with what SkyPilot sets on node 1 of 2 and a python that says what it is given."""
+    monkeypatch.chdir(ROOT)
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    assert task.keys() == {"name", "num_nodes", "workdir", "resources", "envs", "file_mounts", "setup", "run"}
+    assert task["setup"] == "bash launch/install.sh cuda"
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "launch").symlink_to(LAUNCH)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    given = {"SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    environment = os.environ | task["envs"] | given
+    words = subprocess.run(
+        ["bash", "-c", task["run"]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert words[:2] == ["-m", "idrid_jax"]
+    values = flags_known(words[2:])
+    place = processes.place(values.coordinator_address, values.num_processes, values.process_id)
+    assert place == processes.Place("10.0.0.4:8476", 2, 1)
+
+
+# -- local.sh: what it does with its children, without JAX
+
+
+def local(tmp_path, script, n=2):
+    """launch/local.sh with a python that is a shell script, which finds its number in $id."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/usr/bin/env bash\n[ "$1" != -c ] || exec {sys.executable} "$@"\n'
+        f'id="${{*: -1}}" id="${{id#*=}}"\n{script}\n'
+    )
+    python.chmod(0o755)
+    return subprocess.Popen(
+        ["bash", LAUNCH / "local.sh", str(n), "--", "train"],
+        env=os.environ | {"PYTHON": str(python)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_local_hands_out_places_and_prefixes_lines(tmp_path):
+    process = local(tmp_path, 'echo "$@"; echo "oops $id" >&2', n=3)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0 and sorted(errors.splitlines()) == [f"[{i}] oops {i}" for i in range(3)]
+    found = [re.fullmatch(r"\[(\d)\] -m idrid_jax train --coordinator_address=127.0.0.1:(\d+) --num_processes=3 "
+                          r"--process_id=(\d)", line) for line in output.splitlines()]  # fmt: skip
+    assert all(found) and sorted(match[1] for match in found) == ["0", "1", "2"]
+    assert all(match[1] == match[3] for match in found) and len({match[2] for match in found}) == 1
+
+
+def test_local_returns_the_first_failure(tmp_path):
+    process = local(tmp_path, 'if [ "$id" = 1 ]; then exit 7; fi; sleep 0.5; exit 3')
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 7
+    assert re.search(r"^local: process 1 \(pid \d+\) ended with status 7; so do the others$", errors, re.MULTILINE)
+
+
+def test_local_hands_on_sigterm(tmp_path):
+    process = local(tmp_path, 'trap "echo told $id; exit 0" TERM; echo here; while :; do sleep 0.05; done')
+    for _ in range(2):
+        assert process.stdout.readline().endswith("here\n")
+    process.terminate()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and sorted(output.splitlines()) == ["[0] told 0", "[1] told 1"]
+
+
+@pytest.mark.parametrize("words", [(), ("2",), ("0", "--", "train"), ("2", "train"), ("two", "--", "train")])
+def test_local_says_how_it_is_called(words):
+    done = subprocess.run(["bash", LAUNCH / "local.sh", *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("local: usage: ") and done.stderr.count("\n") == 1
