@@ -31,7 +31,9 @@ def draw(planned, per_chip: int, path: Path) -> None:
         shares = [100 * one.facts.needed / one.target.limit for one in known]
         memory.plot([one.target.chips for one in known], shares, marker="o", label=kind, color=f"C{number}")
     figure.suptitle(f"{config.network} in {config.dtype}, {per_chip} images a chip: from published peaks, not measured")
-    rate.set_title("images/s at most: all overlaps (line), nothing does (dotted), ideal (grey)", fontsize=9, loc="left")
+    rate.set_title(
+        "images/s by roofline: all overlaps (line), nothing does (dotted), ideal (grey)", fontsize=9, loc="left"
+    )
     rate.set_yscale("log")
     memory.set_title("a chip's memory taken, %", fontsize=9, loc="left")
     memory.set_ylim(bottom=0)

@@ -43,7 +43,7 @@ class Planned:
 
     @property
     def images_per_s(self) -> float | None:
-        """At most so many, by the roofline; None without one."""
+        """By the roofline, if all overlaps; None without one."""
         return self.config.batch_size / self.roofline.least_s if self.roofline and self.fits else None
 
     def row(self) -> dict[str, object]:
@@ -68,7 +68,7 @@ class Planned:
             "roofline": dataclasses.asdict(line) | {"least_s": line.least_s, "serial_s": line.serial_s}
             if line
             else None,
-            "images_per_s_at_most": self.images_per_s,
+            "images_per_s_roofline": self.images_per_s,
             "largest_batch": self.largest.batch if self.largest else None,
             "refused_batch": self.largest.refused or None if self.largest else None,
             "compile_s": facts.compile_s,
