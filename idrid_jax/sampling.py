@@ -21,7 +21,6 @@ from idrid_jax.training import build, record
 from idrid_jax.training.state import generator_params
 from idrid_jax.training.step import to_uint8
 
-BATCH = 64  # images drawn at a time
 SHEET = "contact_sheet.png"
 SHEET_COLUMNS, SHEET_ROWS = 12, 20
 
@@ -43,17 +42,17 @@ class Sampler:
 
     def images(self, grades: np.ndarray, *, seed: int = 0) -> Iterator[np.ndarray]:
         """grades int32 [N] -> N images, uint8 [R, R, C]; image i is a function of (seed, i, its grade) alone."""
-        key = jax.random.key(seed)
+        key, at_once = jax.random.key(seed), self.network.at_once
 
         @jax.jit
         def draw(params, stats, first, grades):
-            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(BATCH))
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(at_once))
             z = jax.vmap(lambda key: jax.random.normal(key, (self.network.latent,)))(keys)
             return to_uint8(self.generator.eval(params, stats, z, grades))
 
-        for first in range(0, len(grades), BATCH):
-            part = np.zeros(BATCH, np.int32)
-            some = np.asarray(grades[first : first + BATCH], np.int32)
+        for first in range(0, len(grades), at_once):
+            part = np.zeros(at_once, np.int32)
+            some = np.asarray(grades[first : first + at_once], np.int32)
             part[: len(some)] = some
             yield from np.asarray(draw(self.params, self.stats, first, part))[: len(some)]
 

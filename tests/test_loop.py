@@ -5,17 +5,20 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ALL_ON, SIZE, TRAIN, assert_same, changed, make_config, score, stats, steps
+from conftest import ALL_ON, CHANNELS, LATENT, SIZE, TRAIN, assert_same, changed, make_config, score, stats, steps
 from PIL import Image
 
 from idrid_jax.data import cache, phantom
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
+from idrid_jax.models import NETWORKS
 from idrid_jax.training import build, ema, mesh, step
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import AHEAD, TrainingDiverged, train
+from idrid_jax.training.step import draw
 from idrid_jax.training.tensorboard import Events
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -274,6 +277,22 @@ def test_the_step_moves_nothing_to_the_device_by_itself(config, way):
         for _ in range(3):
             state, metrics = call(state)
     assert int(state.step) == 4 and np.isfinite(metrics["loss_d"]).all()
+
+
+def test_large_images_are_drawn_in_parts(config):
+    """As many at once as divide them and memory holds; the same images."""
+    generator, discriminator = build.networks(config)
+    _, init = build.make_update(config, generator, discriminator)
+    state = init(jax.random.key(0))
+    z, grades = jax.random.normal(jax.random.key(1), (10, LATENT)), jnp.arange(10) % 5
+    whole = draw(generator, state, z, grades, 64)
+    for at_once, shape in ((4, (2, SIZE, SIZE, CHANNELS)), (1, (1, SIZE, SIZE, CHANNELS))):
+        program = jax.jit(draw, static_argnums=(0, 4)).trace(generator, state, z, grades, at_once)
+        assert f"u8[{','.join(map(str, shape))}]" in str(program.jaxpr) and "scan" in str(program.jaxpr)
+        np.testing.assert_array_equal(draw(generator, state, z, grades, at_once), whole)
+    assert {name: made.at_once for name, made in NETWORKS.items() if "dcgan" in name} == {
+        "dcgan28": 64, "dcgan64": 64, "dcgan128": 64, "dcgan256": 16, "dcgan512": 4, "dcgan1024": 1
+    }  # fmt: skip
 
 
 class Held:

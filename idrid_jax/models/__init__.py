@@ -25,6 +25,11 @@ class Network:
     latent: int = 100
     options: tuple[str, ...] = ()  # fields of `config.model` that both modules take as arguments
 
+    @property
+    def at_once(self) -> int:
+        """Images to draw in one go outside of training: 64 of up to 128 pixels a side, as many pixels of larger ones."""
+        return max(1, 64 * min(128, self.size) ** 2 // self.size**2)
+
 
 def _dcgan(size: int) -> Network:
     return Network(

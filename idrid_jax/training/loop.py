@@ -23,12 +23,13 @@ from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.interruption import interruption
 from idrid_jax.training.log import Log, Quiet
-from idrid_jax.training.state import TrainState, generator_params
-from idrid_jax.training.step import to_uint8
+from idrid_jax.training.state import TrainState
+from idrid_jax.training.step import draw
 from idrid_jax.training.workdir import held
 from idrid_jax.words import nearest
 
-GRID_ROWS, GRID_COLUMNS = len(GRADES), 12  # a conditional generator gets one grade a row
+GRID_ROWS = len(GRADES)  # a conditional generator gets one grade a row
+GRID_COLUMNS, GRID_PIXELS = 12, 4096  # columns, fewer where the picture would be wider than so many pixels
 AHEAD = (
     2  # calls of the step that are dispatched beyond the one waited for: the devices never wait for the host's logging
 )
@@ -94,14 +95,13 @@ def train(
 
         # -- The compiled step and the fixed latents of the grids
         step = build.compile_step(config, update, mesh, split, first_step)
-        grid_grades = np.repeat(np.arange(GRID_ROWS, dtype=np.int32), GRID_COLUMNS)
+        columns = max(2, min(GRID_COLUMNS, GRID_PIXELS // network.size))
+        grid_grades = np.repeat(np.arange(GRID_ROWS, dtype=np.int32), columns)
         grid_z = jax.random.normal(
             jax.random.fold_in(jax.random.key(config.seed), 0x6121D), (len(grid_grades), network.latent)
         )
-        draw = jax.jit(
-            lambda state: to_uint8(
-                generator.eval(generator_params(state), state.g.stats, grid_z, jnp.asarray(grid_grades))
-            ),
+        fakes_of = jax.jit(
+            lambda state: draw(generator, state, grid_z, jnp.asarray(grid_grades), network.at_once),
             out_shardings=mesh_lib.replicated(mesh),
         )
         measure = lambda fakes: peers.first("measures", lambda: _measure(on_snapshot, fakes, grid_grades, split))
@@ -122,12 +122,12 @@ def train(
             interruption() as interrupted,
         ):
             if config.checkpoint.best:  # a misspelt measure is met now, not at the first snapshot
-                _score(config, measure(np.asarray(draw(state))))
+                _score(config, measure(np.asarray(fakes_of(state))))
             if restored is not None:
                 log.say(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
             else:
-                log.image("reals", grid(_reals(split, network, grid_grades), GRID_COLUMNS), 0)
-                log.image(_fakes_name(0, config), grid(np.asarray(draw(state)), GRID_COLUMNS), 0)
+                log.image("reals", grid(_reals(split, network, grid_grades), columns), 0)
+                log.image(_fakes_name(0, config), grid(np.asarray(fakes_of(state)), columns), 0)
 
             done = told = first_step  # steps dispatched, and steps told of
             pending = []  # metrics of the calls between, which may still be on the devices
@@ -154,8 +154,8 @@ def train(
                     _check_finite(rows, point, workdir, config)
                     measures = {}
                     if snapshot and point == done:
-                        fakes = np.asarray(draw(state))
-                        log.image(_fakes_name(done, config), grid(fakes, GRID_COLUMNS), done)
+                        fakes = np.asarray(fakes_of(state))
+                        log.image(_fakes_name(done, config), grid(fakes, columns), done)
                         measures = measure(fakes)
                     log.scalars(point, rows, rate, measures)
                 if snapshot or stop:
@@ -220,9 +220,10 @@ def _reals(split, network, grid_grades):
     if not network.conditional:
         return np.asarray(split.images[: len(grid_grades)])
     images = np.zeros((len(grid_grades), *split.images.shape[1:]), np.uint8)
+    columns = len(grid_grades) // GRID_ROWS
     for grade in range(GRID_ROWS):
-        members = np.flatnonzero(split.grades == grade)[:GRID_COLUMNS]
-        images[grade * GRID_COLUMNS :][: len(members)] = split.images[members]
+        members = np.flatnonzero(split.grades == grade)[:columns]
+        images[grade * columns :][: len(members)] = split.images[members]
     return images
 
 

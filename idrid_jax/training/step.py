@@ -9,7 +9,7 @@ from flax import nnx
 
 from idrid_jax.models.functional import Functional
 from idrid_jax.training import ema, losses
-from idrid_jax.training.state import NetworkState, TrainState
+from idrid_jax.training.state import NetworkState, TrainState, generator_params
 
 Metrics = dict[str, jax.Array]
 
@@ -109,6 +109,21 @@ def to_float(images: jax.Array) -> jax.Array:
 def to_uint8(images: jax.Array) -> jax.Array:
     """float [-1, 1] -> uint8, rounded; the inverse of `to_float`."""
     return jnp.clip(jnp.round((images.astype(jnp.float32) + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def draw(
+    generator: Functional, state: TrainState, z: jax.Array, grades: jax.Array, at_once: int
+) -> jax.Array:
+    """What samples of this state look like: z [N, latent] and grades int32 [N] -> uint8 [N, R, R, C]. Pure.
+
+    at_once: images in memory with their features; the largest divisor of N up to it is taken.
+    """
+    of = lambda part: to_uint8(generator.eval(generator_params(state), state.g.stats, *part))
+    some = next(n for n in range(min(at_once, len(z)), 0, -1) if len(z) % n == 0)
+    if some == len(z):
+        return of((z, grades))
+    parts = jax.lax.map(of, (z.reshape(-1, some, z.shape[1]), grades.reshape(-1, some)))
+    return parts.reshape(-1, *parts.shape[2:])
 
 
 def _probability(logits):
