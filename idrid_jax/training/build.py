@@ -93,7 +93,8 @@ def compile_step(
 ) -> Step:
     """The step of `config`, by the way in that `config.data.way` names, beginning at `first_step`.
 
-    A call makes `config.dispatch_steps` updates. The state is donated. Batches are functions of (seed, step): the first call must be with the state of `first_step`.
+    A call makes `config.dispatch_steps` updates. The state is donated. Batches are functions of (seed, step): the first
+    call must be with the state of `first_step`.
     """
     steps = config.dispatch_steps
     if way_in(config, split, mesh) == "resident":
