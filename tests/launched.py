@@ -53,14 +53,14 @@ def started(*words, **environment):
         process.communicate()
 
 
-def run(*words, timeout=150, **environment) -> tuple[int, str]:
+def run(*words, timeout=400, **environment) -> tuple[int, str]:
     """Exit status and output of what must end by itself."""
     with started(*words, **environment) as process:
         output, _ = process.communicate(timeout=timeout)
         return process.returncode, output
 
 
-def wait_for(condition, process, timeout=150):
+def wait_for(condition, process, timeout=400):
     """What `condition` returns once it is true. The process must live on meanwhile."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):

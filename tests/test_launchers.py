@@ -121,7 +121,7 @@ def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory, quick
         where = ["--parsable", "--ntasks=2", "--cpus-per-task=1", f"--output={tmp_path / 'out'}", f"--chdir={ROOT}"]
         job = ask("sbatch", *where, str(LAUNCH / "slurm.sbatch"), *train(folder, phantom_data, total_kimg=80)).strip()
         told = lambda: (tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""
-        until(lambda: (folder / FOLDER / "4").is_dir() or state()["JobState"] != "RUNNING" and told(), 150)
+        until(lambda: (folder / FOLDER / "4").is_dir() or state()["JobState"] != "RUNNING" and told(), 400)
         assert (folder / FOLDER / "4").is_dir(), told()
         ask("scancel", "--signal=USR1", "--batch", job)
         until(lambda: state()["Restarts"] == "1", 60)
@@ -131,7 +131,7 @@ def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory, quick
         until(lambda: "RUNNING" not in ask("squeue", "-h", "-o", "%T"))
         done = subprocess.run(
             ["srun", "--ntasks=2", *command(*train(folder, phantom_data, total_kimg=last * 8 / 1000))],
-            env=environment, capture_output=True, text=True, timeout=150,
+            env=environment, capture_output=True, text=True, timeout=400,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert steps(folder)[-1] == last and "resuming from step" in done.stderr
