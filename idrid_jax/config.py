@@ -45,7 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
             log_kimg=1.0,  # numbers to console, stats.jsonl and TensorBoard every so often
             model=dict(
                 max_channels=512,  # of a layer; dcgan256 and above
-                remat=False,  # compute activations again in the backward pass: less memory, more time; dcgan64 and above
+                remat=False,  # activations computed again in the backward pass: less memory, more time; dcgan64 and up
             ),
             dtype="float32",  # of the networks' arithmetic; parameters, statistics and losses stay float32
             init_from="",  # workdir of another run whose networks to start from (fine-tuning)

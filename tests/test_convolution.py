@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from idrid_jax.models import blocking, columns, convolution, winograd
+from idrid_jax.models import blocking, columns, winograd
 from idrid_jax.models.convolution import Layer, conv, conv_input, conv_kernel, lowering, out_size
 
 # (height, width), kernel, stride, padding. Odd and even kernels, every stride to 4, uneven padding, sizes that no

@@ -157,7 +157,8 @@ def test_a_run_moves_between_meshes(config, tmp_path, monkeypatch):
     """Saved on eight devices, resumed with split rows and a split state, on one, and on two."""
     monkeypatch.setattr(mesh, "LEAST_SPLIT", 1)
     whole = train(config, tmp_path / "whole")
-    for data, rows, fsdp, kimg in ((8, 1, False, 0.024), (4, 2, True, 0.048), (1, 1, False, 0.072), (2, 1, True, 0.096)):
+    layouts = (8, 1, False, 0.024), (4, 2, True, 0.048), (1, 1, False, 0.072), (2, 1, True, 0.096)
+    for data, rows, fsdp, kimg in layouts:
         layout = dict(mesh__data=data, mesh__rows=rows, mesh__fsdp=fsdp)
         state = train(changed(config, total_kimg=kimg, **layout), tmp_path / "moving")
         assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {data * rows}

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from peers import capture
 
 from idrid_jax.models import NETWORKS, cgan, convolution, dcgan
 from idrid_jax.models.functional import functional
-from peers import capture
 
 COUNTS = {  # trainable parameters of generator and discriminator
     "cgan32": (1_382_077, 212_987),

@@ -9,6 +9,7 @@ import pytest
 from idrid_jax.data import resident, stream
 from idrid_jax.data.order import Order
 from idrid_jax.errors import UserError
+from idrid_jax.training import mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRADES = np.repeat(np.arange(5, dtype=np.int32), (9, 2, 7, 4, 3))[np.random.default_rng(0).permutation(25)]
@@ -103,7 +104,7 @@ def streamed(count, *, grades=GRADES, images=None, **options):
 
 @samplings
 def test_stream_and_resident_give_the_same_batches(sampling):
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = mesh.make_mesh(1)
     this = order(sampling, seed=5, batch_size=8)
     data = resident.put(images_of(GRADES), GRADES, here)
     batch = jax.jit(lambda step: resident.batch(this, *data, step, here))

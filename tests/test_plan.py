@@ -251,8 +251,8 @@ def test_the_gradients_are_reduced_once(quick_compilation):
 
 
 def test_split_rows_exchange_halos_and_a_split_state_is_gathered(quick_compilation):
-    """Halos are little beside the gradients, and small layers are gathered whole; under fsdp a device holds an eighth of
-    the state, and what it lacks of parameters comes to it."""
+    """Halos are little beside the gradients, and small layers are gathered whole; under fsdp a device holds an eighth
+    of the state, and what it lacks of parameters comes to it."""
     def facts(**layout):
         layout = {f"mesh__{name}": value for name, value in layout.items()}
         config = run.prepared(make_config("", "dcgan64", batch_size=8, **{"mesh__data": -1} | layout), [])

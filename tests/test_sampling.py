@@ -19,8 +19,8 @@ from idrid_jax.data.audit import audit
 from idrid_jax.data.prepare import prepare
 from idrid_jax.data.release import read_release
 from idrid_jax.errors import UserError
-from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.pictures import GAP
+from idrid_jax.training.checkpoint import Checkpoints
 
 HEADER = b"Image name,Retinopathy grade,Risk of macular edema ,,,,,,,,,\r\n"  # the official training file's first line
 

@@ -6,7 +6,6 @@ The parent says when each round begins, so that rounds take turns with ours.
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import os

@@ -1,8 +1,8 @@
 """Way in 2: the whole split as uint8 in device memory, each batch gathered inside the step, so that no step waits for
 data.
 
-Where the split fits each device it lies whole on each; where only all devices together hold it, each holds a part, and a
-batch is put together by a reduce-scatter of its uint8 pixels.
+Where the split fits each device it lies whole on each; where only all devices together hold it, each holds a part, and
+a batch is put together by a reduce-scatter of its uint8 pixels.
 """
 
 import functools
@@ -59,8 +59,8 @@ def batch(
 
 @functools.cache
 def _gather(mesh: Mesh):
-    """images in parts, index int32 [B] -> uint8 [B, R, R, C]: each device gives the photographs that it holds, and 0 for
-    others, so that the sum over devices is the batch."""
+    """images in parts, index int32 [B] -> uint8 [B, R, R, C]: each device gives the photographs that it holds, and 0
+    for others, so that the sum over devices is the batch."""
 
     def local(images, index):
         mine = index - jax.lax.axis_index("data") * len(images)

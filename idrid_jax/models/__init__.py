@@ -27,7 +27,7 @@ class Network:
 
     @property
     def at_once(self) -> int:
-        """Images to draw in one go outside of training: 64 of up to 128 pixels a side, as many pixels of larger ones."""
+        """Images to draw in one go outside of training: 64 of up to 128 pixels a side, as many pixels of larger."""
         return max(1, 64 * min(128, self.size) ** 2 // self.size**2)
 
 

@@ -1,4 +1,4 @@
-"""What keeps XLA on CPU close to the machine: arrays that are really made, and a large batch worked through in parts."""
+"""What keeps XLA on CPU close to the machine: arrays that are really made, and a large batch done in parts."""
 
 from collections.abc import Callable
 
@@ -25,11 +25,12 @@ def materialized(function: Callable, *arguments):
 
 def parts_of(batch: int, bytes_per_image: int) -> int:
     """Into how many equal parts to split a batch so that each takes at most `PART_BYTES`, or is one image."""
-    return next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n * bytes_per_image <= PART_BYTES or n == batch))
+    fits = lambda n: batch // n * bytes_per_image <= PART_BYTES or n == batch
+    return next(n for n in range(1, batch + 1) if batch % n == 0 and fits(n))
 
 
 def _part(array: jax.Array, parts: int, index) -> jax.Array:
-    """Images index, index + parts, ...: the leading axis keeps the devices' order, so a sharded batch stays where it is."""
+    """Images index, index + parts, ...: the leading axis keeps the devices' order, so a sharded batch stays there."""
     split = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])
     return lax.dynamic_index_in_dim(split, index, axis=1, keepdims=False)
 

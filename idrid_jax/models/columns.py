@@ -7,7 +7,6 @@ first and the products are summed where they belong ("kn2row", Vasudevan et al. 
 Shapes as in `convolution`: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O].
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 

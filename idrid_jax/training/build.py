@@ -169,8 +169,8 @@ def abstract_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.
 
 
 def state_sharding(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh):
-    """How the TrainState of `config` lies on the devices: one sharding for all of it, or under `config.mesh.fsdp` a tree
-    of them."""
+    """How the TrainState of `config` lies on the devices: one sharding for all of it, or under `config.mesh.fsdp` a
+    tree of them."""
     if not config.mesh.fsdp:
         return mesh_lib.replicated(mesh)
     _, init = make_update(config, *networks(config))
@@ -195,7 +195,7 @@ def _resident(config, update, mesh, split) -> tuple[jax.stages.Wrapped, bool]:
 def _jit(config, update, mesh, steps=1, sharding=None, batch=None) -> jax.stages.Wrapped:
     """`steps` updates of a state, jitted.
 
-    batch: makes images and grades of the state and of data with `sharding`; without it data are batches, [steps, B, ...].
+    batch: makes images and grades of the state and data with `sharding`; without it data are batches, [steps, B, ...].
     """
     over_devices = mesh_lib.split_batch(mesh), mesh_lib.split_images(mesh)
     update = dataclasses.replace(update, over_devices=over_devices)

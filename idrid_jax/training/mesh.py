@@ -1,8 +1,8 @@
 """Devices -> mesh, shardings, and host batches -> global arrays.
 
 A mesh has two axes. "data" splits the batch; "rows" splits the rows of each image, with the halo exchange that
-convolutions need inserted by the compiler, for images of which one alone is too much for a device. BatchNorm is over the
-global batch and the whole image on any mesh: how many devices there are changes no result.
+convolutions need inserted by the compiler, for images of which one alone is too much for a device. BatchNorm is over
+the global batch and the whole image on any mesh: how many devices there are changes no result.
 """
 
 import jax
@@ -28,7 +28,9 @@ def make_mesh(data: int = -1, rows: int = 1, *, devices: list[jax.Device] | None
     if not 1 <= rows <= len(given):
         raise UserError(f"config.mesh.rows = {rows}: {there}; take from 1 to {len(given)}")
     if data == -1 and len(given) % rows:
-        raise UserError(f"config.mesh.rows = {rows}: {there}, which it does not divide; take a divisor, or set mesh.data")
+        raise UserError(
+            f"config.mesh.rows = {rows}: {there}, which it does not divide; take a divisor, or set mesh.data"
+        )
     count = len(given) // rows if data == -1 else data
     if count < 1 or count * rows > len(given):
         by_rows = f", and mesh.rows = {rows} takes as many for each" if rows > 1 else ""
@@ -41,8 +43,8 @@ def make_mesh(data: int = -1, rows: int = 1, *, devices: list[jax.Device] | None
             )
         if jax.local_device_count() % rows:
             raise UserError(
-                f"config.mesh.rows = {rows}: a process has {jax.local_device_count()} devices, and the rows of an image "
-                "stay within a process; take a divisor"
+                f"config.mesh.rows = {rows}: a process has {jax.local_device_count()} devices, and the rows of an "
+                "image stay within a process; take a divisor"
             )
     return jax.make_mesh((count, rows), (DATA, ROWS), axis_types=(AxisType.Auto,) * 2, devices=given[: count * rows])
 
@@ -90,7 +92,7 @@ def stacked(sharding: NamedSharding) -> NamedSharding:
 
 def split_arrays(shapes, mesh: Mesh):
     """For a tree of arrays or shapes, a tree of shardings that leaves each device a part of every large one (fully
-    sharded data parallelism, as ZeRO: Rajbhandari et al. 2020): the longest axis that the devices along "data" divide."""
+    sharded data parallelism, as ZeRO: Rajbhandari et al. 2020): the longest axis that those along "data" divide."""
     devices = mesh.shape[DATA]
 
     def of(leaf):
@@ -104,6 +106,6 @@ def split_arrays(shapes, mesh: Mesh):
 
 
 def to_global(local: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's share of batches of images or of numbers, [steps, B / processes, ...] -> the global [steps, B, ...]."""
+    """This process's share of batches of images or numbers, [steps, B / processes, ...] -> global [steps, B, ...]."""
     sharding = split_images(mesh) if local.ndim == 5 else split_batch(mesh)
     return jax.make_array_from_process_local_data(stacked(sharding), local)
