@@ -119,6 +119,8 @@ def test_configs(path):
 def test_the_faithful_configurations_have_none_of_the_options():
     for path in CONFIGS:
         config = load(path).get_config()
+        if config.network in ("dcgan256", "dcgan512", "dcgan1024"):  # the thesis has none so large
+            continue
         options = config.ema_kimg, config.loss.label_smoothing, config.optimizer.clip_norm, config.init_from
         assert options == (0, 0, 0, "")
 
