@@ -254,6 +254,16 @@ def test_init_from_takes_or_begins_the_average(config, tmp_path):
     assert train(changed(config, init_from=str(tmp_path / "averaged"), **still), tmp_path / "b").ema == {}
 
 
+def test_init_from_under_fsdp(config, tmp_path, monkeypatch):
+    """What comes whole from the other run is split as this one's state is."""
+    monkeypatch.setattr(mesh, "LEAST_SPLIT", 1)
+    train(config, tmp_path / "source")
+    split = changed(config, init_from=str(tmp_path / "source"), ema_kimg=1.0, mesh__data=8, mesh__fsdp=True)
+    state = train(split, tmp_path / "tuned")
+    assert int(state.step) == 12
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((state.g.params, state.ema)))
+
+
 def test_init_from_another_network_is_refused(config, tmp_path):
     train(changed(config, total_kimg=0.008, network="tiny_unconditional"), tmp_path / "source")
     with pytest.raises(UserError, match="init_from = .*its network is tiny_unconditional, not tiny"):

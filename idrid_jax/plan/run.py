@@ -136,6 +136,11 @@ def scaling(
     config = prepared(config, mesh)
     per_chip = per_chip or config.batch_size
     slices = [topology.of_size(kind, chips) for kind in kinds for chips in sizes if chips % config.mesh.rows == 0]
+    if not slices:
+        raise UserError(
+            f"--mesh rows={config.mesh.rows}: divides none of {', '.join(map(str, sizes))} chips; take a divisor, "
+            "or other --chips"
+        )
     planned, most = [], {}
     for number, described in enumerate(slices, 1):
         report.note(f"{number} of {len(slices)}: {described.name}")

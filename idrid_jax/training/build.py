@@ -303,4 +303,6 @@ def start_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainSta
         )
     take = lambda to, network: dataclasses.replace(to, params=network.params, stats=network.stats)
     average = jax.tree.map(jnp.copy, generator_params(source)) if config.ema_kimg else {}
-    return dataclasses.replace(state, g=take(state.g, source.g), d=take(state.d, source.d), ema=average)
+    begun = dataclasses.replace(state, g=take(state.g, source.g), d=take(state.d, source.d), ema=average)
+    placed = jax.tree.map(lambda x: x.sharding, state)  # split under fsdp, as the other run's need not be
+    return jax.jit(lambda state: state, out_shardings=placed)(begun)

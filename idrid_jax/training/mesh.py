@@ -46,7 +46,14 @@ def make_mesh(data: int = -1, rows: int = 1, *, devices: list[jax.Device] | None
                 f"config.mesh.rows = {rows}: a process has {jax.local_device_count()} devices, and the rows of an "
                 "image stay within a process; take a divisor"
             )
-    return jax.make_mesh((count, rows), (DATA, ROWS), axis_types=(AxisType.Auto,) * 2, devices=given[: count * rows])
+    axes = dict(axis_names=(DATA, ROWS), axis_types=(AxisType.Auto,) * 2)
+    if rows == 1:
+        return jax.make_mesh((count, 1), devices=given[:count], **axes)
+    # By process: jax.make_mesh lays rows over processes, and refuses to on some TPU slices
+    ordered = sorted(given, key=lambda device: (device.process_index, device.id))[: count * rows]
+    layout = np.empty(count * rows, object)
+    layout[:] = ordered
+    return Mesh(layout.reshape(count, rows), **axes)
 
 
 def of_config(config: ml_collections.ConfigDict, size: int) -> Mesh:
