@@ -1,7 +1,7 @@
 """glibc's malloc, told to keep what it has.
 
-XLA on CPU takes a step's working memory from malloc and gives it back at the end of the step. By default glibc maps such
-blocks anew each time, and the kernel clears every page as it is first touched: a sixth of a step's time (156,000
+XLA on CPU takes a step's working memory from malloc and gives it back at the end of the step. By default glibc maps
+such blocks anew each time, and the kernel clears every page as it is first touched: a sixth of a step's time (156,000
 page faults a step at `dcgan64`, batch 64). The process then keeps its largest step's memory until it ends.
 """
 

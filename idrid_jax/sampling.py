@@ -17,7 +17,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, Network
 from idrid_jax.models.functional import Functional
 from idrid_jax.pictures import grid
-from idrid_jax.training import build, record
+from idrid_jax.training import build, record, saved
 from idrid_jax.training.state import generator_params
 from idrid_jax.training.step import to_uint8
 
@@ -59,8 +59,8 @@ class Sampler:
 
 def load(workdir: Path | str, step: int | None = None) -> Sampler:
     """The generator of the newest readable checkpoint in `workdir`, or of `step`. Raises UserError where
-    `build.read_run` does."""
-    run, state = build.read_run(workdir, step=step)
+    `saved.read_run` does."""
+    run, state = saved.read_run(workdir, step=step)
     generator, _ = build.networks(run.config)
     return Sampler(run.config, run, int(state.step), generator, generator_params(state), state.g.stats)
 

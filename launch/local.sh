@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One run by N processes on this machine: GPU i for process i where there are GPUs, else a share of the cores each.
+# One run by N processes on this machine, which divide its GPUs between them (those of CUDA_VISIBLE_DEVICES, if it is
+# set), or where there are none its cores.
 #   bash launch/local.sh N -- train --config configs/cgan32.py --workdir runs/cgan32
 #   COORDINATOR_PORT=PORT   [a free one]
 # Each line of output begins with its process. Ctrl-C and SIGTERM reach all: the run saves and ends well. The first
@@ -21,7 +22,17 @@ source "$here/env.sh"
 python="${PYTHON:-$here/../${VENV:-.venv}/bin/python}"
 free='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 port="${COORDINATOR_PORT:-$("$python" -c "$free")}"
-gpus="$( { nvidia-smi --list-gpus 2>/dev/null || :; } | wc -l)"
+gpus=()
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+  IFS=, read -ra gpus <<< "$CUDA_VISIBLE_DEVICES"
+elif command -v nvidia-smi >/dev/null; then
+  mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
+fi
+[ "${JAX_PLATFORMS:-}" != cpu ] || gpus=()
+if (( ${#gpus[@]} && ${#gpus[@]} < n )); then
+  echo "local: $n processes and ${#gpus[@]} GPUs: take fewer processes, or JAX_PLATFORMS=cpu" >&2
+  exit 2
+fi
 
 cores=()  # those this shell may use
 if command -v taskset >/dev/null; then
@@ -30,10 +41,14 @@ fi
 each=$(( ${#cores[@]} / n ))
 
 declare -A running=()  # pid -> process
+# Ctrl-C is handed on as SIGTERM: what a shell starts in the background does not heed it
+trap 'kill -TERM "${!running[@]}" 2>/dev/null || :' INT TERM
 for (( i = 0; i < n; i++ )); do
   own=()
-  if (( gpus >= n )); then
-    export CUDA_VISIBLE_DEVICES="$i"
+  if (( ${#gpus[@]} )); then
+    first=$(( i * ${#gpus[@]} / n ))
+    CUDA_VISIBLE_DEVICES="$(IFS=,; echo "${gpus[*]:first:(i + 1) * ${#gpus[@]} / n - first}")"
+    export CUDA_VISIBLE_DEVICES
   elif (( each )); then  # else every process would start a thread for each core
     own=(taskset -c "$(IFS=,; echo "${cores[*]:i * each:each}")")
   fi
@@ -42,10 +57,6 @@ for (( i = 0; i < n; i++ )); do
     > >(exec sed -u "s/^/[$i] /") 2> >(exec sed -u "s/^/[$i] /" >&2) &
   running[$!]=$i
 done
-
-# The terminal's Ctrl-C reaches the processes by itself; this shell only waits on
-trap : INT
-trap 'kill -TERM "${!running[@]}" 2>/dev/null || :' TERM
 
 status=0
 while (( ${#running[@]} )); do

@@ -492,7 +492,9 @@ def test_sample_asked_wrongly(workdir, refused, tmp_path, arguments, says):
     assert says in refused("sample", "--workdir", workdir, "--out", tmp_path / "out", *arguments)
 
 
-@pytest.mark.parametrize("arguments", [["--per_grade=1"], ["--grade=0", "--count=1"], ["--grade=2", "--count=1"], ["--balance"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--per_grade=1"], ["--grade=0", "--count=1"], ["--grade=2", "--count=1"], ["--balance"], []]
+)
 def test_a_grade_for_an_unconditional_generator(unconditional, refused, tmp_path, arguments):
     said = refused("sample", "--workdir", unconditional, "--out", tmp_path / "out", *arguments)
     assert "dcgan28 is unconditional" in said and "--count N alone" in said
@@ -531,7 +533,8 @@ def test_ctrl_c_is_one_line(tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-m", "idrid_jax", "phantom", "--out", out, "--height=712"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's "&" ignores it
+                               # a shell's "&" ignores it
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".partial-*/*")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -143,7 +143,10 @@ FORMS = {
     "winograd": (((8, 6), 4, 2, (1, 1), 5, 6), (winograd.conv, winograd.conv_input, winograd.conv_kernel)),
     "winograd, stride 1": (((7, 9), 5, 1, (2, 2), 5, 6), (winograd.conv, winograd.conv_input, winograd.conv_kernel)),
     "winograd, kernel alone": (((8, 8), 3, 2, (0, 1), 5, 6), (None, None, winograd.conv_kernel)),
-    "thin images": (((9, 8), 5, 2, (1, 2), 3, 6), ("ThinImages.conv", "ThinImages.conv_input", "ThinImages.conv_kernel")),
+    "thin images": (
+        ((9, 8), 5, 2, (1, 2), 3, 6),
+        ("ThinImages.conv", "ThinImages.conv_input", "ThinImages.conv_kernel"),
+    ),
     "thin features": (
         ((9, 8), 8, 1, (3, 4), 5, 3),
         ("ThinFeatures.conv", "ThinFeatures.conv_input", "ThinFeatures.conv_kernel"),
@@ -157,7 +160,8 @@ forms = pytest.mark.parametrize("form", FORMS)
 @forms
 def test_each_layer_takes_the_form_that_is_tested_here(form):
     (size, kernel, stride, padding, inputs, outputs), expected = FORMS[form]
-    for found, wanted in zip(Layer(kernel, stride, padding, size, "platform").cpu(inputs, outputs), expected, strict=True):
+    lowered = Layer(kernel, stride, padding, size, "platform").cpu(inputs, outputs)
+    for found, wanted in zip(lowered, expected, strict=True):
         found = getattr(found, "func", found)  # of a partial
         assert found is wanted if not isinstance(wanted, str) else found.__qualname__ == wanted
 

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -239,7 +240,7 @@ def test_skypilot_s_nodes_meet(monkeypatch, tmp_path):
 # -- local.sh: what it does with its children, without JAX
 
 
-def local(tmp_path, script, n=2):
+def local(tmp_path, script, n=2, **environment):
     """launch/local.sh with a python that is a shell script, which finds its number in $id."""
     python = tmp_path / "python"
     python.write_text(
@@ -249,7 +250,8 @@ def local(tmp_path, script, n=2):
     python.chmod(0o755)
     return subprocess.Popen(
         ["bash", LAUNCH / "local.sh", str(n), "--", "train"],
-        env=os.environ | {"PYTHON": str(python)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHON": str(python)} | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -270,13 +272,46 @@ def test_local_returns_the_first_failure(tmp_path):
     assert re.search(r"^local: process 1 \(pid \d+\) ended with status 7; so do the others$", errors, re.MULTILINE)
 
 
-def test_local_hands_on_sigterm(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_local_hands_on_sigterm_and_ctrl_c(tmp_path, sent):
     process = local(tmp_path, 'trap "echo told $id; exit 0" TERM; echo here; while :; do sleep 0.05; done')
     for _ in range(2):
         assert process.stdout.readline().endswith("here\n")
-    process.terminate()
+    process.send_signal(sent)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and sorted(output.splitlines()) == ["[0] told 0", "[1] told 1"]
+
+
+@pytest.mark.parametrize(
+    "visible, gpus",
+    [
+        ("4,5", ["4", "5"]),  # those that the caller may use
+        ("1,3,5,7,9", ["1,3", "5,7,9"]),
+        ("", ["", ""]),  # none
+        (None, ["0,1", "2,3"]),  # all that nvidia-smi names
+    ],
+)
+def test_local_divides_gpus(tmp_path, monkeypatch, visible, gpus):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nseq 0 3\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    given = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    process = local(tmp_path, 'echo "$CUDA_VISIBLE_DEVICES"', **given)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert sorted(output.splitlines()) == [f"[{i}] {some}" for i, some in enumerate(gpus)]
+
+
+def test_local_refuses_more_processes_than_gpus(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    process = local(tmp_path, "echo never", n=3, CUDA_VISIBLE_DEVICES="0")
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (2, "")
+    assert errors == "local: 3 processes and 1 GPUs: take fewer processes, or JAX_PLATFORMS=cpu\n"
+    process = local(tmp_path, "echo here", n=3, CUDA_VISIBLE_DEVICES="0", JAX_PLATFORMS="cpu")
+    assert process.communicate(timeout=30)[0].count("here") == 3
 
 
 @pytest.mark.parametrize("words", [(), ("2",), ("0", "--", "train"), ("2", "train"), ("two", "--", "train")])

@@ -83,7 +83,7 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype):
         ("dcgan64", dict(data=8, way="resident in parts", steps=2)),
         ("dcgan64", dict(data=2, rows=4, batch=2)),
         ("dcgan128", dict(data=8)),
-        ("dcgan128", dict(data=1, rows=8, batch=2)),
+        ("dcgan128", dict(data=1, rows=8, batch=2, way="resident in parts")),
         ("dcgan256", dict(data=2, rows=4, batch=2)),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value,
@@ -210,10 +210,19 @@ def test_an_image_is_split_over_neighbours(monkeypatch):
 
 def test_auto_spreads_a_split_that_no_device_holds(config):
     """Whole while it fits one device, in parts while it fits them all, streamed beyond."""
-    split, eight = made_up(8, 3), mesh.make_mesh(8)  # 24 photographs of 192 bytes
-    for kib, way, parts in ((4.5, "resident", False), (4.4, "resident", True), (0.5, "stream", True)):
+    split, eight = made_up(8, 3), mesh.make_mesh(8)
+    # 24 photographs of 192 bytes; in parts 3 of them on a device, and while it is put together all 8 of the batch
+    for kib, way, parts in (
+        (4.5, "resident", False),
+        (4.4, "resident", True),
+        (2.1, "resident", True),
+        (2, "stream", True),
+    ):
         asked = changed(config, data__resident_mib=kib / 1024, data__way="auto")
         assert (build.way_in(asked, split, eight), build.in_parts(asked, split, eight)) == (way, parts)
+    assert resident.bytes_in_parts(split.images.shape, 8, eight) == 11 * 192
+    assert resident.bytes_in_parts(split.images.shape, 8, mesh.make_mesh(1, 2)) == (24 + 8) * 96  # rows share it, too
+    assert build.in_parts(changed(config, data__resident_mib=0.001), split, mesh.make_mesh(1, 2))
     images, grades = resident.put(split.images, split.grades, eight, parts=True)
     assert {shard.data.shape for shard in images.addressable_shards} == {(3, 8, 8, 3)}
     np.testing.assert_array_equal(images, split.images)

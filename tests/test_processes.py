@@ -142,7 +142,7 @@ def test_folders_that_are_not_one_are_refused_on_both(tmp_path):
 class Current:
     """Stands for this process's peers: the others say what they are told to."""
 
-    index, count = 0, 2
+    index, count, timeout = 0, 2, 1.0
 
     def __init__(self, **theirs):
         self.theirs = theirs
@@ -153,7 +153,11 @@ class Current:
 
 
 @pytest.mark.parametrize(
-    "name, value", [("jax", "0.1"), ("idrid_jax", "9"), ("release", "0123 (x)"), ("config.mesh.data", 7)]
+    "name, value",
+    [
+        ("jax", "0.1"), ("flax", "0.1"), ("idrid_jax", "9"), ("revision", "abc"), ("release", "0123 (x)"),
+        ("config.mesh.data", 7),
+    ],
 )
 def test_what_differs_is_named(config, monkeypatch, name, value):
     monkeypatch.setattr(processes, "_current", Current(**{name: value}))

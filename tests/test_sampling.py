@@ -270,7 +270,8 @@ def test_a_kill_in_the_middle_leaves_nothing(workdir, tmp_path, end):
         sampling.write_release(sampling.load({str(workdir)!r}), {str(tmp_path / "out")!r}, [1] * 5)
     """))
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's "&" ignores it
+                               # a shell's "&" ignores it
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout.readline() == "halfway\n"
     time.sleep(0.1)
     os.kill(process.pid, end)

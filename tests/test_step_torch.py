@@ -100,7 +100,7 @@ def both(width, dtype, steps, tx, optimizer):
         images = np.random.default_rng(i).integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
         key = jax.random.key(i)
         z = np.array(jax.random.normal(jax.random.split(key, 5)[0], (BATCH, 100)))
-        # lax's own convolutions: the rounding of ours on CPU, held in test_convolution, would be what Adam makes steps of
+        # lax's own convolutions: of the rounding of ours on CPU, held in test_convolution, Adam would make whole steps
         with jax.default_matmul_precision("highest"), convolution.lowering("native"):
             state, metrics = step(state, images, np.zeros(BATCH, np.int32), key)
         real = torch.from_numpy(np.moveaxis(images, -1, 1) / np.float32(127.5) - 1).to(torch_type)

@@ -197,7 +197,7 @@ def test_a_folder_s_name_depends_on_what_the_run_changes_alone():
         ("yield {'optimizer': {'b1': 0.5}}", "run 2: .*a group of fields; name one of them: optimizer.b1, "),
         ("yield {3: 4}", "run 2: config.3 = 4: no such field"),
         ("yield {'network': 'dcgan29'}", "run 2: config.network = 'dcgan29': did you mean dcgan28"),
-        ("yield {'mesh.data': 3}", "run 2: config.batch_size = 8: is not divisible by config.mesh.data = 3"),
+        ("yield {'mesh.data': 3}", "run 2: config.batch_size = 8 is not divisible by 3 devices"),
         ("yield {'mesh.data': 0}", "run 2: config.mesh.data = 0: "),
         ("yield {'init_from': '/nowhere'}", "run 2: config.init_from = '/nowhere': no run is there"),
         ("yield {'data.release': 'abc'}", "run 2: release 'abc' has not been prepared"),

@@ -1,5 +1,5 @@
-"""`idrid-jax bench layers`: where a step's arithmetic goes. Every convolution of the networks, forward and both gradients,
-as this platform lowers it beside `lax` alone, with its share of the rate of plain matrix products.
+"""`idrid-jax bench layers`: where a step's arithmetic goes. Every convolution of the networks, forward and both
+gradients, as this platform lowers it beside `lax` alone, with its share of the rate of plain matrix products.
 
 A share above 100 % says that fewer multiplications were needed than a plain convolution has.
 """

@@ -1,7 +1,7 @@
 """`idrid-jax bench prepare`: photographs made into square arrays, beside what merely decoding them takes.
 
-The work is that of filling a cache (`data.cache`), in the same threads, from bytes in memory: what the disk gives is not
-what is measured. JPEG can be decoded at 1/2, 1/4 or 1/8 by itself, which is where most of the time is saved.
+The work is that of filling a cache (`data.cache`), in the same threads, from bytes in memory: what the disk gives is
+not what is measured. JPEG can be decoded at 1/2, 1/4 or 1/8 by itself, which is where most of the time is saved.
 """
 
 import math
@@ -53,7 +53,8 @@ def run(release: str, *, size: int, channels: int, crop: str, rounds: int) -> No
             "ratio_to_decoding": round(taken.median / alone, 3),
         }
         report.emit(row | machine)
-        rows.append((name, f"{1 / seconds:.1f}", f"{seconds * 1e3:.2f}", f"{low:.2f}-{high:.2f}", f"{taken.median / alone:.2f}"))
+        ms = f"{seconds * 1e3:.2f}", f"{low:.2f}-{high:.2f}"
+        rows.append((name, f"{1 / seconds:.1f}", *ms, f"{taken.median / alone:.2f}"))
     print("\n" + report.table(("side", "photographs/s", "ms each", "quartiles", "x decoding"), rows))
 
 

@@ -70,7 +70,6 @@ def load(data: bytes, name: str, least: int | None = None) -> Image.Image:
             f"{name}: {image.width}x{image.height} is more than {MAX_PIXELS} pixels; "
             "a decompression bomb, or not a photograph"
         )
-    image.decodermaxblock = len(data)  # all at once: each return to Python waits for other threads' GIL
     if least is not None:
         image.draft(None, (least, least))  # of JPEG only; Pillow takes the smallest scale with both sides >= least
     try:

@@ -6,6 +6,7 @@ a batch is put together by a reduce-scatter of its uint8 pixels.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,29 +21,39 @@ Split = tuple[jax.Array, jax.Array]  # images uint8 [N or more, R, R, C], grades
 def put(images: np.ndarray, grades: np.ndarray, mesh: Mesh, *, parts: bool = False) -> Split:
     """uint8 [N, R, R, C] and int32 [N] -> the same on the devices. `mesh` has the axes "data" and "rows".
 
-    parts: each device along "data" gets a part of the images only, the last ones filled up with black. Every process
-    reads of `images` what its own devices hold.
+    parts: each device gets a part of the images only, the last ones filled up with black. Every process reads of
+    `images` what its own devices hold.
     """
-    count = -(-len(images) // mesh.shape["data"]) * mesh.shape["data"] if parts else len(images)
 
     def read(index):
-        first, last, _ = index[0].indices(count)
+        first, last, _ = index[0].indices(to.shape[0])
         some = np.asarray(images[first : min(last, len(images)), *index[1:]])
         missing = last - first - len(some)
         return np.concatenate([some, np.zeros((missing, *some.shape[1:]), np.uint8)]) if missing else some
 
+    to, of_grades = abstract(images.shape, mesh, parts=parts)
     grades = np.asarray(grades, np.int32)
-    split, whole = shardings(mesh, parts)
     return (
-        jax.make_array_from_callback((count, *images.shape[1:]), split, read),
-        jax.make_array_from_callback(grades.shape, whole, lambda index: grades[index]),
+        jax.make_array_from_callback(to.shape, to.sharding, read),
+        jax.make_array_from_callback(of_grades.shape, of_grades.sharding, lambda index: grades[index]),
     )
 
 
-def shardings(mesh: Mesh, parts: bool) -> tuple[NamedSharding, NamedSharding]:
-    """Of what `put` returns."""
+def abstract(shape: tuple[int, ...], mesh: Mesh, *, parts: bool) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """What `put` returns for images of `shape` [N, R, R, C], as shapes with their shardings."""
+    shares = mesh.shape["data"] if parts else 1
     whole = NamedSharding(mesh, PartitionSpec())
-    return (NamedSharding(mesh, PartitionSpec("data", "rows")) if parts else whole), whole
+    split = NamedSharding(mesh, PartitionSpec("data", "rows")) if parts else whole
+    images = jax.ShapeDtypeStruct((-(-shape[0] // shares) * shares, *shape[1:]), jnp.uint8, sharding=split)
+    return images, jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=whole)
+
+
+def bytes_in_parts(shape: tuple[int, ...], batch_size: int, mesh: Mesh) -> int:
+    """What each device gives for images of `shape` [N, R, R, C] in parts: its own, and while a batch is put together
+    its rows of all of that."""
+    images = abstract(shape, mesh, parts=True)[0]
+    count, *of_each = images.sharding.shard_shape(images.shape)
+    return (count + batch_size) * math.prod(of_each)
 
 
 def batch(

@@ -1,8 +1,8 @@
 """Convolutions with three or four channels on one side as one matrix product, for CPUs.
 
-XLA's own loop fits layers with many channels on both sides. Where images are thin, each position's k x k pixels become a
-row of a matrix ("im2col", Chellapilla et al. 2006); where features are thin, each pixel is multiplied by all k x k taps
-first and the products are summed where they belong ("kn2row", Vasudevan et al. 2017).
+XLA's own loop fits layers with many channels on both sides. Where images are thin, each position's k x k pixels become
+a row of a matrix ("im2col", Chellapilla et al. 2006); where features are thin, each pixel is multiplied by all k x k
+taps first and the products are summed where they belong ("kn2row", Vasudevan et al. 2017).
 
 Shapes as in `convolution`: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O].
 """
@@ -100,7 +100,8 @@ class ThinFeatures:
             return sum(_shifted(rows[:, :, :, b], 2, b - self.before, v) for b in range(k))
 
         def features(x):
-            products = _product(x.reshape(-1, x.shape[-1]), matrix, 1, 0).reshape(-1, height, width, k, matrix.shape[1] // k)
+            products = _product(x.reshape(-1, x.shape[-1]), matrix, 1, 0)
+            products = products.reshape(-1, height, width, k, matrix.shape[1] // k)
             rows = materialized(add_rows, products).reshape(-1, h, width, k, w.shape[-1])
             return materialized(add_columns, rows).astype(x.dtype)
 

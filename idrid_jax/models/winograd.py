@@ -1,13 +1,14 @@
 """Convolution with fewer multiplications, for CPUs: Winograd's minimal filtering on tiles (Lavin and Gray, "Fast
 Algorithms for Convolutional Neural Networks", CVPR 2016), built by the method of Toom and Cook.
 
-In one dimension, m features of r taps are the values of a product of polynomials, interpolated from n = m + r - 1 points:
+In one dimension, m features of r taps are the values of a product of polynomials, interpolated from n = m + r - 1
+points:
 
     y = A^T [(G w) * (B^T x)]        x [n], w [r], y [m], A^T [m, n], G [n, r], B^T [n, n]
 
-with n products in place of m * r; in two dimensions n^2 for m^2 r^2 (25 for 64 at m = 4, r = 2). The transforms go along
-rows, then columns; the sum over channels makes the products n^2 matrix products [tiles, K] @ [K, O]. A kernel with a
-stride s is one of r = ceil(k / s) taps over blocks of s x s pixels, K = s * s * I channels.
+with n products in place of m * r; in two dimensions n^2 for m^2 r^2 (25 for 64 at m = 4, r = 2). The transforms go
+along rows, then columns; the sum over channels makes the products n^2 matrix products [tiles, K] @ [K, O]. A kernel
+with a stride s is one of r = ceil(k / s) taps over blocks of s x s pixels, K = s * s * I channels.
 
 The three maps of `convolution` meet in the same three spaces, so they take the transforms or their adjoints:
 

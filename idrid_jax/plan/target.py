@@ -40,9 +40,7 @@ class Target:
 
     def mesh(self, config: ml_collections.ConfigDict) -> Mesh:
         """The mesh of `config.mesh`. Raises UserError where it does not fit the chips, the batch or the image."""
-        made = mesh_lib.make_mesh(config.mesh.data, config.mesh.rows, devices=self.devices())
-        mesh_lib.check(config.batch_size, NETWORKS[config.network].size, made)
-        return made
+        return mesh_lib.of_config(config, NETWORKS[config.network].size, devices=self.devices())
 
     def facts(self, config: ml_collections.ConfigDict, *, fresh: bool = False) -> compile_lib.Facts:
         """What the compiler says of the step of `config` here; compiled once, then read from disk unless `fresh`.

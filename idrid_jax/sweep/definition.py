@@ -14,6 +14,7 @@ import numpy as np
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
+from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.words import nearest
 
 NAME_LENGTH = 120  # characters of a folder's name; file systems take 255, people fewer
@@ -78,7 +79,7 @@ def read(path: Path | str, config: ml_collections.ConfigDict, common: dict[str, 
             changed = config.copy_and_resolve_references()
             overrides = _apply(changed, overrides)
             config_lib.check(changed)
-            check_mesh(changed)
+            _check_mesh(changed)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         key = tuple(config_lib.fields(changed))
@@ -130,15 +131,12 @@ def _apply(config, overrides) -> dict[str, Any]:
     return {name: applied[name] for name in sorted(overrides)}
 
 
-def check_mesh(config: ml_collections.ConfigDict) -> None:
+def _check_mesh(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for a batch or an image that `config.mesh` cannot split, where no device is needed to tell."""
-    data, rows, size = config.mesh.data, config.mesh.get("rows", 1), NETWORKS[config.network].size
+    data = config.mesh.data
     if data < 1 and data != -1:
         raise UserError(f"config.mesh.data = {data}: take how many devices share a batch, or -1 for all")
-    if data > 0 and config.batch_size % data:
-        raise UserError(f"config.batch_size = {config.batch_size}: is not divisible by config.mesh.data = {data}")
-    if size % rows:
-        raise UserError(f"config.mesh.rows = {rows}: does not divide the {size} rows of an image")
+    mesh_lib.check(config.batch_size, NETWORKS[config.network].size, max(1, data), config.mesh.rows)
 
 
 def folder_name(overrides: dict[str, Any], config: ml_collections.ConfigDict) -> str:

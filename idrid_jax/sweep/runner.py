@@ -51,9 +51,9 @@ def _check_source(run: Run) -> None:
 def run(sweep: Sweep, workdir: Path, *, jobs: int = 1, only: Run | None = None) -> int:
     """Trains and evaluates what is not finished, `jobs` at once; returns the exit status.
 
-    0: all are finished; 1: some are not (each run's reason is printed, and in sweep.csv); 130 or 143: interrupted by
-    Ctrl-C or a signal, which reached the runs, and they have saved. `only`: this run alone, others may be at work
-    beside it.
+    0: all are finished; 1: some are not (each run's reason is printed; sweep.csv has it for those that began); 130 or
+    143: interrupted by Ctrl-C or a signal, which reached the runs, and they have saved. `only`: this run alone, others
+    may be at work beside it.
     Raises UserError where `check` does, and where another sweep is at work in `workdir`.
     """
     workdir = workdir.absolute()

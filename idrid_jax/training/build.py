@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +10,14 @@ import ml_collections
 import numpy as np
 import optax
 
-from idrid_jax import config as config_lib
 from idrid_jax.data import cache, resident, stream
 from idrid_jax.data.order import Order
-from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional, functional
 from idrid_jax.models.layers import rows_over
-from idrid_jax.training import ema, layers, record
+from idrid_jax.training import ema, layer_table
 from idrid_jax.training import mesh as mesh_lib
-from idrid_jax.training.checkpoint import Checkpoints
-from idrid_jax.training.state import TrainState, generator_params, init_state
+from idrid_jax.training.state import TrainState, init_state
 from idrid_jax.training.step import Metrics, Update
 
 
@@ -128,31 +123,20 @@ def compile_bare_step(
     return Step(_jit(config, update, mesh), lambda: batch)
 
 
-def lower_step(
-    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, split: cache.Split | None = None
-) -> jax.stages.Lowered:
-    """The step of `config` lowered from shapes alone, on a batch that lies on the devices, or on `split` as
-    `compile_step` has it.
-
-    The devices of `mesh` need not be there: those of a topology that is only described will do.
-    """
-    jitted, state, data = abstract_step(config, mesh, split)
-    return jitted.lower(state, *data)
-
-
 def abstract_step(
     config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, split: cache.Split | None = None
 ) -> tuple[jax.stages.Wrapped, TrainState, tuple[jax.ShapeDtypeStruct, ...]]:
-    """What `lower_step` lowers: the jitted step, and its state and data as shapes with their shardings."""
+    """The jitted step, and its state and data as shapes with their shardings, to be lowered without an array.
+
+    Data are a batch that lies on the devices, or `split` as `compile_step` has it. The devices of `mesh` need not be
+    there: those of a topology that is only described will do.
+    """
     update, init = make_update(config, *networks(config))
     state = abstract_state(config, init, mesh)
     placed = lambda shape, dtype, sharding: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     if split is not None and way_in(config, split, mesh) == "resident":
         jitted, parts = _resident(config, update, mesh, split)
-        images, grades = resident.shardings(mesh, parts)
-        count = -(-len(split.images) // mesh.shape["data"]) * mesh.shape["data"] if parts else len(split.images)
-        shape = (count, *split.images.shape[1:])
-        return jitted, state, (placed(shape, jnp.uint8, images), placed(split.grades.shape, jnp.int32, grades))
+        return jitted, state, resident.abstract(split.images.shape, mesh, parts=parts)
     network, batch = NETWORKS[config.network], config.batch_size
     shape = (1, batch, network.size, network.size, network.channels)
     images, grades = mesh_lib.stacked(mesh_lib.split_images(mesh)), mesh_lib.stacked(mesh_lib.split_batch(mesh))
@@ -189,7 +173,8 @@ def _resident(config, update, mesh, split) -> tuple[jax.stages.Wrapped, bool]:
     )
     parts = in_parts(config, split, mesh)
     batch = lambda state, *data: resident.batch(order, *data, state.step, mesh, parts=parts)
-    return _jit(config, update, mesh, config.dispatch_steps, resident.shardings(mesh, parts), batch), parts
+    shardings = tuple(x.sharding for x in resident.abstract(split.images.shape, mesh, parts=parts))
+    return _jit(config, update, mesh, config.dispatch_steps, shardings, batch), parts
 
 
 def _jit(config, update, mesh, steps=1, sharding=None, batch=None) -> jax.stages.Wrapped:
@@ -224,16 +209,18 @@ def _jit(config, update, mesh, steps=1, sharding=None, batch=None) -> jax.stages
 
 def way_in(config: ml_collections.ConfigDict, split: cache.Split, mesh: jax.sharding.Mesh) -> str:
     """ "resident" or "stream": what `config.data.way` says, or what "auto" comes to: resident while the split, or each
-    device's part of it, takes no more than `config.data.resident_mib`."""
+    device's part of it with what putting a batch together takes, is no more than `config.data.resident_mib`."""
     if config.data.way != "auto":
         return config.data.way
-    most = config.data.resident_mib * 2**20 * (mesh.size if in_parts(config, split, mesh) else 1)
-    return "resident" if split.images.nbytes <= most else "stream"
+    needed = split.images.nbytes
+    if in_parts(config, split, mesh):
+        needed = resident.bytes_in_parts(split.images.shape, config.batch_size, mesh)
+    return "resident" if needed <= config.data.resident_mib * 2**20 else "stream"
 
 
 def in_parts(config: ml_collections.ConfigDict, split: cache.Split, mesh: jax.sharding.Mesh) -> bool:
     """Whether a resident split is spread over the devices, as `config.data.resident_mib` does not hold it whole."""
-    return mesh.shape[mesh_lib.DATA] > 1 and split.images.nbytes > config.data.resident_mib * 2**20
+    return mesh.size > 1 and split.images.nbytes > config.data.resident_mib * 2**20
 
 
 def table(config: ml_collections.ConfigDict) -> str:
@@ -244,65 +231,4 @@ def table(config: ml_collections.ConfigDict) -> str:
         shape(jnp.float32, network.latent),
         shape(jnp.float32, network.size, network.size, network.channels),
     )
-    return "\n\n".join(layers.table(made, x, shape(jnp.int32)) for made, x in zip(networks(config), inputs))
-
-
-def read_run(
-    workdir: Path | str, *, step: int | None = None, sharding: jax.sharding.Sharding | None = None
-) -> tuple[record.Record, TrainState]:
-    """What a run's folder says of it, and the state of its newest readable checkpoint, or that of `step`.
-
-    It reads and changes nothing, as another process may be training there: an unreadable checkpoint is reported on
-    stderr and stays. The arrays come with `sharding` (None: whole on the first device).
-    Raises UserError where no run is, its configuration is none, or no checkpoint (of that step) can be read.
-    """
-    workdir = Path(workdir)
-    run = record.read(workdir)
-    if run is None:
-        raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
-    try:
-        config_lib.check(run.config)
-    except UserError as error:
-        raise UserError(f"{workdir / record.NAME}: {error}") from error
-    _, init = make_update(run.config, *networks(run.config))
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.eval_shape(init, jax.random.key(0))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-    state, unreadable = None, []
-    with Checkpoints(workdir, run.fingerprint) as checkpoints:
-        steps = checkpoints.steps()
-        if step is not None and step not in steps:
-            there = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {there}")
-        for candidate in steps[::-1] if step is None else [step]:
-            try:
-                state = checkpoints.restore(like, step=candidate)  # with a step it moves nothing
-                break
-            except UserError as error:
-                unreadable.append(str(error))
-    if state is None:
-        wait = f"train until the first snapshot (config.snapshot_kimg = {run.config.snapshot_kimg:g})"
-        raise UserError(unreadable[0] if unreadable else f"{workdir}: no checkpoint yet: {wait}")
-    for message in unreadable:
-        print(f"{message}; taking the one before", file=sys.stderr)
-    return run, state
-
-
-def start_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
-    """A fresh state with both networks, and the moving average, of the newest checkpoint of the run `config.init_from`.
-
-    Optimizers and progress start anew. Raises UserError where `read_run` does, or the run is of another network.
-    """
-    try:
-        other, source = read_run(config.init_from, sharding=state.step.sharding)
-    except UserError as error:
-        raise UserError(f"config.init_from: {error}") from error
-    if other.config.network != config.network:
-        raise UserError(
-            f"config.init_from = {config.init_from!r}: its network is {other.config.network}, not {config.network}"
-        )
-    take = lambda to, network: dataclasses.replace(to, params=network.params, stats=network.stats)
-    average = jax.tree.map(jnp.copy, generator_params(source)) if config.ema_kimg else {}
-    begun = dataclasses.replace(state, g=take(state.g, source.g), d=take(state.d, source.d), ema=average)
-    placed = jax.tree.map(lambda x: x.sharding, state)  # split under fsdp, as the other run's need not be
-    return jax.jit(lambda state: state, out_shardings=placed)(begun)
+    return "\n\n".join(layer_table.table(made, x, shape(jnp.int32)) for made, x in zip(networks(config), inputs))

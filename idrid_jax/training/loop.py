@@ -18,7 +18,7 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
-from idrid_jax.training import build, curves, processes, record
+from idrid_jax.training import build, curves, processes, record, saved
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.interruption import interruption
@@ -89,7 +89,7 @@ def train(
         if restored is not None:
             state = restored
         elif config.init_from:
-            state = build.start_from(config, state)
+            state = saved.start_from(config, state)
         first_step, last_step = int(state.step), steps(config.total_kimg, config)
         peers.first("record", lambda: record.write(workdir, config, manifest))
 

@@ -56,16 +56,17 @@ def make_mesh(data: int = -1, rows: int = 1, *, devices: list[jax.Device] | None
     return Mesh(layout.reshape(count, rows), **axes)
 
 
-def of_config(config: ml_collections.ConfigDict, size: int) -> Mesh:
-    """The mesh of `config.mesh` for images of `size` pixels a side. Raises UserError where they do not fit together."""
-    mesh = make_mesh(config.mesh.data, config.mesh.rows)
-    check(config.batch_size, size, mesh)
+def of_config(config: ml_collections.ConfigDict, size: int, *, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config.mesh` for images of `size` pixels a side, of `devices` or of this run's. Raises UserError
+    where they do not fit together."""
+    mesh = make_mesh(config.mesh.data, config.mesh.rows, devices=devices)
+    check(config.batch_size, size, **mesh.shape)
     return mesh
 
 
-def check(batch_size: int, size: int, mesh: Mesh) -> None:
-    """Raises UserError unless every device gets the same number of images, and of rows of each."""
-    data, rows = mesh.shape[DATA], mesh.shape[ROWS]
+def check(batch_size: int, size: int, data: int, rows: int) -> None:
+    """Raises UserError unless every device of a mesh gets the same number of images of `size` pixels, and of rows of
+    each."""
     if batch_size < 1 or batch_size % data:
         raise UserError(
             f"config.batch_size = {batch_size} is not divisible by {data} devices: "

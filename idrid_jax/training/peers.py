@@ -26,6 +26,7 @@ class Alone:
     """The only process of a run: what `Peers` offers, without anybody."""
 
     index, count = 0, 1
+    timeout = None  # seconds that the others have to come, and then to say what they have
 
     def gather(self, name: str, make: Callable[[], Any], *, timeout: float | None = None) -> list:
         """What `make` returned on each process, by index: JSON values. Every process must call it, in the same order.
@@ -49,7 +50,7 @@ class Peers(Alone):
         Raises UserError for an address that cannot be, and where the others are not there after `timeout` seconds:
         how many are, and which are not.
         """
-        self.index, self.count = index, count
+        self.index, self.count, self.timeout = index, count, timeout
         self._links: dict[int, _Link] = {}
         self._names: dict[int, str] = {index: _name(index, socket.gethostname(), os.getpid())}
         self._changed = threading.Condition()

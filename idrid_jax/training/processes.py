@@ -17,7 +17,6 @@ from typing import Any
 
 import ml_collections
 
-import idrid_jax
 from idrid_jax import config as config_lib
 from idrid_jax.data.cache import Manifest
 from idrid_jax.errors import UserError
@@ -152,20 +151,19 @@ def check_same(config: ml_collections.ConfigDict, find: Callable[[], Manifest]) 
 
     Raises UserError on all where one differs from process 0, naming it and the field, or where `find` fails on one.
     """
-    import jax
-    import jaxlib
+    if _current.count == 1:
+        return find()
+    from idrid_jax.training import record
 
     found: list[Manifest] = []
 
     def facts() -> dict[str, Any]:
         found.append(find())
         fields = {f"config.{name}": value for name, value in config_lib.fields(config) if name not in MAY_DIFFER}
-        return {
-            "idrid_jax": idrid_jax.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__,
-            "release": f"{found[0].fingerprint[:12]} ({found[0].name})",
-        } | fields  # fmt: skip
+        release = f"{found[0].fingerprint[:12]} ({found[0].name})"
+        return {**record.versions(), "revision": record.revision(), "release": release, **fields}
 
-    wanted, *others = _current.gather("start", facts, timeout=JOIN_TIMEOUT)
+    wanted, *others = _current.gather("start", facts, timeout=_current.timeout)
     for index, theirs in enumerate(others, 1):
         for name in wanted | theirs:
             if wanted.get(name) != theirs.get(name):

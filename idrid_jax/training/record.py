@@ -62,12 +62,8 @@ def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest) 
             "data_dir": str(manifest.folder.absolute().parent.parent),
             "counts": manifest.counts,
         },
-        "revision": _revision(),
-        "versions": {
-            "idrid_jax": idrid_jax.__version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "revision": revision(),
+        "versions": versions(),
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
     }
@@ -95,7 +91,13 @@ def check_resume(workdir: Path, config: ml_collections.ConfigDict, manifest: Man
         )
 
 
-def _revision() -> str:
+def versions() -> dict[str, str]:
+    """Of idrid_jax, Python and what the numbers of a run depend on."""
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"idrid_jax": idrid_jax.__version__, "python": platform.python_version(), **installed}
+
+
+def revision() -> str:
     """The code's git revision, "+changes" where the tree differs from it; empty outside a checkout."""
     folder = Path(idrid_jax.__file__).parent
     git = lambda *command: subprocess.run(

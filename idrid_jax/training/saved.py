@@ -1,0 +1,76 @@
+"""A run's folder -> its record and networks: for those who go on from it, sample it or measure it."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from idrid_jax import config as config_lib
+from idrid_jax.errors import UserError
+from idrid_jax.training import build, record
+from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training.state import TrainState, generator_params
+
+
+def read_run(
+    workdir: Path | str, *, step: int | None = None, sharding: jax.sharding.Sharding | None = None
+) -> tuple[record.Record, TrainState]:
+    """What a run's folder says of it, and the state of its newest readable checkpoint, or that of `step`.
+
+    It reads and changes nothing, as another process may be training there: an unreadable checkpoint is reported on
+    stderr and stays. The arrays come with `sharding` (None: whole on the first device).
+    Raises UserError where no run is, its configuration is none, or no checkpoint (of that step) can be read.
+    """
+    workdir = Path(workdir)
+    run = record.read(workdir)
+    if run is None:
+        raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
+    try:
+        config_lib.check(run.config)
+    except UserError as error:
+        raise UserError(f"{workdir / record.NAME}: {error}") from error
+    _, init = build.make_update(run.config, *build.networks(run.config))
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.eval_shape(init, jax.random.key(0))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+    state, unreadable = None, []
+    with Checkpoints(workdir, run.fingerprint) as checkpoints:
+        steps = checkpoints.steps()
+        if step is not None and step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {there}")
+        for candidate in steps[::-1] if step is None else [step]:
+            try:
+                state = checkpoints.restore(like, step=candidate)  # with a step it moves nothing
+                break
+            except UserError as error:
+                unreadable.append(str(error))
+    if state is None:
+        wait = f"train until the first snapshot (config.snapshot_kimg = {run.config.snapshot_kimg:g})"
+        raise UserError(unreadable[0] if unreadable else f"{workdir}: no checkpoint yet: {wait}")
+    for message in unreadable:
+        print(f"{message}; taking the one before", file=sys.stderr)
+    return run, state
+
+
+def start_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
+    """A fresh state with both networks, and the moving average, of the newest checkpoint of the run `config.init_from`.
+
+    Optimizers and progress start anew. Raises UserError where `read_run` does, or the run is of another network.
+    """
+    try:
+        other, source = read_run(config.init_from, sharding=state.step.sharding)
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
+    if other.config.network != config.network:
+        raise UserError(
+            f"config.init_from = {config.init_from!r}: its network is {other.config.network}, not {config.network}"
+        )
+    take = lambda to, network: dataclasses.replace(to, params=network.params, stats=network.stats)
+    average = jax.tree.map(jnp.copy, generator_params(source)) if config.ema_kimg else {}
+    begun = dataclasses.replace(state, g=take(state.g, source.g), d=take(state.d, source.d), ema=average)
+    placed = jax.tree.map(lambda x: x.sharding, state)  # split under fsdp, as the other run's need not be
+    return jax.jit(lambda state: state, out_shardings=placed)(begun)
