@@ -28,8 +28,9 @@ def nchw(a):
 
 
 def nhwc(t):
-    """NCHW -> NHWC; vectors as they are."""
-    return np.moveaxis(t.detach().numpy(), 1, -1)
+    """NCHW -> NHWC; [B, C], of one pixel, -> [B, 1, 1, C]."""
+    a = np.moveaxis(t.detach().numpy(), 1, -1)
+    return a[:, None, None] if a.ndim == 2 else a
 
 
 def weight(a):

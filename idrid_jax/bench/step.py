@@ -161,10 +161,15 @@ class _Ours:
     """Our side: a call is a round."""
 
     def __init__(self, program: program_lib.Program):
-        self.step, self.state, self.updates = program.step, program.start(), 1
+        self.step, self.state, self.calls = program.step, program.start(), 1
+
+    @property
+    def updates(self) -> int:
+        """In a round."""
+        return self.calls * self.step.steps
 
     def __call__(self) -> None:
-        for _ in range(self.updates):
+        for _ in range(self.calls):
             self.state, metrics = self.step(self.state)
         jax.block_until_ready((self.state, metrics))
 
@@ -178,15 +183,16 @@ def _measure(case: Case, peers: peer_lib.Peer | None, rounds: int, rate: float) 
     config = case.config
     flops = program_lib.model_flops(config)
     what = {"network": config.network, "batch": config.batch_size, "dtype": config.dtype}
+    what |= {"dispatch_steps": program.step.steps}
 
     ours = _Ours(program)
     ours()
-    ours.updates = _updates_per_round(ours)
+    ours.calls = _calls_per_round(ours)
     sides, updates = {OURS: ours}, {OURS: ours.updates}
     for variant in peer_lib.VARIANTS if peers else ():
         try:
             made_s = peers.make(variant, _options(config), program_lib.PHOTOGRAPHS)
-            updates[variant] = _updates_per_round(lambda: peers.run(variant, 1))
+            updates[variant] = _calls_per_round(lambda: peers.run(variant, 1))
             sides[variant] = lambda variant=variant: peers.run(variant, updates[variant])
             report.note(f"torch {variant}: ready after {made_s:.1f} s")
         except peer_lib.PeerError as error:
@@ -224,9 +230,9 @@ def _measure(case: Case, peers: peer_lib.Peer | None, rounds: int, rate: float) 
     return rows
 
 
-def _updates_per_round(update: Callable[[], object]) -> int:
+def _calls_per_round(call: Callable[[], object]) -> int:
     start = time.perf_counter()
-    update()
+    call()
     return max(1, math.ceil(ROUND / (time.perf_counter() - start)))
 
 

@@ -115,6 +115,20 @@ class Discriminator32(nn.Module):
         return self.logit(self.dropout(_to_features(x)))[:, 0]
 
 
+class FromLatent(nn.ConvTranspose2d):
+    """z [B, I] -> [B, O, k, k]. Of one pixel it is a matrix product, whose memory format torch.compile knows."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return _to_pixels(z @ self.weight.permute(0, 2, 3, 1).flatten(1), self.kernel_size[0])
+
+
+class ToLogit(nn.Conv2d):
+    """[B, I, k, k] -> [B, 1], a matrix product likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _to_features(x) @ self.weight.permute(0, 2, 3, 1).flatten(1).T
+
+
 OUTER = {64: (4, 2, 1), 128: (16, 4, 6)}  # kernel, stride, padding between 32 x 32 features and the image
 
 
@@ -126,14 +140,14 @@ class Generator(nn.Module):
     def __init__(self, size: int, width: int = 64):
         super().__init__()
         channels = [width * 8, width * 4, width * 2, width]
-        up = [nn.ConvTranspose2d(100, channels[0], 4, 1, 0, bias=False)]
+        up = [FromLatent(100, channels[0], 4, 1, 0, bias=False)]
         up += [nn.ConvTranspose2d(i, o, 4, 2, 1, bias=False) for i, o in zip(channels, channels[1:])]
         self.up = nn.ModuleList(up)
         self.norm = nn.ModuleList(nn.BatchNorm2d(c) for c in channels)
         self.image = nn.ConvTranspose2d(width, 3, *OUTER[size], bias=False)
 
     def forward(self, z: Tensor, grades: Tensor) -> Tensor:
-        x = z[:, :, None, None]
+        x = z
         for up, norm in zip(self.up, self.norm):
             x = relu_(norm(up(x)))
         return self.image(x).tanh()
@@ -150,13 +164,13 @@ class Discriminator(nn.Module):
         self.image = nn.Conv2d(3, width, *OUTER[size], bias=False)
         self.down = nn.ModuleList(nn.Conv2d(i, o, 4, 2, 1, bias=False) for i, o in zip(channels, channels[1:]))
         self.norm = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[1:])
-        self.logit = nn.Conv2d(channels[-1], 1, 4, 1, 0, bias=False)
+        self.logit = ToLogit(channels[-1], 1, 4, 1, 0, bias=False)
 
     def forward(self, images: Tensor, grades: Tensor) -> Tensor:
         x = leaky_relu_(self.image(images), 0.2)
         for down, norm in zip(self.down, self.norm):
             x = leaky_relu_(norm(down(x)), 0.2)
-        return self.logit(x).flatten()
+        return self.logit(x)[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)

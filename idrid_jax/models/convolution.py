@@ -7,8 +7,9 @@ are again the three: autodiff stays among them to any order (gradient penalties 
     conv_input(g, w)    features x kernel -> images     what a transposed convolution layer computes
     conv_kernel(x, g)   images x features -> kernel     the kernel's gradient, for both layers
 
-On GPUs and TPUs each is one `lax.conv_general_dilated` or its transpose. XLA on CPU is slow at most of these shapes, so
-there each layer takes what was measured to be fastest (`bench/README.md`): `winograd`, `columns`, or XLA's own.
+On TPUs each is one `lax.conv_general_dilated` or its transpose, and on NVIDIA GPUs where there are many channels on both
+sides; those of images go over `pixel_blocks` there. XLA on CPU is slow at most of these shapes, so each layer takes what
+was measured to be fastest (`bench/README.md`): `winograd`, `columns`, or XLA's own.
 
 Shapes: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O] with h = (H + lo + hi - k) // stride + 1. Any floating dtype.
 """
@@ -17,14 +18,17 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 from jax import lax
 
-from idrid_jax.models import columns, winograd
+from idrid_jax.models import columns, pixel_blocks, winograd
 
 Padding = tuple[int, int]  # pixels added before and after, the same on both axes
 Size = tuple[int, int]
+Maps = tuple[Callable | None, Callable | None, Callable | None]  # conv, conv_input, conv_kernel
+NATIVE: Maps = (None, None, None)
 
 _lowering = contextvars.ContextVar("lowering", default="platform")
 
@@ -75,25 +79,48 @@ class Layer:
     def out(self) -> Size:
         return tuple(out_size(size, self.kernel, self.stride, self.padding) for size in self.size)
 
-    def native(self, x, w):
-        return lax.conv_general_dilated(
-            x, w, (self.stride,) * 2, (self.padding,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    @property
+    def dense(self) -> bool:
+        """The kernel covers the image: one position, and the convolution is a matrix product."""
+        return self.out == (1, 1) and self.size == (self.kernel,) * 2 and self.padding == (0, 0)
+
+    def native(self) -> Maps:
+        return self._with_adjoints(
+            lambda x, w: lax.conv_general_dilated(
+                x, w, (self.stride,) * 2, (self.padding,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
         )
 
-    def native_input(self, g, w):
-        x = jax.ShapeDtypeStruct((g.shape[0], *self.size, w.shape[2]), g.dtype)
-        return jax.linear_transpose(lambda x: self.native(x, w), x)(g)[0]
+    def _with_adjoints(self, conv: Callable) -> Maps:
+        def conv_input(g, w):
+            x = jax.ShapeDtypeStruct((g.shape[0], *self.size, w.shape[2]), g.dtype)
+            return jax.linear_transpose(lambda x: conv(x, w), x)(g)[0]
 
-    def native_kernel(self, x, g):
-        w = jax.ShapeDtypeStruct((self.kernel, self.kernel, x.shape[-1], g.shape[-1]), x.dtype)
-        return jax.linear_transpose(lambda w: self.native(x, w), w)(g)[0]
+        def conv_kernel(x, g):
+            w = jax.ShapeDtypeStruct((self.kernel, self.kernel, x.shape[-1], g.shape[-1]), x.dtype)
+            return jax.linear_transpose(lambda w: conv(x, w), w)(g)[0]
 
-    def cpu(self, inputs: int, outputs: int):
-        """(conv, conv_input, conv_kernel) for so many channels on a CPU; None: the native one."""
+        return conv, conv_input, conv_kernel
+
+    def cuda(self, inputs: int, outputs: int) -> Maps:
+        """The three maps for so many channels on an NVIDIA GPU; None: the native one."""
+        out, before = self.out, self.padding[0]
+        if min(out) < 1 or self.kernel == 1:
+            return NATIVE
+        if self.dense:
+            return columns.dense_conv, columns.dense_conv_input, columns.dense_conv_kernel
+        if inputs <= 4 and self.stride > 1:
+            return self._with_adjoints(lambda x, w: pixel_blocks.strided(x, w, self.stride, before, out))
+        if outputs <= 4 and self.stride == 1:
+            return self._with_adjoints(lambda x, w: pixel_blocks.few_features(x, w, before, out))
+        return NATIVE
+
+    def cpu(self, inputs: int, outputs: int) -> Maps:
+        """The three maps for so many channels on a CPU; None: the native one."""
         out = self.out
         if min(out) < 1 or self.kernel == 1:
-            return None, None, None
-        if out == (1, 1) and self.size == (self.kernel,) * 2 and self.padding == (0, 0):
+            return NATIVE
+        if self.dense:
             return columns.dense_conv, columns.dense_conv_input, columns.dense_conv_kernel
         if inputs <= 4 and self.kernel <= 5:
             thin = columns.ThinImages(self.kernel, self.stride, self.padding, self.size, out)
@@ -103,16 +130,19 @@ class Layer:
             return thin.conv, thin.conv_input, thin.conv_kernel
         tiles = winograd.tiles(self.kernel, self.stride, self.padding, self.size, out)
         if tiles is None:
-            return None, None, None
+            return NATIVE
         if self.kernel == 3 and self.stride == 2:  # 9 of 16 taps are there: only the slowest of XLA's own is beaten
             return None, None, functools.partial(winograd.conv_kernel, tiles)
         return tuple(functools.partial(f, tiles) for f in (winograd.conv, winograd.conv_input, winograd.conv_kernel))
 
     def run(self, which: int, a, b, inputs: int, outputs: int):
         """Map `which` of the three, by the platform that the program is compiled for."""
-        native = (self.native, self.native_input, self.native_kernel)[which]
-        cpu = self.cpu(inputs, outputs)[which] if self.lowering == "platform" else None
-        return native(a, b) if cpu is None else lax.platform_dependent(a, b, cpu=cpu, default=native)
+        native = self.native()[which]
+        if self.lowering == "native":
+            return native(a, b)
+        special = {"cpu": self.cpu(inputs, outputs)[which], "cuda": self.cuda(inputs, outputs)[which]}
+        special = {platform: function for platform, function in special.items() if function is not None}
+        return lax.platform_dependent(a, b, default=native, **special) if special else native(a, b)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
