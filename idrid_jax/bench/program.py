@@ -57,15 +57,24 @@ def make(config: ml_collections.ConfigDict) -> Program:
     return Program(config, build.compile_step(config, update, mesh, split, 0), init, mesh)
 
 
-def model_flops(config: ml_collections.ConfigDict) -> float:
+def model_flops(config: ml_collections.ConfigDict) -> float | None:
     """FLOPs of one update of the whole batch, a multiplication and an addition being two.
 
-    By the compiler's cost analysis of the update lowered with plain convolutions of lax, before any optimization: our
-    own lowering of a convolution may need fewer multiplications, and differs by platform. Convolutions count what they
-    reach: no padding, no zeros between the rows of a dilated one.
+    By XLA's cost analysis of the update lowered with plain convolutions of lax, before any optimization: our own
+    lowering of a convolution may need fewer multiplications, and differs by platform. Convolutions count what they
+    reach: no padding, no zeros between the rows of a dilated one. It is lowered for a CPU, since JAX analyses what is
+    not compiled there and on TPUs alone. None where JAX may not use the CPU (JAX_PLATFORMS).
     """
+    try:
+        cpu = jax.local_devices(backend="cpu")
+    except RuntimeError:
+        return None
+    one = config.copy_and_resolve_references()
+    one.mesh.rows, one.mesh.fsdp, one.dispatch_steps = 1, False, 1
+    mesh = mesh_lib.make_mesh(1, devices=cpu[:1])
     with convolution.lowering("native"):
-        return make(config).lower().cost_analysis()["flops"]
+        jitted, state, data = build.abstract_step(one, mesh)
+        return jitted.lower(state, *data).cost_analysis()["flops"]
 
 
 def bytes_needed(config: ml_collections.ConfigDict) -> int:

@@ -221,9 +221,9 @@ def _measure(case: Case, peers: peer_lib.Peer | None, rounds: int, rate: float) 
         "compile_s": compile_s,
         "memory_bytes": memory.needed(compiled),
         "device_peak_bytes": after if after != before else None,  # it is of the whole process: an earlier case's
-        "flops_per_image": flops / config.batch_size,
+        "flops_per_image": flops and flops / config.batch_size,
         "matrix_flops_per_s": rate,
-        "matrix_share": flops / config.batch_size * rows[0]["images_per_s"] / (rate * program.mesh.size),
+        "matrix_share": flops and flops / config.batch_size * rows[0]["images_per_s"] / (rate * program.mesh.size),
     }
     if len(rows) > 1:
         rows[0]["ratio_to_peer"] = rows[0]["images_per_s"] / max(row["images_per_s"] for row in rows[1:])
@@ -294,8 +294,8 @@ def _table(shown: list[list[dict]], peer: bool) -> str:
             f"{ours['s_per_kimg']:.2f}",
             f"{ours['compile_s']:.1f}",
             f"{ours['memory_bytes'] / 2**20:.0f}" if ours["memory_bytes"] is not None else None,
-            f"{ours['flops_per_image'] / 1e6:.1f}",
-            f"{ours['matrix_share']:.0%}",
+            ours["flops_per_image"] and f"{ours['flops_per_image'] / 1e6:.1f}",
+            ours["matrix_share"] and f"{ours['matrix_share']:.0%}",
         ]
         if peer:
             rates = {row["side"]: f"{row['images_per_s']:.1f}" for row in others}
