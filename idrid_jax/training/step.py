@@ -111,9 +111,7 @@ def to_uint8(images: jax.Array) -> jax.Array:
     return jnp.clip(jnp.round((images.astype(jnp.float32) + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
-def draw(
-    generator: Functional, state: TrainState, z: jax.Array, grades: jax.Array, at_once: int
-) -> jax.Array:
+def draw(generator: Functional, state: TrainState, z: jax.Array, grades: jax.Array, at_once: int) -> jax.Array:
     """What samples of this state look like: z [N, latent] and grades int32 [N] -> uint8 [N, R, R, C]. Pure.
 
     at_once: images in memory with their features; the largest divisor of N up to it is taken.
