@@ -4,8 +4,9 @@
 
 A level more for each factor of two (channels 512, 512, 512, 256, 128, 64). Some 42 GFLOP an image and update, 15 times
 dcgan128's: 4 images/s on two cores, 4,800 on an H100 (batch 32, bfloat16), where 60 kimg, 13 seconds, show fields,
-discs and the eyes' colours under a grid, some with two discs and none with vessels (see README). The discriminator learns at a quarter of the generator's rate, with smoothed labels: at one rate for both it
-had won within 50 updates (D(G(z)) 0.000).
+discs and the eyes' colours under a grid, some with two discs and none with vessels (see README). The discriminator
+learns at a quarter of the generator's rate, with smoothed labels: at one rate for both it had won within 50 updates
+(D(G(z)) 0.000).
 """
 
 from idrid_jax.config import default_config

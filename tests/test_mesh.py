@@ -201,8 +201,8 @@ def test_a_mesh_that_does_not_fit_is_refused(config, tmp_path, layout, line):
 
 
 def test_an_image_is_split_over_neighbours(monkeypatch):
-    """Whatever order the devices come in: those of one process, one after the other; and JAX's own layout, which fails on
-    some TPU slices, is not asked."""
+    """Whatever order the devices come in: those of one process, one after the other; and JAX's own layout, which fails
+    on some TPU slices, is not asked."""
     monkeypatch.setattr(jax, "make_mesh", None)
     laid_out = mesh.make_mesh(4, 2, devices=jax.devices()[::-1]).devices
     assert [[device.id for device in row] for row in laid_out] == [[0, 1], [2, 3], [4, 5], [6, 7]]

@@ -1,6 +1,7 @@
 """Several processes are one run: the same losses, one folder, and each fault ends in a line that names it."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -71,16 +72,31 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path, quic
     assert lines(output, rf"^local: process 1 \(pid {victim}\) ended with status 137, by SIGKILL")
     assert lines(output, f"resuming from step {first}") and "Traceback" not in output
 
-    last = steps(folder)[-1] + 4
-    status, output = run(*LOCAL, 2, "--", *train(folder, phantom_data, total_kimg=last * 8 / 1000))
-    assert status == 0 and steps(folder)[-1] == last, output
-    # what two have saved, one goes on with
-    options = {"data__crop": "letterbox", "total_kimg": (last + 2) * 8 / 1000, "log_kimg": 0.008}
-    for one in (folder, tmp_path / "alone"):
-        loop.train(make_config(phantom_data, "dcgan28", **options), one)
+    # what two have saved, one goes on with on eight devices; then two of four devices each; then one on one
+    last = steps(folder)[-1] + 6
+    alone = lambda where, until, devices: loop.train(
+        make_config(
+            phantom_data,
+            "dcgan28",
+            mesh__data=devices,
+            data__crop="letterbox",
+            total_kimg=until * 8 / 1000,
+            log_kimg=0.008,
+        ),
+        where,
+    )
+    alone(folder, last - 4, 8)
+    words = train(folder, phantom_data, total_kimg=(last - 2) * 8 / 1000)
+    status, output = run(*LOCAL, 2, "--", *words, JAX_NUM_CPU_DEVICES="4")
+    assert status == 0 and steps(folder)[-1] == last - 2, output
+    assert len(json.loads((folder / "config.json").read_text())["devices"]) == 8
+    alone(folder, last, 1)
+    alone(tmp_path / "alone", last, 1)
     assert_same_losses(stats(folder), stats(tmp_path / "alone"))
     assert (folder / "reals.png").read_bytes() == (tmp_path / "alone" / "reals.png").read_bytes()
-    assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "alone").iterdir()}
+    # a run that stopped in between has pictures of that too
+    names = lambda where: {path.name for path in where.iterdir() if not path.name.startswith("fakes_")}
+    assert names(folder) == names(tmp_path / "alone")
 
 
 def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch, quick_compilation):
@@ -155,7 +171,11 @@ class Current:
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("jax", "0.1"), ("flax", "0.1"), ("idrid_jax", "9"), ("revision", "abc"), ("release", "0123 (x)"),
+        ("jax", "0.1"),
+        ("flax", "0.1"),
+        ("idrid_jax", "9"),
+        ("revision", "abc"),
+        ("release", "0123 (x)"),
         ("config.mesh.data", 7),
     ],
 )

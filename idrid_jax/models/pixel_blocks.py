@@ -13,8 +13,8 @@ def strided(x: jax.Array, w: jax.Array, stride: int, before: int, out: tuple[int
     """A convolution of stride s as one of stride 1 over blocks of s x s pixels: x [N, H, W, I], w [k, k, I, O] ->
     [N, *out, O], with `before` pixels of padding above and to the left, and whatever `out` needs at the other edges.
 
-    k x k taps become ceil(k / s) x ceil(k / s) over s * s * I channels, with zeros where the kernel ends. Linear in x and
-    in w, so that its transposes are the adjoints.
+    k x k taps become ceil(k / s) x ceil(k / s) over s * s * I channels, with zeros where the kernel ends. Linear in x
+    and in w, so that its transposes are the adjoints.
     """
     taps = -(-w.shape[0] // stride)
     edges = [(before, stride * (o + taps - 1) - size - before, 0) for o, size in zip(out, x.shape[1:3])]
