@@ -17,16 +17,16 @@ from idrid_jax.models.convolution import Layer, conv, conv_input, conv_kernel, l
 # stride divides, kernels smaller than the stride (rows that no output saw), and the shapes of the networks' own layers.
 CASES = [
     ((7, 5), 3, 1, (1, 1)),
-    ((9, 8), 8, 1, (3, 4)),      # cgan32, image
-    ((4, 4), 4, 1, (0, 0)),      # dcgan, logit
-    ((7, 9), 3, 2, (0, 1)),      # cgan32, down
-    ((7, 8), 5, 2, (1, 2)),      # dcgan28
-    ((8, 6), 4, 2, (1, 1)),      # dcgan, down
-    ((11, 7), 2, 2, (0, 0)),     # leaves a row over
-    ((9, 5), 1, 2, (0, 0)),      # kernel smaller than the stride
+    ((9, 8), 8, 1, (3, 4)),  # cgan32, image
+    ((4, 4), 4, 1, (0, 0)),  # dcgan, logit
+    ((7, 9), 3, 2, (0, 1)),  # cgan32, down
+    ((7, 8), 5, 2, (1, 2)),  # dcgan28
+    ((8, 6), 4, 2, (1, 1)),  # dcgan, down
+    ((11, 7), 2, 2, (0, 0)),  # leaves a row over
+    ((9, 5), 1, 2, (0, 0)),  # kernel smaller than the stride
     ((8, 11), 5, 3, (2, 0)),
     ((7, 10), 4, 3, (3, 1)),
-    ((16, 20), 16, 4, (6, 6)),   # dcgan128, image
+    ((16, 20), 16, 4, (6, 6)),  # dcgan128, image
     ((11, 14), 3, 4, (1, 0)),
 ]
 IDENTIFIERS = [f"{h}x{w}_k{k}s{s}p{lo}{hi}" for (h, w), k, s, (lo, hi) in CASES]
@@ -63,7 +63,8 @@ def maps(size, kernel, stride, padding):
 
     def forward(x, w):
         return lax.conv_general_dilated(
-            x, w, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x, w, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
     def to_input(g, w):
         x = jnp.zeros((g.shape[0], *size, w.shape[2]), g.dtype)
@@ -100,8 +101,9 @@ def values_and_gradients(which, *case):
     with jax.enable_x64(True):
         x, w, g = arrays(*case)
         at = ((x, w, g), (g, w, x), (x, g, w))  # both arguments, and the cotangent
-        run = jax.jit(lambda at: [
-            value_and_gradients(f, *three) for f, three in zip(maps(*case)[which], at, strict=True)])
+        run = jax.jit(
+            lambda at: [value_and_gradients(f, *three) for f, three in zip(maps(*case)[which], at, strict=True)]
+        )
         return jax.tree.map(np.asarray, run(at))
 
 

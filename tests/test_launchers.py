@@ -113,7 +113,7 @@ def until(condition, seconds=120.0, fail=True):
     not all(shutil.which(name, path=SBIN) for name in SLURM), reason="no Slurm: apt-get install slurm-wlm munge"
 )
 def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory, quick_compilation):
-    """launch/slurm.sbatch, told as Slurm tells it before its time ends; then the same run by srun alone, as four, to its end."""
+    """launch/slurm.sbatch, told as Slurm tells it before its time ends; then the same run by srun alone, as four."""
     tmp_path = tmp_path_factory.mktemp("s")  # short: a socket's path is
     folder = tmp_path / "run"
     with slurm(tmp_path / "slurm") as environment:

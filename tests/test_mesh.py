@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -164,6 +165,21 @@ def test_a_run_moves_between_meshes(config, tmp_path, monkeypatch):
     assert int(state.step) == 12
     for a, b in zip(jax.tree.leaves(whole.g.params), jax.tree.leaves(state.g.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)  # Adam's steps are 2e-4
+
+
+@pytest.mark.parametrize(
+    "platform, version, graphed",
+    [("cpu", "cpu", False), ("gpu", "PJRT C API\ncuda 13000", True), ("gpu", "rocm 6", False)],
+)
+def test_on_nvidia_gpus_a_step_is_one_graph(platform, version, graphed):
+    """The option is one that this jaxlib knows; elsewhere there is none."""
+    device = types.SimpleNamespace(platform=platform, client=types.SimpleNamespace(platform_version=version))
+    options = build._compiler_options(types.SimpleNamespace(devices=np.array([[device]])))
+    assert bool(options) == graphed
+    assert jax.jit(lambda x: x + 1, compiler_options=options)(1.0) == 2
+    if graphed:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="not a valid enum value"):
+            jax.jit(lambda x: x + 2, compiler_options={name: "NONSENSE" for name in options})(1.0)
 
 
 def test_all_devices_is_the_default(config, tmp_path):

@@ -7,8 +7,8 @@ are again the three: autodiff stays among them to any order (gradient penalties 
     conv_input(g, w)    features x kernel -> images     what a transposed convolution layer computes
     conv_kernel(x, g)   images x features -> kernel     the kernel's gradient, for both layers
 
-On TPUs each is one `lax.conv_general_dilated` or its transpose; on NVIDIA GPUs too, but for strided layers of
-images, which go over `pixel_blocks`. XLA on CPU is slow at most of these shapes, so each layer takes what was measured to
+On TPUs each is one `lax.conv_general_dilated` or its transpose. On NVIDIA GPUs too, but for strided layers of images,
+which go over `pixel_blocks`. XLA on CPU is slow at most of these shapes, so there each layer takes what was measured to
 be fastest (`bench/README.md`): `winograd`, `columns`, or XLA's own.
 
 Shapes: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O] with h = (H + lo + hi - k) // stride + 1. Any floating dtype.

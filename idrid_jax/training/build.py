@@ -20,6 +20,9 @@ from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.state import TrainState, init_state
 from idrid_jax.training.step import Metrics, Update
 
+# Of XLA, for NVIDIA GPUs: what may be launched as one CUDA graph. Its defaults, and convolutions: without these a step
+# is torn into pieces, and one of a small batch takes as long as the host needs to launch some 300 kernels (dcgan28 at
+# batch 128: 1.9 ms, not 1.0; see bench/README.md).
 GRAPHED = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION"
 
 
@@ -211,9 +214,10 @@ def _jit(config, update, mesh, steps=1, sharding=None, batch=None) -> jax.stages
 
 
 def _compiler_options(mesh) -> dict[str, str]:
-    """On a GPU the whole step becomes one CUDA graph: XLA leaves convolutions out by default, and a step of a small
-    batch then takes as long as the host needs to launch some 300 kernels."""
-    return {"xla_gpu_enable_command_buffer": GRAPHED} if mesh.devices.flat[0].platform == "gpu" else {}
+    device = mesh.devices.flat[0]
+    if device.platform != "gpu" or "rocm" in device.client.platform_version:
+        return {}
+    return {"xla_gpu_enable_command_buffer": GRAPHED}
 
 
 def way_in(config: ml_collections.ConfigDict, split: cache.Split, mesh: jax.sharding.Mesh) -> str:
