@@ -1,5 +1,6 @@
 """`evaluate`: what evaluation.json holds, that it repeats itself, and the sign of collapse at a snapshot."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,17 +8,18 @@ import made_run
 import numpy as np
 import pytest
 
-from idrid_jax import sampling
+from idrid_jax import cli, sampling
 from idrid_jax.data import cache
 from idrid_jax.data.prepare import prepare
 from idrid_jax.data.preprocess import preprocess
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import protocol, run
+from idrid_jax.evaluation import grader, protocol, run, usefulness
 from idrid_jax.evaluation.image_quality import psnr, ssim
 
 REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "among_generated",
               "among_real")
+QUICK = grader.Budget(steps=3, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,23 @@ def test_a_snapshot_of_one_training_photograph_measures_nothing_wrong(training):
     measures = run.snapshot_measures(np.asarray(training.images[:5]), np.zeros(5, int), one)
     assert np.isfinite(measures["ssim_among"])
     assert "ssim_excess" not in measures
+
+
+def test_usefulness_is_measured_when_asked_for(workdir, tmp_path, monkeypatch, capsys):
+    """By the command: a cGAN's images by grade, with a budget of a few updates."""
+    monkeypatch.setattr(usefulness.measure, "__kwdefaults__", usefulness.measure.__kwdefaults__ | {"budget": QUICK})
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--usefulness=2"]) == 0
+    out, err = capsys.readouterr()
+    written = json.loads((workdir / run.NAME).read_text())["usefulness"]
+    assert written["arms"].keys() == usefulness.ARMS.keys() and written["seeds"] == 2
+    assert len(written["arms"]["real"]["kappa"]["by_seed"]) == 2
+    assert np.sum(written["arms"]["balanced"]["confusion"]) == 2 * sum(made_run.TEST)
+    assert f"Usefulness: {written['verdict']}." in out and "real photographs, seed 2 of 2" in err
+
+
+def test_an_unconditional_generator_s_use_is_told_missing(workdir, monkeypatch):
+    sampler = sampling.load(workdir)
+    plain = dataclasses.replace(sampler.network, conditional=False)
+    monkeypatch.setattr(type(sampler), "network", plain)
+    found = run._usefulness(sampler, None, None, None, 0, 1, print)
+    assert found == {"missing": "cgan32 is unconditional: its images have no grades to learn from"}

@@ -1,6 +1,7 @@
 """Commands on a run's folder: train, sample, evaluate."""
 
 import json
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -165,15 +166,28 @@ def _define_evaluate(values, argv):
     flags.DEFINE_string(
         "data_dir", "", "where the release is prepared; empty: where the run found it", flag_values=values
     )
+    flags.DEFINE_integer(
+        "usefulness",
+        0,
+        "graders trained with and without synthetic images, for each of so many seeds; 0: none",
+        lower_bound=0,
+        flag_values=values,
+    )
 
 
 def _run_evaluate(values):
     if _another_process("evaluate"):
         return
-    from idrid_jax.evaluation import protocol, run
+    from idrid_jax.evaluation import protocol, run, usefulness
 
     result = run.evaluate(
-        values.workdir, count=values.count, seed=values.seed, step=values.step, data_dir=values.data_dir
+        values.workdir,
+        count=values.count,
+        seed=values.seed,
+        step=values.step,
+        data_dir=values.data_dir,
+        seeds=values.usefulness,
+        tell=lambda text: print(text, file=sys.stderr, flush=True),
     )
     of = result["of"]
     print(
@@ -181,6 +195,8 @@ def _run_evaluate(values):
         f"({of['fingerprint'][:12]}), {of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n"
     )
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
+    if "usefulness" in result:
+        print("\n" + usefulness.table(result["usefulness"]))
     print(f"\nwritten to {Path(values.workdir) / run.NAME}")
 
 

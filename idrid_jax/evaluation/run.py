@@ -1,14 +1,16 @@
 """What `idrid-jax evaluate` does: a run's generator measured by the protocol, written to evaluation.json."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from idrid_jax import sampling
 from idrid_jax.data import atomic, cache
+from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import protocol
+from idrid_jax.evaluation import protocol, usefulness
 from idrid_jax.evaluation.image_quality import ssim_pairs
 from idrid_jax.training import build
 
@@ -17,11 +19,20 @@ SNAPSHOT_IMAGES = 60  # of each set at 128 pixels and below, fewer above: a snap
 
 
 def evaluate(
-    workdir: Path | str, *, count: int | None = None, seed: int = 0, step: int | None = None, data_dir: Path | str = ""
+    workdir: Path | str,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    data_dir: Path | str = "",
+    seeds: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Measures `count` images (None: as many as training photographs) against the release that the run was trained on.
 
     data_dir: where the release is prepared; empty: where the run found it.
+    seeds: graders trained each way for `usefulness.measure`, whose result is then under "usefulness"; 0: none.
+    tell: is told what takes long.
     Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
     nothing is chosen by it.
     Returns what `protocol.measure` does, with what was measured under "of"; writes it to `workdir/evaluation.json`.
@@ -61,9 +72,20 @@ def evaluate(
         "channels": sampler.network.channels,
         "crop": config.data.crop,
     }
+    if seeds:
+        result["usefulness"] = _usefulness(sampler, training, *held_out, seed, seeds, tell)
     path = Path(workdir) / NAME
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _usefulness(sampler, training, held_out, held_out_grades, seed, seeds, tell):
+    if not sampler.network.conditional:
+        return {"missing": f"{sampler.config.network} is unconditional: its images have no grades to learn from"}
+    grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), usefulness.wanted(training.grades))
+    synthetic = np.stack(list(sampler.images(grades, seed=seed)))
+    real = np.asarray(training.images), training.grades, held_out, held_out_grades
+    return usefulness.measure(*real, synthetic, grades, seeds=seeds, tell=tell)
 
 
 def snapshot_measures(fakes: np.ndarray, grades: np.ndarray, training: cache.Split) -> dict[str, float]:
