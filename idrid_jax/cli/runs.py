@@ -170,7 +170,7 @@ def _define_evaluate(values, argv):
 def _run_evaluate(values):
     if _another_process("evaluate"):
         return
-    from idrid_jax.evaluation import protocol, run
+    from idrid_jax.evaluation import closeness, protocol, run
 
     result = run.evaluate(
         values.workdir, count=values.count, seed=values.seed, step=values.step, data_dir=values.data_dir
@@ -181,6 +181,7 @@ def _run_evaluate(values):
         f"({of['fingerprint'][:12]}), {of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n"
     )
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
+    print("\n" + closeness.table(result["closeness"]))
     print(f"\nwritten to {Path(values.workdir) / run.NAME}")
 
 

@@ -1,6 +1,7 @@
 """What `idrid-jax evaluate` does: a run's generator measured by the protocol, written to evaluation.json."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import numpy as np
 from idrid_jax import sampling
 from idrid_jax.data import atomic, cache
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import protocol
+from idrid_jax.evaluation import closeness, protocol
+from idrid_jax.evaluation.features import kept, random_network
 from idrid_jax.evaluation.image_quality import ssim_pairs
 from idrid_jax.training import build
 
@@ -24,7 +26,8 @@ def evaluate(
     data_dir: where the release is prepared; empty: where the run found it.
     Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
     nothing is chosen by it.
-    Returns what `protocol.measure` does, with what was measured under "of"; writes it to `workdir/evaluation.json`.
+    Returns what `protocol.measure` does, `closeness.measure` under "closeness", and what was measured
+    under "of"; writes it to `workdir/evaluation.json`.
     Raises UserError where `sampling.load` does, or the release is no longer prepared.
     """
     sampler = sampling.load(workdir, step)
@@ -51,6 +54,14 @@ def evaluate(
     result = protocol.measure(
         images, grades if sampler.network.conditional else None, training.images, training.grades, *held_out, seed=seed
     )
+    result["closeness"] = _closeness(
+        images,
+        grades if sampler.network.conditional else None,
+        training,
+        held_out,
+        seed=seed,
+        folder=Path(config.data.data_dir) / "features",
+    )
     result["of"] = {
         "network": config.network,
         "step": sampler.step,
@@ -64,6 +75,25 @@ def evaluate(
     path = Path(workdir) / NAME
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _closeness(images, grades, training, held_out, *, seed, folder):
+    name = random_network.name()
+
+    def extract(images):
+        return kept.features(images, name, random_network.extract, folder)
+
+    return closeness.measure(
+        images,
+        grades,
+        training.images,
+        training.grades,
+        *held_out,
+        extract=extract,
+        features=name,
+        seed=seed,
+        note=lambda text: print(text, file=sys.stderr, flush=True),
+    )
 
 
 def snapshot_measures(fakes: np.ndarray, grades: np.ndarray, training: cache.Split) -> dict[str, float]:
