@@ -224,8 +224,8 @@ def table(result: dict) -> str:
     lines += [
         "",
         f"Images used: {used['generated']} generated, {used['training']} training, {used['held_out']} held-out real.",
-        "Read each row against held-out real: that is what photographs get. The features were never trained, so no row",
-        "says that lesions or vessels are right. Ratio to real: 1 is as far from half the training set as its other half.",
+        "Read each row against held-out real: that is what photographs get. The features were never trained, so no",
+        "row says that lesions or vessels are right. Ratio to real: 1 is as far from half of training as the other half.",
     ]
     return "\n".join(lines)
 

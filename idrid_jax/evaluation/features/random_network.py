@@ -1,8 +1,8 @@
 """A fixed random convolutional network: features without any trained weights.
 
 Nothing has taught it what a retina is. It sees colours, contrasts and textures at four scales, so it tells what is
-plainly different and is blind to what takes an expert; results that use it carry its NAME. Random features in distances of
-generated images: Naeem et al., "Reliable fidelity and diversity metrics", ICML 2020, section 3.3 (R64).
+plainly different and is blind to what takes an expert; results that use it carry its NAME. Random features
+in distances of generated images: Naeem et al., "Reliable fidelity and diversity metrics", ICML 2020, section 3.3 (R64).
 """
 
 from functools import cache
