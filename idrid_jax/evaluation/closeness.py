@@ -225,7 +225,7 @@ def table(result: dict) -> str:
         "",
         f"Images used: {used['generated']} generated, {used['training']} training, {used['held_out']} held-out real.",
         "Read each row against held-out real: that is what photographs get. The features were never trained, so no",
-        "row says that lesions or vessels are right. Ratio to real: 1 is as far from half of training as the other half.",
+        "row says that lesions or vessels are right. Ratio 1: as far from half of training as its other half is.",
     ]
     return "\n".join(lines)
 
