@@ -178,7 +178,7 @@ def _define_evaluate(values, argv):
 def _run_evaluate(values):
     if _another_process("evaluate"):
         return
-    from idrid_jax.evaluation import protocol, run, usefulness
+    from idrid_jax.evaluation import closeness, protocol, run, usefulness
 
     result = run.evaluate(
         values.workdir,
@@ -195,6 +195,7 @@ def _run_evaluate(values):
         f"({of['fingerprint'][:12]}), {of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n"
     )
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
+    print("\n" + closeness.table(result["closeness"]))
     if "usefulness" in result:
         print("\n" + usefulness.table(result["usefulness"]))
     print(f"\nwritten to {Path(values.workdir) / run.NAME}")

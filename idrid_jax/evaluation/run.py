@@ -10,7 +10,8 @@ from idrid_jax import sampling
 from idrid_jax.data import atomic, cache
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import protocol, usefulness
+from idrid_jax.evaluation import closeness, protocol, usefulness
+from idrid_jax.evaluation.features import kept, random_network
 from idrid_jax.evaluation.image_quality import ssim_pairs
 from idrid_jax.training import build
 
@@ -35,7 +36,8 @@ def evaluate(
     tell: is told what takes long.
     Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
     nothing is chosen by it.
-    Returns what `protocol.measure` does, with what was measured under "of"; writes it to `workdir/evaluation.json`.
+    Returns what `protocol.measure` does, with `closeness.measure` under "closeness" and what was measured under "of";
+    writes it to `workdir/evaluation.json`.
     Raises UserError where `sampling.load` does, or the release is no longer prepared.
     """
     sampler = sampling.load(workdir, step)
@@ -62,6 +64,15 @@ def evaluate(
     result = protocol.measure(
         images, grades if sampler.network.conditional else None, training.images, training.grades, *held_out, seed=seed
     )
+    result["closeness"] = _closeness(
+        images,
+        grades if sampler.network.conditional else None,
+        training,
+        held_out,
+        folder=manifest.folder / "features",
+        seed=seed,
+        tell=tell,
+    )
     result["of"] = {
         "network": config.network,
         "step": sampler.step,
@@ -86,6 +97,22 @@ def _usefulness(sampler, training, held_out, held_out_grades, seed, seeds, tell)
     synthetic = np.stack(list(sampler.images(grades, seed=seed)))
     real = np.asarray(training.images), training.grades, held_out, held_out_grades
     return usefulness.measure(*real, synthetic, grades, seeds=seeds, tell=tell)
+
+
+def _closeness(images, grades, training, held_out, *, folder, seed, tell):
+    name = random_network.name()
+    extract = lambda images: kept.features(images, name, random_network.extract, folder)
+    return closeness.measure(
+        images,
+        grades,
+        training.images,
+        training.grades,
+        *held_out,
+        extract=extract,
+        features=name,
+        seed=seed,
+        note=tell,
+    )
 
 
 def snapshot_measures(fakes: np.ndarray, grades: np.ndarray, training: cache.Split) -> dict[str, float]:

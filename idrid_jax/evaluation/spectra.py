@@ -1,0 +1,112 @@
+"""Measures that need no network: sliced Wasserstein distance on Laplacian pyramids, and the radial power spectrum."""
+
+import numpy as np
+from scipy import ndimage
+
+PATCH, PATCHES, DIRECTIONS, QUANTILES = 7, 16, 64, 512
+LEAST = 16  # the coarsest level's side, Karras et al. 2018
+
+
+def laplacian_pyramid(images) -> list[np.ndarray]:
+    """uint8 [N, R, R, C] -> float32 levels at R, R/2, ... down to 16 or more; all but the last hold what the next
+    lacks. Burt and Adelson, "The Laplacian pyramid", 1983, with their 5-tap filter."""
+    x = np.asarray(images, np.float32)
+    levels = []
+    while min(x.shape[1:3]) // 2 >= LEAST:
+        small = _smooth(x)[:, ::2, ::2]
+        up = np.zeros_like(x)
+        up[:, ::2, ::2] = small * 4
+        levels.append(x - _smooth(up))
+        x = small
+    return [*levels, x]
+
+
+def _smooth(x):
+    taps = np.array([1, 4, 6, 4, 1], np.float32) / 16
+    return ndimage.correlate1d(ndimage.correlate1d(x, taps, axis=1, mode="mirror"), taps, axis=2, mode="mirror")
+
+
+def descriptors(level, rng: np.random.Generator, patches: int = PATCHES) -> np.ndarray:
+    """[N, H, W, C] -> float32 [N, patches, 7 * 7 * C], patches at random places, the same for the same generator."""
+    n, h, w, c = level.shape
+    side = min(PATCH, h, w)
+    ys, xs = rng.integers(h - side + 1, size=(n, patches)), rng.integers(w - side + 1, size=(n, patches))
+    dy, dx = np.mgrid[:side, :side]
+    rows, columns = ys[..., None, None] + dy, xs[..., None, None] + dx
+    return level[np.arange(n)[:, None, None, None], rows, columns].reshape(n, patches, side * side * c)
+
+
+class Slices:
+    """One set's descriptors along random directions, sorted once, so that a resample costs no sort."""
+
+    def __init__(self, described, channels: int, directions, scale):
+        """described [N, P, F]; directions [F, S] of unit length; scale (mean, sd) per channel."""
+        mean, sd = scale
+        n, p, f = described.shape
+        flat = (described.reshape(n, p, -1, channels) - mean) / sd
+        values = (flat.reshape(n * p, f) @ directions).T  # [S, N P]
+        order = np.argsort(values, axis=1)
+        self.values = np.take_along_axis(values, order, axis=1)
+        self.image = order // p
+
+    def quantiles(self, counts=None) -> np.ndarray:
+        """[S, 512]; counts int [N], of a resample, must sum to N."""
+        values = self.values
+        if counts is not None:
+            values = np.repeat(values.ravel(), counts[self.image].ravel()).reshape(values.shape)
+        n = values.shape[1]
+        return values[:, ((np.arange(QUANTILES) + 0.5) / QUANTILES * n).astype(int)]
+
+
+def slices(images, reference, *, seed: int = 0) -> list[tuple[Slices, Slices]]:
+    """The two sets' slices at each level of the pyramid; uint8 [N, R, R, C] and [M, R, R, C].
+
+    Descriptors are standardised per channel by the reference's mean and deviation (Karras et al. by each set's own,
+    which would hide a difference of colour or contrast).
+    """
+    pairs = []
+    for number, (a, b) in enumerate(zip(laplacian_pyramid(images), laplacian_pyramid(reference))):
+        # the same places in both, so that a set is at distance 0 from itself
+        da, db = (descriptors(x, np.random.default_rng([seed, number, 0])) for x in (a, b))
+        rng = np.random.default_rng([seed, number, 1])
+        directions = rng.standard_normal((da.shape[-1], DIRECTIONS)).astype(np.float32)
+        directions /= np.linalg.norm(directions, axis=0)
+        c = a.shape[-1]
+        by_channel = db.reshape(-1, c)
+        scale = by_channel.mean(axis=0), by_channel.std(axis=0) + 1e-6
+        pairs.append((Slices(da, c, directions, scale), Slices(db, c, directions, scale)))
+    return pairs
+
+
+def sliced_wasserstein(pairs, counts_a=None, counts_b=None) -> list[float]:
+    """1-Wasserstein distance of each level of `slices`, mean over directions; in deviations of the reference's patches.
+
+    Source: Karras et al., "Progressive growing of GANs", ICLR 2018, section 5; Rabin et al. 2011.
+    """
+    return [float(np.abs(a.quantiles(counts_a) - b.quantiles(counts_b)).mean()) for a, b in pairs]
+
+
+def radial_spectrum(images) -> np.ndarray:
+    """uint8 [N, R, R, C] -> float64 [N, R // 2 - 1], dB: power at each whole radius 1 to R/2 - 1, mean over angles and
+    channels, each channel less its mean, under a Hann window.
+
+    Source: Durall et al., "Watch your up-convolution", CVPR 2020, section 3 (azimuthal integration).
+    """
+    x = np.asarray(images, np.float64) / 255
+    n, r = len(x), x.shape[1]
+    window = np.hanning(r)[:, None] * np.hanning(r)[None]
+    frequency = np.fft.fftfreq(r) * r
+    radius = np.rint(np.hypot(frequency[:, None], frequency[None])).astype(int)
+    out = np.zeros((n, r // 2 - 1))
+    for i, image in enumerate(x):
+        image = (image - image.mean(axis=(0, 1))) * window[..., None]
+        power = np.square(np.abs(np.fft.fft2(image, axes=(0, 1)))).mean(axis=-1)
+        total = np.bincount(radius.ravel(), power.ravel())[1 : r // 2]
+        out[i] = 10 * np.log10(total / np.bincount(radius.ravel())[1 : r // 2] + 1e-9)
+    return out
+
+
+def spectrum_distance(a, b, counts_a=None, counts_b=None) -> float:
+    """Root mean square over radii of the difference, in dB, of the mean spectra [N, K] and [M, K]."""
+    mean_a, mean_b = (np.average(x, axis=0, weights=w) for x, w in ((a, counts_a), (b, counts_b)))
+    return float(np.sqrt(np.square(mean_a - mean_b).mean()))

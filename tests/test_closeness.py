@@ -1,0 +1,145 @@
+"""Closeness: each measure against a float64 oracle or a planted case, and the whole on made-up images."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from idrid_jax.evaluation import bootstrap, closeness, coverage, distances, diversity, spectra
+from idrid_jax.evaluation.features import kept, random_network
+from idrid_jax.evaluation.image_quality import ssim
+
+RNG = np.random.default_rng(0)
+A, B = RNG.normal(size=(40, 6)), RNG.normal(size=(30, 6)) * 1.5 + 0.3
+
+
+def test_kid_is_the_double_sum():
+    def k(x, y):
+        return (np.dot(x, y) / 6 + 1) ** 3
+
+    def off(x):
+        return np.mean([k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j])
+
+    expected = off(A) + off(B) - 2 * np.mean([k(x, y) for x in A for y in B])
+    assert distances.kid(A, B) == pytest.approx(expected, rel=1e-12)
+    assert distances.kid(A, B, subset=30, subsets=400) == pytest.approx(expected, rel=0.15)
+    with pytest.raises(ValueError, match="2 to 30"):
+        distances.kid(A, B, subset=31)
+
+
+def test_kid_is_unbiased():
+    values = [distances.kid(*np.random.default_rng(i).normal(size=(2, 20, 4))) for i in range(300)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(300)
+
+
+def test_resampled_mmd_leaves_repeats_out():
+    kernels = [distances.polynomial_kernel(*p) for p in ((A, A), (B, B), (A, B))]
+    counts = np.zeros(40)
+    counts[:2] = 20
+    pair = distances.polynomial_kernel(A, A)[0, 1]
+    assert distances.within(kernels[0], counts) == pytest.approx(pair)
+    assert np.isnan(distances.within(kernels[0], np.eye(40)[0] * 40))
+
+
+@pytest.mark.parametrize("n", [40, 200])
+def test_frechet_is_the_matrix_root(n):
+    a, b = np.random.default_rng(n).normal(size=(2, n, 6)) * np.array([1, 2])[:, None, None]
+    root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert distances.frechet(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_of_fewer_images_than_features():
+    a = RNG.normal(size=(5, 64))
+    assert distances.frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert distances.frechet(a, a + 2) == pytest.approx(4 * 64)
+
+
+def test_prdc_planted():
+    real = RNG.normal(size=(60, 4))
+    real[30:] += 50  # two modes
+    for fake, expected in ((real, (1, 1, 1)), (real + 1000, (0, 0, 0)), (np.tile(real[:30], (2, 1)), (1, 0.5, 0.5))):
+        fake = fake + 1e-3 * RNG.normal(size=fake.shape)
+        values = coverage.prdc(*(coverage.distances(*p) for p in ((fake, fake), (real, real), (fake, real))), k=5)
+        # repeats have small balls: recall then asks only that the dropped mode is not found
+        assert values["precision"].mean() == pytest.approx(expected[0], abs=0.1)
+        assert values["recall"].mean() <= expected[1] and values["recall"][30:].mean() <= (expected[1] == 1)
+        assert values["coverage"].mean() == pytest.approx(expected[2], abs=0.05)
+    with pytest.raises(ValueError, match="k is 60"):
+        coverage.radii(np.zeros((60, 60)), 60)
+
+
+def test_ms_ssim():
+    x = RNG.random((3, 24, 24, 1)).astype(np.float32)
+    half = x.reshape(3, 12, 2, 12, 2, 1).mean(axis=(2, 4))
+    w = np.array([0.0448, 0.2856]) / 0.3304
+    cs = max(float(ssim(x[:1], x[1:2], alpha=0)[0]), 0)
+    expected = cs ** w[0] * max(float(ssim(half[:1], half[1:2])[0]), 0) ** w[1]
+    pairs = diversity.ms_ssim_pairs(x, x)
+    assert pairs[0, 1] == pytest.approx(expected, abs=1e-5) and np.allclose(np.diag(pairs), 1, atol=1e-5)
+    assert [diversity.scales(s) for s in (10, 28, 32, 64, 128, 1024)] == [0, 2, 2, 3, 4, 5]
+
+
+def test_spectra_planted():
+    images = RNG.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    assert spectra.sliced_wasserstein(spectra.slices(images, images)) == [0, 0]
+    levels = spectra.sliced_wasserstein(spectra.slices(images // 2, images))
+    assert min(levels) > 0.2
+    power = spectra.radial_spectrum(images // 2 * 2)
+    quarter = spectra.radial_spectrum(images // 2)  # half the amplitude: 6.02 dB less at every radius
+    assert spectra.spectrum_distance(power, quarter) == pytest.approx(20 * np.log10(2), abs=0.01)
+    slices = spectra.slices(images, images)[0][0]
+    assert np.array_equal(slices.quantiles(), slices.quantiles(np.ones(12, int)))
+
+
+def test_interval_covers_as_often_as_it_says():
+    hits = 0
+    for i in range(200):
+        rng = np.random.default_rng(i)
+        low, high = bootstrap.of_mean(rng.normal(size=50), rng, 200)
+        hits += low <= 0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_random_network_and_kept(tmp_path):
+    images = RNG.integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
+    x = random_network.extract(images, batch=2)
+    assert x.shape == (5, 128) and x.dtype == np.float32
+    assert np.allclose(x, random_network.extract(images), atol=1e-5)
+    assert not np.allclose(x, random_network.extract(images, seed=1))
+    assert random_network.extract(images[:2, :7, :9, :1]).shape == (2, 128)
+    calls = []
+
+    def extract(images):
+        calls.append(1)
+        return random_network.extract(images)
+
+    for _ in range(2):
+        assert np.array_equal(kept.features(images, "n", extract, tmp_path), random_network.extract(images))
+    assert len(calls) == 1
+    kept.features(images, "other", extract, tmp_path)
+    (tmp_path / kept.key(images, "n") / kept.FILE).write_bytes(b"torn")
+    kept.features(images, "n", extract, tmp_path)
+    assert len(calls) == 3
+
+
+def test_the_whole():
+    real = (RNG.random((36, 1, 1, 3)) * 150 + RNG.random((36, 16, 16, 3)) * 30).astype(np.uint8)
+    grades = np.arange(36) % 5
+    grades[grades == 1] = 0
+    result = closeness.measure(
+        real[:24], grades[:24], real[:24], grades[:24], real[24:], grades[24:], extract=random_network.extract,
+        features="r", resamples=20)
+    json.dumps(result)
+    kid = {row: result[row]["kid"]["value"] for row in closeness.ROWS}
+    assert kid["generated"] < kid["held_out_real"] < kid["noise"]
+    assert kid["generated"] < kid["mean_image"]
+    assert result["mean_image"]["recall"]["value"] == 0 and result["mean_image"]["ms_ssim"]["value"] > 0.9
+    missing = result["by_grade"]["MILD"]["generated"]["kid"]["missing"]
+    assert "0 generated and 0 training images of grade MILD" in missing
+    for row in closeness.ROWS:
+        for name in closeness.MEASURES:
+            low, high = result[row][name]["interval"]
+            assert low <= high and result[row][name]["features"]
+    assert "Ratio 1" in closeness.table(json.loads(json.dumps(result)))
