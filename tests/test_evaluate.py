@@ -16,6 +16,8 @@ from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import grader, protocol, run, usefulness
 from idrid_jax.evaluation.image_quality import psnr, ssim
+from idrid_jax.training import build, saved
+from idrid_jax.training.step import to_float
 
 REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "among_generated",
               "among_real")
@@ -172,3 +174,25 @@ def test_an_unconditional_generator_s_use_is_told_missing(workdir, monkeypatch):
     monkeypatch.setattr(type(sampler), "network", plain)
     found = run._usefulness(sampler, None, None, None, 0, 1, print)
     assert found == {"missing": "cgan32 is unconditional: its images have no grades to learn from"}
+
+
+def test_copies_and_membership_are_told(workdir, result, manifest, capsys):
+    """A made-up run: its untrained generator draws noise, its untrained discriminator knows nobody."""
+    if sum(made_run.TEST) < 10:
+        assert result["copies"] == {"missing": f"{sum(made_run.TEST)} held-out images; it takes at least 10"}
+        assert "held-out" in result["membership"]["missing"]
+    else:
+        assert result["copies"]["verdict"].startswith("no sign") and (workdir / run.PAIRS).stat().st_size
+        assert 0 <= result["membership"]["auc"] <= 1
+
+
+def test_the_discriminator_s_scores_are_its_logits(workdir, training):
+    """Also where the last batch is not full."""
+    record, state = saved.read_run(workdir, step=5)
+    _, discriminator = build.networks(record.config)
+    few = training.images[:7], training.grades[:7]
+    members, others = run._scores(workdir, 5, training, *few)
+    wanted = discriminator.eval(state.d.params, state.d.stats, to_float(np.asarray(few[0])), few[1])
+    np.testing.assert_allclose(others, wanted, atol=1e-5)
+    np.testing.assert_allclose(members[:7], wanted, atol=1e-5)
+    assert members.shape == training.grades.shape

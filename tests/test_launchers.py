@@ -252,6 +252,8 @@ def local(tmp_path, script, n=2, **environment):
         ["bash", LAUNCH / "local.sh", str(n), "--", "train"],
         env=os.environ | {"PYTHON": str(python)} | environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # bash cannot trap what was ignored when it began, as Ctrl-C is where pytest runs in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -178,7 +178,7 @@ def _define_evaluate(values, argv):
 def _run_evaluate(values):
     if _another_process("evaluate"):
         return
-    from idrid_jax.evaluation import closeness, protocol, run, usefulness
+    from idrid_jax.evaluation import closeness, copies, membership, protocol, run, usefulness
 
     result = run.evaluate(
         values.workdir,
@@ -196,6 +196,8 @@ def _run_evaluate(values):
     )
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
     print("\n" + closeness.table(result["closeness"]))
+    print("\n" + copies.table(result["copies"]))
+    print(membership.line(result["membership"]))
     if "usefulness" in result:
         print("\n" + usefulness.table(result["usefulness"]))
     print(f"\nwritten to {Path(values.workdir) / run.NAME}")
@@ -239,5 +241,8 @@ SAMPLE = Command(
     _run_sample,
 )
 EVALUATE = Command(
-    "PSNR and SSIM beside what real photographs give", "--workdir runs/cgan32", _define_evaluate, _run_evaluate
+    "closeness, copies and usefulness of a generator's images, beside what real photographs give",
+    "--workdir runs/cgan32",
+    _define_evaluate,
+    _run_evaluate,
 )

@@ -56,8 +56,13 @@ def publish(folder: Path, target: Path) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Writes or replaces a file in one step. Raises UserError where it cannot be written."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same."""
     with partial_folder(path.parent) as folder:
-        (folder / path.name).write_text(text)
+        (folder / path.name).write_bytes(content)
         _sync(folder / path.name)
         os.replace(folder / path.name, path)
         _sync(path.parent)

@@ -4,18 +4,24 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from idrid_jax import sampling
 from idrid_jax.data import atomic, cache
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import closeness, protocol, usefulness
+from idrid_jax.evaluation import closeness, copies, membership, protocol, usefulness
 from idrid_jax.evaluation.features import kept, random_network
 from idrid_jax.evaluation.image_quality import ssim_pairs
-from idrid_jax.training import build
+from idrid_jax.models import NETWORKS
+from idrid_jax.pictures import grid
+from idrid_jax.sampling import encode
+from idrid_jax.training import build, saved
+from idrid_jax.training.step import to_float
 
 NAME = "evaluation.json"
+PAIRS = "copies.png"  # the generated images nearest to training photographs, each above its own
 SNAPSHOT_IMAGES = 60  # of each set at 128 pixels and below, fewer above: a snapshot's measures shall cost seconds
 
 
@@ -36,8 +42,9 @@ def evaluate(
     tell: is told what takes long.
     Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
     nothing is chosen by it.
-    Returns what `protocol.measure` does, with `closeness.measure` under "closeness" and what was measured under "of";
-    writes it to `workdir/evaluation.json`.
+    Returns what `protocol.measure` does, with `closeness.measure` under "closeness", `copies.measure` under "copies",
+    `membership.measure` under "membership" and what was measured under "of"; writes it to `workdir/evaluation.json`,
+    and the pairs of "copies" to `workdir/copies.png`.
     Raises UserError where `sampling.load` does, or the release is no longer prepared.
     """
     sampler = sampling.load(workdir, step)
@@ -73,6 +80,9 @@ def evaluate(
         seed=seed,
         tell=tell,
     )
+    tell("copies of training photographs")
+    result["copies"] = copies.measure(images, np.asarray(training.images), np.asarray(held_out[0]), training.ids)
+    result["membership"] = membership.measure(*_scores(workdir, sampler.step, training, *held_out))
     result["of"] = {
         "network": config.network,
         "step": sampler.step,
@@ -85,9 +95,30 @@ def evaluate(
     }
     if seeds:
         result["usefulness"] = _usefulness(sampler, training, *held_out, seed, seeds, tell)
+    if pairs := result["copies"].get("pairs"):
+        drawn, real = ([pair[which] for pair in pairs] for which in ("generated", "index"))
+        both = np.concatenate([images[drawn], np.asarray(training.images)[real]])
+        atomic.write_bytes(Path(workdir) / PAIRS, encode(np.asarray(grid(both, len(pairs))), "png"))
     path = Path(workdir) / NAME
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _scores(workdir, step, training, held_out, held_out_grades) -> list[np.ndarray]:
+    """The discriminator's logits of training and of held-out photographs."""
+    run, state = saved.read_run(workdir, step=step)
+    _, discriminator = build.networks(run.config)
+    of = jax.jit(lambda images, grades: discriminator.eval(state.d.params, state.d.stats, to_float(images), grades))
+    at_once, scores = NETWORKS[run.config.network].at_once, []
+    for images, grades in ((training.images, training.grades), (held_out, held_out_grades)):
+        parts = [np.zeros(0, np.float32)]
+        for start in range(0, len(images), at_once):
+            # one size, one compilation
+            part, of_part = (np.asarray(x[start : start + at_once]) for x in (images, grades))
+            filled = [np.resize(x, (at_once, *x.shape[1:])) for x in (part, of_part)]
+            parts.append(np.asarray(of(*filled), np.float32)[: len(part)])
+        scores.append(np.concatenate(parts))
+    return scores
 
 
 def _usefulness(sampler, training, held_out, held_out_grades, seed, seeds, tell):

@@ -251,8 +251,8 @@ class _Link:
 
     def receive(self, timeout: float) -> dict | None:
         """The next object; None at the end, after so many seconds of silence, and for what is none of ours."""
-        self._socket.settimeout(timeout)
         try:
+            self._socket.settimeout(timeout)  # which fails where this end has been closed meanwhile
             while b"\n" not in self._buffer:
                 if len(self._buffer) > 2**24 or not (some := self._socket.recv(2**16)):
                     self.open = False
