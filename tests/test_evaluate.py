@@ -166,6 +166,8 @@ def test_usefulness_is_measured_when_asked_for(workdir, tmp_path, monkeypatch, c
     assert len(written["arms"]["real"]["kappa"]["by_seed"]) == 2
     assert np.sum(written["arms"]["balanced"]["confusion"]) == 2 * sum(made_run.TEST)
     assert f"Usefulness: {written['verdict']}." in out and "real photographs, seed 2 of 2" in err
+    assert run.evaluate(workdir)["usefulness"] == written  # of the same images it is not lost
+    assert "usefulness" not in run.evaluate(workdir, seed=1)
 
 
 def test_an_unconditional_generator_s_use_is_told_missing(workdir, monkeypatch):
