@@ -127,6 +127,10 @@ def test_a_discriminator_that_knows_its_photographs_is_told():
     rng = np.random.default_rng(0)
     knows = membership.measure(rng.normal(1, 1, 200), rng.normal(0, 1, 100))
     assert knows["verdict"].startswith("the discriminator gives away") and 0.5 < knows["interval"][0] < knows["auc"]
+    # not more than untrained networks show of two splits that differ by themselves
+    splits = rng.normal(1, 1, 200), rng.normal(0, 1, 100)
+    same = membership.measure(*splits, [splits])
+    assert same["verdict"].startswith("no sign") and same["untrained"] == same["auc"] > 0.5
     verdicts = [
         membership.measure(*np.split(np.random.default_rng(i).normal(size=300), [200]), resamples=200)["interval"][0]
         > 0.5

@@ -193,7 +193,9 @@ def test_the_discriminator_s_scores_are_its_logits(workdir, training):
     record, state = saved.read_run(workdir, step=5)
     _, discriminator = build.networks(record.config)
     few = training.images[:7], training.grades[:7]
-    members, others = run._scores(workdir, 5, training, *few)
+    members, others, untrained = run._scores(workdir, 5, training, *few)
+    assert len(untrained) == run.UNTRAINED and all(len(u[0]) == len(members) and len(u[1]) == 7 for u in untrained)
+    assert not np.allclose(untrained[0][1], untrained[1][1]) and not np.allclose(untrained[0][1], others)
     wanted = discriminator.eval(state.d.params, state.d.stats, to_float(np.asarray(few[0])), few[1])
     np.testing.assert_allclose(others, wanted, atol=1e-5)
     np.testing.assert_allclose(members[:7], wanted, atol=1e-5)

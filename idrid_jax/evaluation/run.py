@@ -1,5 +1,6 @@
 """What `idrid-jax evaluate` does: a run's generator measured by the protocol, written to evaluation.json."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from idrid_jax.training import build, saved
 from idrid_jax.training.step import to_float
 
 NAME = "evaluation.json"
+UNTRAINED = 8  # discriminators that know nobody, for what splits differ by themselves
 PAIRS = "copies.png"  # the generated images nearest to training photographs, each above its own
 SNAPSHOT_IMAGES = 60  # of each set at 128 pixels and below, fewer above: a snapshot's measures shall cost seconds
 
@@ -83,6 +85,7 @@ def evaluate(
     )
     tell("copies of training photographs")
     result["copies"] = copies.measure(images, np.asarray(training.images), np.asarray(held_out[0]), training.ids)
+    tell("membership")
     result["membership"] = membership.measure(*_scores(workdir, sampler.step, training, *held_out))
     result["of"] = {
         "network": config.network,
@@ -117,13 +120,22 @@ def _earlier(path, result) -> dict | None:
         return None
 
 
-def _scores(workdir, step, training, held_out, held_out_grades) -> list[np.ndarray]:
-    """The discriminator's logits of training and of held-out photographs."""
+def _scores(workdir, step, training, held_out, held_out_grades):
+    """The discriminator's logits of training and of held-out photographs, and a list of the same of untrained ones."""
     run, state = saved.read_run(workdir, step=step)
     _, discriminator = build.networks(run.config)
-    of = jax.jit(lambda images, grades: discriminator.eval(state.d.params, state.d.stats, to_float(images), grades))
-    at_once, scores = NETWORKS[run.config.network].at_once, []
-    for images, grades in ((training.images, training.grades), (held_out, held_out_grades)):
+    of = jax.jit(lambda arrays, images, grades: discriminator.eval(*arrays, to_float(images), grades))
+    splits = (training.images, training.grades), (held_out, held_out_grades)
+    at_once = NETWORKS[run.config.network].at_once
+    logits = lambda arrays: _logits(functools.partial(of, arrays), splits, at_once)
+    untrained = [discriminator.init(jax.random.key(seed)) for seed in range(UNTRAINED)]
+    return *logits((state.d.params, state.d.stats)), [logits(arrays) for arrays in untrained]
+
+
+def _logits(of, splits, at_once) -> tuple[np.ndarray, ...]:
+    """Of each split, `at_once` images at a time."""
+    scores = []
+    for images, grades in splits:
         parts = [np.zeros(0, np.float32)]
         for start in range(0, len(images), at_once):
             # one size, one compilation
@@ -131,7 +143,7 @@ def _scores(workdir, step, training, held_out, held_out_grades) -> list[np.ndarr
             filled = [np.resize(x, (at_once, *x.shape[1:])) for x in (part, of_part)]
             parts.append(np.asarray(of(*filled), np.float32)[: len(part)])
         scores.append(np.concatenate(parts))
-    return scores
+    return tuple(scores)
 
 
 def _usefulness(sampler, training, held_out, held_out_grades, seed, seeds, tell):
