@@ -44,7 +44,7 @@ def default_config() -> ml_collections.ConfigDict:
             dispatch_steps=1,  # updates in one call of the compiled step; 16 gained 3 % for dcgan28 on an H100
             total_kimg=100.0,  # when training ends
             snapshot_kimg=10.0,  # checkpoint, image grid and measures every so often
-            on_collapse="warn",  # warn | stop | ignore, where images grow alike or D is sure of everything: training/alarm.py
+            on_collapse="warn",  # warn | stop | ignore: where images grow alike or D is sure of everything
             log_kimg=1.0,  # numbers to console, stats.jsonl and TensorBoard every so often
             model=dict(
                 max_channels=512,  # of a layer; dcgan256 and above
@@ -81,7 +81,7 @@ def default_config() -> ml_collections.ConfigDict:
             checkpoint=dict(
                 keep_last=3,  # newest checkpoints kept
                 keep_every_kimg=0.0,  # and every one at a multiple of this; 0 = none
-                best="kid",  # the snapshot with the lowest so far is kept, and sampled; empty = none: evaluation/snapshots.py
+                best="kid",  # a measure of evaluation/snapshots.py; its lowest is kept, and sampled; empty = none
             ),
             log=dict(console="bar"),  # bar | thesis = its line "[e/E][b/B] Loss_D: ..."
         )

@@ -212,6 +212,7 @@ def _loop(config, mesh, bare, scratch, seconds):
         return {}
 
     report.note(f"train: {spans} times {every} steps and a snapshot")
+    manifest = build.find_release(config)
     measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best)
     loop.train(config, scratch / "run", on_snapshot=(measures, alternate))
     times = Times(tuple(after - before for before, after in zip(left[-1 - spans :], entered[-spans:])))
@@ -220,7 +221,7 @@ def _loop(config, mesh, bare, scratch, seconds):
     cost = statistics.median(span - step for span, step in zip(times.seconds, bare_spans))
     row = {
         "what": "loop",
-        "way": build.way_in(config, build.load_split(config, build.find_release(config), "train"), mesh),
+        "way": build.way_in(config, build.load_split(config, manifest, "train"), mesh),
         "steps": every,
         **_rate(every * config.batch_size, times),
         **_of_bare(bare_spans, times.seconds),

@@ -74,7 +74,8 @@ def _train(config, workdir, say):
         f"training photographs by grade: {manifest.counts['grading']['train']}",
         flush=True,
     )
-    measures = Measures(manifest.folder / "features", tell=lambda text: say(text, file=sys.stderr, flush=True))
+    tell = lambda text: say(text, file=sys.stderr, flush=True)
+    measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best, tell=tell)
     state = loop.train(config, workdir, on_snapshot=(measures,))
     step = int(state.step)
     if step < loop.steps(config.total_kimg, config):
@@ -82,9 +83,8 @@ def _train(config, workdir, say):
     with Checkpoints(workdir) as checkpoints:
         chosen = checkpoints.chosen()
     if chosen is not None:
-        say(
-            f"chosen: step {chosen} ({chosen * config.batch_size / 1000:g} kimg), its {config.checkpoint.best} is lowest"
-        )
+        kimg = chosen * config.batch_size / 1000
+        say(f"chosen: step {chosen} ({kimg:g} kimg), whose {config.checkpoint.best} is lowest")
     say(
         f"step {step} ({step * config.batch_size / 1000:g} kimg): images, stats.jsonl and checkpoints in {workdir}\n"
         f"next: {PROGRAM} evaluate --workdir {workdir}"

@@ -78,7 +78,7 @@ def read(params: Tree, images: np.ndarray, *, budget: Budget = Budget()) -> np.n
 
 
 def read_edema(params: Tree, images: np.ndarray, *, budget: Budget = Budget()) -> np.ndarray:
-    """uint8 [N, R, R, C] -> the probability of each risk of oedema, float32 [seeds, N, 3]; of graders that learned it."""
+    """uint8 [N, R, R, C] -> the probability of each oedema risk, float32 [seeds, N, 3]; they must have learned it."""
     return _in_parts(_edema, params, shrunk(images, budget.side))
 
 

@@ -21,6 +21,7 @@ LEAST = 10  # validation photographs; with fewer the training ones are the refer
 class Measures:
     """Handed to `loop.train`; what is of photographs alone is computed at the first call.
 
+    kid, diversity: only where `kid` chooses the checkpoint, as a grader has to be trained for them first.
     kid: by the features of a grader (`trained_grader`), unbiased, of the validation photographs. Not x1000.
     kid_random: the same by random features, which a blurred mean image can win: logged, not for choosing.
     diversity: the variance of the grader's features among the fakes over that among training photographs.
@@ -32,19 +33,21 @@ class Measures:
 
     names = ("kid", "kid_random", "diversity", "copied", "ssim_among", "ssim_excess", "ssim_gap")
 
-    def __init__(self, folder: Path, tell: Callable[[str], None] = lambda text: None):
-        """folder: where features and graders of the release are kept. tell: is told of what takes long."""
-        self._folder, self._tell, self._real = Path(folder), tell, None
+    def __init__(self, folder: Path, chooses: str = "kid", tell: Callable[[str], None] = lambda text: None):
+        """folder: where graders of the release are kept. chooses: `config.checkpoint.best`. tell: is told of what takes
+        long."""
+        self._folder, self._with_grader, self._tell, self._real = Path(folder), chooses == "kid", tell, None
 
     def __call__(self, fakes: np.ndarray, grades: np.ndarray, training: Split, validation: Split) -> dict[str, float]:
         """fakes uint8 [N, R, R, C], N at least 2 -> numbers; those that lack photographs are left out."""
         if self._real is None:
-            self._real = _Real(training, validation, self._folder, self._tell)
+            self._real = _Real(training, validation, self._folder if self._with_grader else None, self._tell)
         real, out = self._real, {}
-        features = real.grader.extract(fakes)
-        out["kid"] = distances.kid(features, real.features)
-        out["kid_random"] = distances.kid(real.random.extract(fakes), real.random_features)
-        out["diversity"] = float(features.var(axis=0).sum() / max(real.variance, 1e-12))
+        if real.grader is not None:
+            features = real.grader.extract(fakes)
+            out["kid"] = distances.kid(features, real.features)
+            out["diversity"] = float(features.var(axis=0).sum() / max(real.variance, 1e-12))
+        out["kid_random"] = distances.kid(random_network.extract(fakes), real.random_features)
         if real.nearest is not None:
             copied = float((copies.similarity(copies.look(fakes), real.looks).max(1) > real.nearest).mean())
             out |= {"copied": copied, "veto": float(copied > copies.SHARE)}
@@ -60,12 +63,14 @@ class _Real:
 
     def __init__(self, training, validation, folder, tell):
         images = np.asarray(training.images)
-        self.random = random_network.network()
-        self.grader, _ = trained_grader.train(images, training.grades, folder, tell=tell)
         enough = len(validation.grades) >= LEAST
         reference = np.asarray(validation.images) if enough else images
-        self.features, self.random_features = (n.extract(reference) for n in (self.grader, self.random))
-        self.variance = float(self.grader.extract(images).var(axis=0).sum())
+        self.grader = None
+        if folder is not None:
+            self.grader, _ = trained_grader.train(images, training.grades, folder, tell=tell)
+            self.features = self.grader.extract(reference)
+            self.variance = float(self.grader.extract(images).var(axis=0).sum())
+        self.random_features = random_network.extract(reference)
         self.looks = copies.look(images) if enough else None
         self.nearest = copies.similarity(copies.look(reference), self.looks).max() if enough else None
         some = np.linspace(0, len(images) - 1, min(_alike(images), len(images))).astype(int)

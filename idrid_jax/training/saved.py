@@ -22,7 +22,8 @@ def read_run(
     `config.checkpoint.best`), or the newest where none has a score.
 
     It reads and changes nothing, as another process may be training there: an unreadable checkpoint is reported on
-    stderr and stays, and the newest readable one is taken. The arrays come with `sharding` (None: whole on the first device).
+    stderr and stays, and the newest readable one is taken. The arrays come with `sharding` (None: whole on the first
+    device).
     Raises UserError where no run is, its configuration is none, or no checkpoint (of that step) can be read.
     """
     workdir = Path(workdir)
