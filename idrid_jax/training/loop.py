@@ -174,7 +174,8 @@ def train(
                     measures = {}
                     if snapshot and point == done:
                         log.image(_fakes_name(done, config), grid(np.asarray(fakes_of(state)), columns), done)
-                        measures = measure(state)
+                        if measures := measure(state):
+                            log.say(f"{done * config.batch_size / 1000:.1f} kimg: {_told(measures)}")
                     log.scalars(point, rows, rate, measures)
                 if snapshot or stop:
                     _check_state(state, done, workdir)
@@ -231,11 +232,14 @@ def _measure(on_snapshot, fakes, grades, split, validation):
     return measures
 
 
+def _told(measures):
+    return ", ".join(f"{name} {value:.4f}" for name, value in measures.items() if name != "veto")
+
+
 def _check_best(config, on_snapshot):
     names = sorted({name for measure in on_snapshot for name in getattr(measure, "names", ())})
-    if (name := config.checkpoint.best) and name not in names:
-        hint = nearest(name, names) if names else "nothing is measured at a snapshot"
-        raise UserError(f"config.checkpoint.best = {name!r}: {hint}")
+    if names and config.checkpoint.best and config.checkpoint.best not in names:
+        raise UserError(f"config.checkpoint.best = {config.checkpoint.best!r}: {nearest(config.checkpoint.best, names)}")
 
 
 def _score(config, measures):
