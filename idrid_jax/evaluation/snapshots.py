@@ -21,9 +21,10 @@ LEAST = 10  # validation photographs; with fewer the training ones are the refer
 class Measures:
     """Handed to `loop.train`; what is of photographs alone is computed at the first call.
 
-    kid, diversity: only where `kid` chooses the checkpoint, as a grader has to be trained for them first.
-    kid: by the features of a grader (`trained_grader`), unbiased, of the validation photographs. Not x1000.
-    kid_random: the same by random features, which a blurred mean image can win: logged, not for choosing.
+    kid, kid_grader, diversity: only where `kid` chooses the checkpoint, as a grader has to be trained for them first.
+    kid_grader, kid_random: to the validation photographs, unbiased, by the features of a grader (`trained_grader`) and
+      by random ones. Not x1000. kid: the mean of both, which are of one order on photographs and noise. The grader's
+      alone ends at 0 long before textures are right; the random ones alone are won by a blurred mean image.
     diversity: the variance of the grader's features among the fakes over that among training photographs.
     copied: the share of fakes nearer to a training photograph than any validation photograph is (`copies`).
     ssim_among, ssim_excess, ssim_gap: SSIM among the fakes; less that among as many training photographs; the excess
@@ -31,7 +32,7 @@ class Measures:
     veto: 1 where more than `copies.SHARE` are copied: such a snapshot is not to be chosen; 0 otherwise.
     """
 
-    names = ("kid", "kid_random", "diversity", "copied", "ssim_among", "ssim_excess", "ssim_gap")
+    names = ("kid", "kid_grader", "kid_random", "diversity", "copied", "ssim_among", "ssim_excess", "ssim_gap")
 
     def __init__(self, folder: Path, chooses: str = "kid", tell: Callable[[str], None] = lambda text: None):
         """folder: where graders of the release are kept. chooses: `config.checkpoint.best`. tell: is told of what takes
@@ -45,9 +46,11 @@ class Measures:
         real, out = self._real, {}
         if real.grader is not None:
             features = real.grader.extract(fakes)
-            out["kid"] = distances.kid(features, real.features)
+            out["kid_grader"] = distances.kid(features, real.features)
             out["diversity"] = float(features.var(axis=0).sum() / max(real.variance, 1e-12))
         out["kid_random"] = distances.kid(random_network.extract(fakes), real.random_features)
+        if real.grader is not None:
+            out["kid"] = (out["kid_grader"] + out["kid_random"]) / 2
         if real.nearest is not None:
             copied = float((copies.similarity(copies.look(fakes), real.looks).max(1) > real.nearest).mean())
             out |= {"copied": copied, "veto": float(copied > copies.SHARE)}

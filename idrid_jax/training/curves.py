@@ -15,8 +15,8 @@ PANELS = (  # title, {key in stats.jsonl: caption}
     ),
     ("gradient norms", {"grad_norm_d": "D", "grad_norm_g": "G"}),
     (
-        "KID of the snapshot's images to the validation photographs (chosen by the grader's features)",
-        {"kid": "grader's features", "kid_random": "random features"},
+        "KID of the snapshot's images to the validation photographs (the mean chooses the checkpoint)",
+        {"kid_grader": "grader's features", "kid_random": "random features", "kid": "mean"},
     ),
     (
         "alike: SSIM among the images less among real ones (collapse above 0.1); spread of features over photographs'",
