@@ -70,8 +70,8 @@ def test_the_keys_of_the_issue_hold_finite_numbers(workdir, result):
 
 def test_what_was_measured_is_written_with_it(manifest, result):
     assert result["of"] == {
-        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "chosen": "the newest checkpoint", "statistics": "auto",
-        "release": "made up",
+        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "chosen": "the newest checkpoint", "trained": 5,
+        "statistics": "auto", "release": "made up",
         "fingerprint": manifest.fingerprint,
         "size": 32, "channels": 3, "crop": "field_of_view"}
 

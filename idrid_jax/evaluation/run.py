@@ -130,7 +130,7 @@ def _subject(workdir, sampler: Sampler, manifest, step, statistics) -> dict:
     """What was measured."""
     config, network = sampler.config, sampler.network
     with Checkpoints(Path(workdir)) as checkpoints:
-        best = checkpoints.chosen()
+        best, newest = checkpoints.chosen(), checkpoints.steps()[-1]
     how = "the newest checkpoint"
     if step is not None:
         how = "the checkpoint that was asked for"
@@ -141,6 +141,7 @@ def _subject(workdir, sampler: Sampler, manifest, step, statistics) -> dict:
         "step": sampler.step,
         "kimg": sampler.step * config.batch_size / 1000,
         "chosen": how,
+        "trained": newest,
         "statistics": statistics,
         "release": manifest.name,
         "fingerprint": manifest.fingerprint,
