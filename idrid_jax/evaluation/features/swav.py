@@ -65,7 +65,6 @@ def stages(params: dict, images: jax.Array) -> list[jax.Array]:
     return [jnp.mean(x, axis=(1, 2)) for x in NETWORK.apply(params, prepared(images))]
 
 
-@jax.jit
 def features(params: dict, images: jax.Array) -> jax.Array:
     """uint8 [N, H, W, C], C 1 or 3 -> float32 [N, 2048], the pooled features."""
     return stages(params, images)[-1]
