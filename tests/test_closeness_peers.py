@@ -8,8 +8,14 @@ from peers import fidelity
 
 from idrid_jax.evaluation import coverage, distances
 
-torch, _, _ = fidelity.imported()
-from torch_fidelity import metric_fid, metric_kid, metric_prc  # noqa: E402
+
+@pytest.fixture(scope="module")
+def theirs():
+    """(features as they take them, their FID, KID and precision and recall)."""
+    torch, _, _ = fidelity.imported()
+    from torch_fidelity import metric_fid, metric_kid, metric_prc
+
+    return torch.from_numpy, metric_fid, metric_kid, metric_prc
 
 
 def features(n, m, d, shift):
@@ -24,42 +30,42 @@ each = pytest.mark.parametrize("generated, real", SETS, ids=["more", "fewer than
 
 
 @each
-def test_frechet(generated, real):
-    statistics = [metric_fid.fid_features_to_statistics(torch.from_numpy(x)) for x in (generated, real)]
-    theirs = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
-    assert distances.frechet(generated, real) == pytest.approx(theirs, rel=1e-6)
+def test_frechet(theirs, generated, real):
+    tensor, fid, _, _ = theirs
+    statistics = [fid.fid_features_to_statistics(tensor(x)) for x in (generated, real)]
+    want = fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
+    assert distances.frechet(generated, real) == pytest.approx(want, rel=1e-6)
 
 
 @each
-def test_kid(generated, real):
+def test_kid(theirs, generated, real):
+    tensor, _, kid, _ = theirs
     count = min(len(generated), len(real))
     a, b = generated[:count], real[:count]
-    theirs = metric_kid.kid_features_to_metric(
-        *map(torch.from_numpy, (a, b)), kid_subsets=1, kid_subset_size=count, verbose=False
-    )[metric_kid.KEY_METRIC_KID_MEAN]
-    assert distances.kid(a, b) == pytest.approx(theirs, rel=1e-6)
+    options = {"kid_subsets": 1, "kid_subset_size": count, "verbose": False}
+    want = kid.kid_features_to_metric(tensor(a), tensor(b), **options)[kid.KEY_METRIC_KID_MEAN]
+    assert distances.kid(a, b) == pytest.approx(want, rel=1e-6)
 
 
-def test_kid_over_subsets():
-    """The subsets are drawn anew, so means of many agree, and no better."""
+def test_kid_over_subsets(theirs):
+    """The subsets are drawn in another way, so that means of many agree, and no better."""
+    tensor, _, kid, _ = theirs
     generated, real = SETS[0]
     options = {"kid_subsets": 400, "kid_subset_size": 50, "verbose": False}
-    theirs = metric_kid.kid_features_to_metric(*map(torch.from_numpy, (generated, real)), **options)
-    error = theirs[metric_kid.KEY_METRIC_KID_STD] / 400**0.5
-    ours = distances.kid(generated, real, subset=50, subsets=400)
-    assert abs(ours - theirs[metric_kid.KEY_METRIC_KID_MEAN]) < 5 * error
+    want = kid.kid_features_to_metric(tensor(generated), tensor(real), **options)
+    error = want[kid.KEY_METRIC_KID_STD] * (2 / 400) ** 0.5
+    assert abs(distances.kid(generated, real, subset=50, subsets=400) - want[kid.KEY_METRIC_KID_MEAN]) < 4 * error
 
 
 @each
 @pytest.mark.parametrize("k", [3, 5])
-def test_precision_and_recall(generated, real, k):
-    theirs = metric_prc.prc_features_to_metric(
-        *map(torch.from_numpy, (generated, real)), prc_neighborhood=k, verbose=False
-    )
+def test_precision_and_recall(theirs, generated, real, k):
+    tensor, _, _, prc = theirs
+    want = prc.prc_features_to_metric(tensor(generated), tensor(real), prc_neighborhood=k, verbose=False)
     ours = coverage.prdc(*(coverage.distances(*pair) for pair in pairs(generated, real)), k=k)
-    assert ours["precision"].mean() == pytest.approx(theirs["precision"], rel=1e-6)
-    assert ours["recall"].mean() == pytest.approx(theirs["recall"], rel=1e-6)
-    assert 0 < theirs["precision"] and theirs["recall"] < 1  # or it would say nothing
+    for name in ("precision", "recall"):
+        assert ours[name].mean() == pytest.approx(want[name], rel=1e-6)
+    assert 0 < want["precision"] and want["recall"] < 1  # or it would say nothing
 
 
 def pairs(fake, real):

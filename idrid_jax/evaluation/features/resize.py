@@ -89,6 +89,7 @@ def torch_bicubic_weights(length: int, size: int, step: float) -> np.ndarray:
 
 
 def imagenet_normal(images: jax.Array) -> jax.Array:
-    """float32 [N, H, W, C] in [0, 255], C 1 (repeated) or 3 -> [N, H, W, 3], less ImageNet's mean, over its deviation."""
+    """float32 [N, H, W, C] in [0, 255], C 1 (repeated) or 3 -> [N, H, W, 3]: ImageNet's mean taken off, over its
+    deviation."""
     mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     return (images / 255 - mean) / deviation
