@@ -14,7 +14,7 @@ def imported():
     torch = pytest.importorskip("torch")
     for name in ("torchvision", "torch_fidelity"):
         if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed: it comes with the extra `peer`")
+            pytest.skip(f"{name} is not installed: it comes with the extra `peer`", allow_module_level=True)
     try:
         import torchvision
     except RuntimeError as error:

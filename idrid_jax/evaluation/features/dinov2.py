@@ -2,7 +2,7 @@
 
 Oquab et al., "DINOv2: learning robust visual features without supervision", TMLR 2024; Dosovitskiy et al., "An image is
 worth 16x16 words", ICLR 2021, section 3.1. Stein et al., "Exposing flaws of generative model evaluation metrics",
-NeurIPS 2023, section 4, found distances of these features to go best with people's judgement.
+NeurIPS 2023, recommend ViT-L/14 over Inception, and find no distance that goes well with people's judgement.
 """
 
 import jax
@@ -19,9 +19,22 @@ HEAD = 64  # channels of each attention head
 EPSILON = 1e-6  # of LayerNorm
 SIZES = {(384, 12): "S", (768, 12): "B", (1024, 24): "L"}  # channels and blocks as published
 OFFSET = 0.1  # added to the side when positions are interpolated, as the original does
-BLOCK = ("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias",
-         "ls1.gamma", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
-         "ls2.gamma")
+BLOCK = (
+    "norm1.weight",
+    "norm1.bias",
+    "attn.qkv.weight",
+    "attn.qkv.bias",
+    "attn.proj.weight",
+    "attn.proj.bias",
+    "ls1.gamma",
+    "norm2.weight",
+    "norm2.bias",
+    "mlp.fc1.weight",
+    "mlp.fc1.bias",
+    "mlp.fc2.weight",
+    "mlp.fc2.bias",
+    "ls2.gamma",
+)
 HUGGING_FACE = {  # its names -> the original's, by the beginning or within a block
     "embeddings.cls_token": "cls_token",
     "embeddings.mask_token": "mask_token",

@@ -65,8 +65,14 @@ def _network(conv, x):
     def block_d(name, x):
         return join(
             chain(f"{name}.branch3x3", x, ("_1", 192, 1), ("_2", 320, 3, 2)),
-            chain(f"{name}.branch7x7x3", x, ("_1", 192, 1), ("_2", 192, row, 1, by_row),
-                  ("_3", 192, column, 1, by_column), ("_4", 192, 3, 2)),
+            chain(
+                f"{name}.branch7x7x3",
+                x,
+                ("_1", 192, 1),
+                ("_2", 192, row, 1, by_row),
+                ("_3", 192, column, 1, by_column),
+                ("_4", 192, 3, 2),
+            ),
             folded.max_pool(x, 2),
         )
 
@@ -77,8 +83,7 @@ def _network(conv, x):
         return join(
             unit(f"{name}.branch1x1", x, 320, 1),
             split(f"{name}.branch3x3_2", unit(f"{name}.branch3x3_1", x, 384, 1)),
-            split(f"{name}.branch3x3dbl_3",
-                  chain(f"{name}.branch3x3dbl", x, ("_1", 448, 1), ("_2", 384, 3, 1, 1))),
+            split(f"{name}.branch3x3dbl_3", chain(f"{name}.branch3x3dbl", x, ("_1", 448, 1), ("_2", 384, 3, 1, 1))),
             unit(f"{name}.branch_pool", pool(x), 192, 1),
         )
 
@@ -123,7 +128,6 @@ def stages(params: dict, images: jax.Array) -> list[jax.Array]:
     return [jnp.mean(x, axis=(1, 2)) for x in NETWORK.apply(params, prepared(images))]
 
 
-@jax.jit
 def features(params: dict, images: jax.Array) -> jax.Array:
     """uint8 [N, H, W, C], C 1 or 3 -> float32 [N, 2048], the pooled features."""
     return stages(params, images)[-1]

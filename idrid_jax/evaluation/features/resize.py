@@ -27,21 +27,32 @@ def tf1_bilinear(images: jax.Array, size: int) -> jax.Array:
 
 
 def pil(images: jax.Array, size: int, kernel: str) -> jax.Array:
-    """Pillow's resize of 8-bit images: antialiased, each pass rounded to whole grey levels.
+    """Pillow's resize of 8-bit images, bit for bit: antialiased, rows first, each pass rounded to whole grey levels.
 
-    float32 [N, H, W, C] of whole numbers in [0, 255] -> the same, [N, size, size, C]; where a value falls between two
-    levels it may be the other one. kernel: "bilinear" (the triangle) or "bicubic" (Keys 1981, a = -0.5).
+    float32 [N, H, W, C] of whole numbers in [0, 255] -> the same, [N, size, size, C]. kernel: "bilinear" (the triangle)
+    or "bicubic" (Keys 1981, a = -0.5).
     """
     height, width = images.shape[1:3]
-    product = lambda spec, w, x: jnp.clip(
-        jnp.floor(jnp.einsum(spec, w, x, precision=lax.Precision.HIGHEST) + 0.5), 0, 255
-    )
-    x = product("oi,nhic->nhoc", pil_weights(width, size, kernel), images)
-    return product("oi,niwc->nowc", pil_weights(height, size, kernel), x)
+    x = _pass("oi,nhic->nhoc", pil_weights(width, size, kernel), images)
+    return _pass("oi,niwc->nowc", pil_weights(height, size, kernel), x)
+
+
+BITS, HALF = (
+    22,
+    11,
+)  # of Pillow's fixed-point weights; of each of the two parts that float32 multiplies without rounding
+
+
+def _pass(spec, weights, x):
+    high = (weights + (1 << HALF - 1)) >> HALF
+    low = weights - (high << HALF)
+    product = lambda part: jnp.einsum(spec, part.astype(np.float32), x, precision=lax.Precision.HIGHEST)
+    total = (product(high).astype(jnp.int32) << HALF) + product(low).astype(jnp.int32)
+    return jnp.clip((total + (1 << BITS - 1)) >> BITS, 0, 255).astype(jnp.float32)
 
 
 def pil_weights(length: int, size: int, kernel: str) -> np.ndarray:
-    """float32 [size, length]: the share of each pixel in each new one; rows sum to 1."""
+    """int32 [size, length], in units of 2^-22: the share of each pixel in each new one; rows sum to about 2^22."""
     support, function = {"bilinear": (1, _triangle), "bicubic": (2, _keys)}[kernel]
     scale = length / size
     wide = max(scale, 1.0)
@@ -49,7 +60,8 @@ def pil_weights(length: int, size: int, kernel: str) -> np.ndarray:
     pixel = np.arange(length)[None]
     within = (pixel >= np.floor(centre - support * wide + 0.5)) & (pixel < np.floor(centre + support * wide + 0.5))
     weights = np.where(within, function((pixel - centre + 0.5) / wide), 0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights = weights / weights.sum(axis=1, keepdims=True) * (1 << BITS)
+    return np.trunc(weights + np.copysign(0.5, weights)).astype(np.int32)
 
 
 def _triangle(x):
@@ -77,6 +89,7 @@ def torch_bicubic_weights(length: int, size: int, step: float) -> np.ndarray:
 
 
 def imagenet_normal(images: jax.Array) -> jax.Array:
-    """float32 [N, H, W, C] in [0, 255], C 1 (repeated) or 3 -> [N, H, W, 3], less ImageNet's mean, over its deviation."""
+    """float32 [N, H, W, C] in [0, 255], C 1 (repeated) or 3 -> [N, H, W, 3]: ImageNet's mean taken off, over its
+    deviation."""
     mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     return (images / 255 - mean) / deviation

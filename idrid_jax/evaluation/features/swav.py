@@ -1,9 +1,9 @@
 """SwAV's ResNet-50 in JAX: 2048 pooled features.
 
 Caron et al., "Unsupervised learning of visual features by contrasting cluster assignments", NeurIPS 2020; the network
-is He et al., "Deep residual learning", CVPR 2016, section 4.1, with the stride in the 3x3 convolution. Of the networks
-that Woodland et al., "Feature extraction for generative medical imaging evaluation", MICCAI 2024, compare, the one whose
-distances went with experts' judgement.
+is He et al., "Deep residual learning", CVPR 2016, section 4.1, with the stride in the 3x3 convolution. Woodland
+et al., "Feature extraction for generative medical imaging evaluation", MICCAI 2024, find its distances, alone of those
+they compare, to go with experts' judgement.
 """
 
 import jax
@@ -65,7 +65,6 @@ def stages(params: dict, images: jax.Array) -> list[jax.Array]:
     return [jnp.mean(x, axis=(1, 2)) for x in NETWORK.apply(params, prepared(images))]
 
 
-@jax.jit
 def features(params: dict, images: jax.Array) -> jax.Array:
     """uint8 [N, H, W, C], C 1 or 3 -> float32 [N, 2048], the pooled features."""
     return stages(params, images)[-1]
