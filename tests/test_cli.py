@@ -106,7 +106,9 @@ def test_help_names_every_flag(name, capsys):
     for flag in values:
         assert f"--{flag} " in out or f"--[no]{flag} " in out, flag
     assert f"idrid-jax {name} {COMMANDS[name].example}" in out
-    required = {"phantom": 1, "prepare": 1, "train": 2, "sample": 2, "evaluate": 1, "sweep": 2, "plan": 1}.get(name, 0)
+    required = {
+        "phantom": 1, "prepare": 1, "train": 2, "sample": 2, "evaluate": 1, "interpolate": 2, "sweep": 2, "plan": 1,
+    }.get(name, 0)  # fmt: skip
     assert out.count("(needed)") == required
     assert cli.main([*name.split(), "--some", "-h"]) == 0  # wherever it stands
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": runs.TRAIN,
     "sample": runs.SAMPLE,
     "evaluate": runs.EVALUATE,
+    "interpolate": runs.INTERPOLATE,
     "sweep": sweep.SWEEP,
     "bench": bench.BENCH,
     "plan": plan.PLAN,

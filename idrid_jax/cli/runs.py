@@ -1,4 +1,4 @@
-"""Commands on a run's folder: train, sample, evaluate."""
+"""Commands on a run's folder: train, sample, interpolate, evaluate."""
 
 import json
 import sys
@@ -163,6 +163,77 @@ def _grade_counts(values, sampler) -> list[int]:
     raise UserError("say how many: --per_grade N, or --grade G --count N, or --balance")
 
 
+# -- interpolate
+
+
+def _define_interpolate(values, argv):
+    _define_checkpoint(values)
+    flags.DEFINE_string(
+        "out", None, "a .png (a strip) or .gif (it goes on and back)", required=True, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "rows",
+        None,
+        "ways, each between latents of its own; empty: 5 for a conditional generator, 4 for others",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "frames", None, "images of one way; empty: 9 in a strip, 24 in a GIF", lower_bound=2, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "grade",
+        None,
+        "0 to 4, of every row; empty: a row of each grade in turn",
+        lower_bound=0,
+        upper_bound=4,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "grades",
+        None,
+        "0,4 or 0,1,2,3,4: the grade goes this way instead, the latent stays",
+        flag_values=values,
+    )
+
+
+def _run_interpolate(values):
+    from idrid_jax import interpolation, sampling
+
+    interpolation.check(values.out)
+    if values.grade is not None and values.grades is not None:
+        raise UserError("--grade and --grades exclude each other: take one")
+    way = None if values.grades is None else _way(values.grades)
+    if _another_process("interpolate"):
+        return
+    sampler = sampling.load(values.workdir, values.step)
+    conditional = sampler.network.conditional
+    for name in ("grade", "grades"):
+        if not conditional and values[name].value is not None:
+            raise UserError(f"{sampler.config.network} is unconditional, it has no grades: leave --{name} out")
+    frames = values.frames or interpolation.FRAMES[Path(values.out).suffix.lower()]
+    rows = values.rows or (5 if conditional else 4)
+    if way is not None:
+        images = interpolation.between_grades(sampler, way, rows, frames, seed=values.seed)
+        said = f"grade {' to '.join(map(str, way))} of {rows} latents"
+    else:
+        grades = [row % 5 if values.grade is None else values.grade for row in range(rows)]
+        images = interpolation.between_latents(sampler, grades, frames, seed=values.seed)
+        said = f"{rows} ways between two latents" + (
+            f", of grades {', '.join(map(str, grades))}" if conditional else ""
+        )
+    interpolation.write(images, values.out)
+    print(f"{said}, {frames} images each, in {values.out}")
+
+
+def _way(text) -> list[int]:
+    """ "0,4" -> [0, 4]"""
+    words = [word.strip() for word in text.split(",")]
+    if len(words) < 2 or any(word not in ("0", "1", "2", "3", "4") for word in words):
+        raise UserError(f"--grades={text}: give two grades or more, each 0 to 4, such as 0,4")
+    return [int(word) for word in words]
+
+
 # -- evaluate
 
 
@@ -288,6 +359,12 @@ SAMPLE = Command(
     "--workdir runs/cgan32 --out synthetic --balance",
     _define_sample,
     _run_sample,
+)
+INTERPOLATE = Command(
+    "ways between latents or grades, as a strip or an animation",
+    "--workdir runs/cgan32 --out way.gif --grades 0,4",
+    _define_interpolate,
+    _run_interpolate,
 )
 EVALUATE = Command(
     "closeness, copies and usefulness of a generator's images, beside what real photographs give",
