@@ -95,7 +95,9 @@ def test_a_grader_is_trained_once_and_a_torn_one_again(tmp_path):
     assert first.name == again.name and first.extract(images[:3]).shape == (3, 64) and len(told) == 1
     other, _ = trained_grader.train(images[1:], grades[1:], tmp_path, budget=budget, tell=told.append)
     assert other.name != first.name and len(told) == 2
-    (kept,) = [path for path in tmp_path.glob(f"*/{trained_grader.FILE}") if first.name.split("-v1-")[1][:8] in str(path)]
+    (kept,) = [
+        path for path in tmp_path.glob(f"*/{trained_grader.FILE}") if first.name.split("-v1-")[1][:8] in str(path)
+    ]
     kept.write_bytes(kept.read_bytes()[:100])
     trained_grader.train(images, grades, tmp_path, budget=budget, tell=told.append)
     assert len(told) == 3
@@ -210,9 +212,13 @@ def test_an_average_draws_with_its_own_statistics_and_the_rest_with_running_ones
     wanted = (np.asarray(generator.eval(state.ema, stats, z, grades)) + 1) * 127.5
     assert np.abs(plain - wanted).max() < 0.51
     labels = np.arange(5)
-    by = {s: np.stack(list(sampling.load(tmp_path, statistics=s).images(labels))) for s in ("auto", "standing", "running")}
+    by = {
+        s: np.stack(list(sampling.load(tmp_path, statistics=s).images(labels))) for s in ("auto", "standing", "running")
+    }
     np.testing.assert_array_equal(by["auto"], by["standing"])
     assert (by["auto"] != by["running"]).any()
     train(config, tmp_path / "plain")
-    by = {s: np.stack(list(sampling.load(tmp_path / "plain", statistics=s).images(labels))) for s in ("auto", "running")}
+    by = {
+        s: np.stack(list(sampling.load(tmp_path / "plain", statistics=s).images(labels))) for s in ("auto", "running")
+    }
     np.testing.assert_array_equal(by["auto"], by["running"])

@@ -206,7 +206,7 @@ def _run_interpolate(values):
     way = None if values.grades is None else _way(values.grades)
     if _another_process("interpolate"):
         return
-    sampler = sampling.load(values.workdir, values.step)
+    sampler = sampling.load(values.workdir, values.step, statistics=values.batch_statistics)
     conditional = sampler.network.conditional
     for name in ("grade", "grades"):
         if not conditional and values[name].value is not None:

@@ -238,8 +238,9 @@ def _told(measures):
 
 def _check_best(config, on_snapshot):
     names = sorted({name for measure in on_snapshot for name in getattr(measure, "names", ())})
-    if names and config.checkpoint.best and config.checkpoint.best not in names:
-        raise UserError(f"config.checkpoint.best = {config.checkpoint.best!r}: {nearest(config.checkpoint.best, names)}")
+    best = config.checkpoint.best
+    if names and best and best not in names:
+        raise UserError(f"config.checkpoint.best = {best!r}: {nearest(best, names)}")
 
 
 def _score(config, measures):
