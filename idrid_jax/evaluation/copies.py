@@ -9,10 +9,10 @@ whatever their brightness, also mirrored. NumPy in, plain Python out; no files.
 whole grey frames; turned by 3 degrees all and 87 %, by 5 degrees 97 % and 34 %; moved by 2 % of the side 92 % and 6 %,
 by 4 % 17 % and none: copies that are moved stay hidden. Taken for copies: none of 503 photographs beside the others, of
 1,000 images of a cgan32, of mean images or noise. Few photographs to train on are a poor yardstick: beside 50 or 20 of
-them about 1 % of others are taken for copies at 28 pixels, beside 10 up to 5 %; at 32 pixels at most 0.2 %.
+them about 1 % of others are taken for copies at 28 pixels, beside 10 up to 5 %; at 32 pixels under 1 %.
 
-The verdict, over 20 sets of 100 images beside 202 photographs: a tenth of copies is found in 20 at 28 and 32 pixels, 2 %
-of copies in 14 and 20; sets of other photographs are called copies in none.
+The verdict, over 20 sets of 100 images beside 202 photographs: a tenth of copies is found in 20 at 28 and 32 pixels,
+2 % of copies in 14 and 20; sets of other photographs are called copies in none.
 """
 
 import math
