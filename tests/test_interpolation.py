@@ -11,6 +11,11 @@ from idrid_jax.errors import UserError
 from idrid_jax.pictures import GAP
 
 
+@pytest.fixture(autouse=True)
+def quick(quick_compilation):
+    """It compiles much and computes little."""
+
+
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interpolation")
