@@ -15,6 +15,7 @@ from idrid_jax.evaluation.features.network import Network
 
 ROWS = {  # in the table's order; keys of the result
     "generated": "generated x training",
+    "generated_few": "as many generated as held-out x training",  # distances and coverage depend on how many there are
     "held_out_real": "held-out real x training",
     "halves": "half of training x other half",
     "mean_image": "mean training image, repeated, x training",
@@ -71,8 +72,9 @@ def measure(
         {"value": None, "interval": None, "missing": why}. "k" beside precision, recall, density and coverage, "scales"
         beside MS-SSIM, "levels" (value of each level of the pyramid, finest first) beside the sliced Wasserstein
         distance. KID in its own units (the table: x1000).
-        Intervals are over images, 95 %; of precision and its like with the balls held, of Frechet, ratio and
-        Wasserstein shifted to their estimate (see `bootstrap.interval`), of the ratio with the real images held.
+        Intervals are over images, 95 %; of precision and its like from halves of the sets (None where these are smaller
+        than k); of these, Frechet, ratio and Wasserstein shifted to their estimate (see `bootstrap.interval`), which is
+        itself larger for small sets; of the ratio with the real images held.
         "frechet_ratio": Frechet of n of the row's images and half of the training set, over that of n of the other half
         and the same; n is what both have, so that the size of the sets does not speak.
         "by_grade": {grade: the same rows within it}; "seed", "resamples", "networks", "given" and "images".
@@ -135,7 +137,9 @@ def _rows(generated, training, held_out, *, networks, seed, resamples, of=""):
     count = len(training)
     rng = np.random.default_rng(seed)
     halves = _take(training, slice(0, count // 2)), _take(training, slice(count // 2, None))
-    rows = {"generated": (generated, training), "held_out_real": (held_out, training), "halves": halves}
+    few = _take(generated, slice(0, len(held_out))), training
+    rows = {"generated": (generated, training), "generated_few": few, "held_out_real": (held_out, training)}
+    rows["halves"] = halves
     if count:
         shape = training.images.shape
         mean = training.images.mean(axis=0) + rng.integers(-TWITCH, TWITCH + 1, size=shape)
@@ -143,7 +147,7 @@ def _rows(generated, training, held_out, *, networks, seed, resamples, of=""):
         rows["noise"] = _set(rng.integers(0, 256, size=shape, dtype=np.uint8), networks), training
     else:
         rows |= {"mean_image": (training, training), "noise": (training, training)}
-    names = {"generated": "generated", "held_out_real": "held-out"}
+    names = {"generated": "generated", "generated_few": "generated", "held_out_real": "held-out"}
     out = {}
     for number, (key, (a, b)) in enumerate(rows.items()):
         who = names.get(key, "training")
@@ -212,8 +216,21 @@ def _ratio(a, half, other, rng, resamples, features):
 def _prdc(a, b, rng, resamples, features):
     _need(2, ("precision", "recall", "density", "coverage"), a, b)
     k = coverage.choose_k(min(len(a), len(b)))
-    values = coverage.prdc(*(coverage.distances(*pair) for pair in ((a, a), (b, b), (a, b))), k=k)
-    return {name: _entry(v.mean(), bootstrap.of_mean(v, rng, resamples), features, k=k) for name, v in values.items()}
+    aa, bb, ab = (coverage.distances(*pair) for pair in ((a, a), (b, b), (a, b)))
+    values = {name: v.mean() for name, v in coverage.prdc(aa, bb, ab, k=k).items()}
+    drawn = {name: [] for name in values}
+    if min(len(a), len(b)) // 2 > k:  # halves without replacement: their spread is that of the whole sets
+        for _ in range(resamples):
+            i, j = (rng.permutation(len(one))[: len(one) // 2] for one in (a, b))
+            for name, v in coverage.prdc(aa[np.ix_(i, i)], bb[np.ix_(j, j)], ab[np.ix_(i, j)], k=k).items():
+                drawn[name].append(v.mean())
+    most = {"density": np.inf}
+    return {
+        name: _entry(
+            value, bootstrap.interval(drawn[name], centre=value, floor=0, most=most.get(name, 1)), features, k=k
+        )
+        for name, value in values.items()
+    }
 
 
 def _within(images, rng, resamples):
@@ -253,9 +270,10 @@ def table(result: dict) -> str:
     lines += [
         "",
         f"Images used: {used['generated']} generated, {used['training']} training, {used['held_out']} held-out real.",
-        "Read each row against held-out real: that is what photographs get. Ratio 1: as far from half of training as",
-        "its other half is. No row says that lesions or vessels are right: random features were never trained, the",
-        "grader's tell what a small grader reads, ImageNet's have never seen an eye.",
+        "Read as many generated against held-out real: that is what photographs get, and how many there are counts.",
+        "Ratio 1: as far from half of training as its other half is. No row says that lesions or vessels are right:",
+        "random features were never trained, and the grader's know its training photographs. Of so many intervals one in",
+        "twenty is wrong by chance.",
     ]
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from idrid_jax.evaluation.features import random_network, trained_grader
 from idrid_jax.evaluation.image_quality import ssim_pairs
 
 ALIKE = 60  # images of each set whose pairs SSIM takes at 128 pixels and below, fewer above: it shall cost seconds
-LEAST = 10  # validation photographs; with fewer the training ones are the reference, and copies are not looked for
+LEAST = 10  # validation photographs; with fewer the training ones are the reference
 
 
 class Measures:
@@ -26,10 +26,10 @@ class Measures:
       by random ones. Not x1000. kid: the mean of both, which are of one order on photographs and noise. The grader's
       alone ends at 0 long before textures are right; the random ones alone are won by a blurred mean image.
     diversity: the variance of the grader's features among the fakes over that among training photographs.
-    copied: the share of fakes nearer to a training photograph than any validation photograph is (`copies`).
+    copied: the share of fakes that are copies of a training photograph (`copies.COPY`).
     ssim_among, ssim_excess, ssim_gap: SSIM among the fakes; less that among as many training photographs; the excess
       without its sign.
-    veto: 1 where more than `copies.SHARE` are copied: such a snapshot is not to be chosen; 0 otherwise.
+    veto: 1 where more are copied than `copies.allowed`: such a snapshot is not to be chosen; 0 otherwise.
     """
 
     names = ("kid", "kid_grader", "kid_random", "diversity", "copied", "ssim_among", "ssim_excess", "ssim_gap")
@@ -51,9 +51,9 @@ class Measures:
         out["kid_random"] = distances.kid(random_network.extract(fakes), real.random_features)
         if real.grader is not None:
             out["kid"] = (out["kid_grader"] + out["kid_random"]) / 2
-        if real.nearest is not None:
-            copied = float((copies.similarity(copies.look(fakes), real.looks).max(1) > real.nearest).mean())
-            out |= {"copied": copied, "veto": float(copied > copies.SHARE)}
+        if real.copies is not None:
+            copied = float((real.copies.likeness(fakes) >= copies.COPY).mean())
+            out |= {"copied": copied, "veto": float(copied > copies.allowed(len(fakes)))}
         among = ssim_among(fakes)
         out |= {"ssim_among": among}
         if real.ssim_among is not None:
@@ -74,8 +74,7 @@ class _Real:
             self.features = self.grader.extract(reference)
             self.variance = float(self.grader.extract(images).var(axis=0).sum())
         self.random_features = random_network.extract(reference)
-        self.looks = copies.look(images) if enough else None
-        self.nearest = copies.similarity(copies.look(reference), self.looks).max() if enough else None
+        self.copies = copies.Training(images) if len(images) >= copies.LEAST else None
         some = np.linspace(0, len(images) - 1, min(_alike(images), len(images))).astype(int)
         self.ssim_among = ssim_among(images[some]) if len(some) > 1 else None
 
