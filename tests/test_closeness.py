@@ -98,9 +98,24 @@ def test_interval_covers_as_often_as_it_says():
     hits = 0
     for i in range(200):
         rng = np.random.default_rng(i)
-        low, high = bootstrap.of_mean(rng.normal(size=50), rng, 200)
+        x = rng.normal(size=50)
+        low, high = bootstrap.interval(bootstrap.counts(rng, 50, 200) @ x / 50)
         hits += low <= 0 <= high
     assert 0.88 <= hits / 200 <= 0.99
+    assert bootstrap.interval([0, 2], centre=0, floor=-0.5, most=0.5) == [pytest.approx(-0.475, abs=0.03)] + [
+        pytest.approx(0.475, abs=0.03)
+    ]
+
+
+def test_intervals_of_density_are_as_wide_as_it_scatters():
+    """Over new sets of the same kind; with the balls held they were half as wide, and their ends moved with the set."""
+    values, widths = [], []
+    for i in range(60):
+        rng = np.random.default_rng(i)
+        entry = closeness._prdc(*rng.normal(size=(2, 80, 8)), rng, 60, "n")["density"]
+        values.append(entry["value"])
+        widths.append(np.diff(entry["interval"])[0])
+    assert 0.7 < np.mean(widths) / (3.92 * np.std(values)) < 1.6
 
 
 def test_random_network_and_kept(tmp_path):

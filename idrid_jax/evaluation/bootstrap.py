@@ -33,9 +33,3 @@ def interval(
         values = np.minimum(values, most)
     tail = (1 - LEVEL) / 2
     return [float(v) for v in np.quantile(values, [tail, 1 - tail])]
-
-
-def of_mean(values: np.ndarray, rng: np.random.Generator, resamples: int) -> list[float] | None:
-    """Interval of the mean of one value per image, float [N]."""
-    values = np.asarray(values, float)
-    return interval(counts(rng, len(values), resamples) @ values / len(values))

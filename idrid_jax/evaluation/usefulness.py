@@ -126,9 +126,8 @@ def compare(
     *,
     resamples: int = RESAMPLES,
 ) -> dict:
-    """truth int [M], read {arm: int [seeds, M]}, "real" among them -> "arms", "beside", "differences", "verdict" as `measure`.
-
-    labels: what 0, 1, ... are called."""
+    """truth int [M], read {arm: int [seeds, M]}, "real" among them -> "arms", "beside", "differences", "verdict" as
+    `measure`. labels: what 0, 1, ... are called."""
     seeds, count = read["real"].shape
     rng = np.random.default_rng(0)
     images = rng.integers(count, size=(resamples, count))
