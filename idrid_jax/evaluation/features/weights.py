@@ -1,5 +1,9 @@
-"""Trained weights from a local file -> a network of features. Nothing is fetched: where such files come from is told in
-the README."""
+"""Trained weights from a local file -> a network of features. Nothing is fetched.
+
+Files as their authors distribute them: pt_inception-2015-12-05-6726825d.pth of pytorch-fid and torch-fidelity;
+dinov2_vits14_pretrain.pth, vitb14 and vitl14 of facebookresearch/dinov2, or the model.safetensors of
+facebook/dinov2-small, -base and -large on Hugging Face; swav_800ep_pretrain.pth.tar of facebookresearch/swav.
+"""
 
 import hashlib
 import re
