@@ -85,8 +85,8 @@ def _recognised(path, state):
         size = dinov2.SIZES.get((channels, blocks))
         if size is None:
             raise UserError(f"{path}: a vision transformer of {channels} channels and {blocks} blocks; {KNOWN}")
-        table = state.get("pos_embed", np.zeros((1, 0, 0)))
-        side = round(max(table.shape[-2] - 1, 1) ** 0.5)  # of the square of patches that it was trained on
+        positions = state["pos_embed"].size // channels if "pos_embed" in state else 0
+        side = round(max(positions - 1, 1) ** 0.5)  # of the square of patches that it was trained on
         _check(path, state, dinov2.shapes(channels, blocks, 1 + side * side), f"DINOv2 ViT-{size}/14")
         return f"dinov2-vit-{size.lower()}14", "LVD-142M", dinov2, dinov2.parameters(state)
     if "layer1.0.conv1.weight" in state:
