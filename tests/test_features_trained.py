@@ -251,6 +251,7 @@ HEADS = {"prototypes.weight": (3000, 128)}
     (of_dinov2(**{"patch_embed.proj.weight": (384, 3, 16, 16)}), r"not \(384, 3, 14, 14\)"),
     (of_dinov2(**{"pos_embed": (1, 256, 384)}), r"pos_embed is \(1, 256, 384\), not \(1, 257, 384\)"),
     (of_dinov2(**{"pos_embed": None}), "pos_embed is missing"),
+    (of_dinov2(**{"cls_token": (384,)}), r"cls_token is \(384,\), not \(1, 1, 384\)"),
     (of_dinov2(**{"blocks.3.ls1.gamma": None}), "blocks.3.ls1.gamma is missing"),
     (of_dinov2(1536, 40), "1536 channels and 40 blocks"),
     (of_resnet(**{"fc.weight": (1000, 2048)}), "without SwAV's projection_head"),

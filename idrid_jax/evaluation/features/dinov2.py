@@ -70,7 +70,7 @@ def original_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def extent(state: dict[str, np.ndarray]) -> tuple[int, int]:
     """(channels, blocks) that a file's parameters, under the original names, say they have."""
     blocks = [name.split(".")[1] for name in state if name.startswith("blocks.")]
-    return state["cls_token"].shape[-1], 1 + max((int(number) for number in blocks if number.isdigit()), default=-1)
+    return state["cls_token"].size, 1 + max((int(number) for number in blocks if number.isdigit()), default=-1)
 
 
 def shapes(channels: int, blocks: int, positions: int) -> dict[str, tuple[int, ...]]:

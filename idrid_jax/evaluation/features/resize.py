@@ -1,5 +1,5 @@
 """The resizes that networks of features were published with, in JAX. Another resize is another feature: Parmar et al.,
-"On aliased resizing and surprising subtleties in GAN evaluation", CVPR 2022, section 3."""
+"On aliased resizing and surprising subtleties in GAN evaluation", CVPR 2022."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,9 @@
-"""Trained weights from a local file -> a network of features. Nothing is fetched: where such files come from is told in
-the README."""
+"""Trained weights from a local file -> a network of features. Nothing is fetched.
+
+Files as their authors distribute them: pt_inception-2015-12-05-6726825d.pth of pytorch-fid and torch-fidelity;
+dinov2_vits14_pretrain.pth, vitb14 and vitl14 of facebookresearch/dinov2, or the model.safetensors of
+facebook/dinov2-small, -base and -large on Hugging Face; swav_800ep_pretrain.pth.tar of facebookresearch/swav.
+"""
 
 import hashlib
 import re
@@ -81,8 +85,8 @@ def _recognised(path, state):
         size = dinov2.SIZES.get((channels, blocks))
         if size is None:
             raise UserError(f"{path}: a vision transformer of {channels} channels and {blocks} blocks; {KNOWN}")
-        table = state.get("pos_embed", np.zeros((1, 0, 0)))
-        side = round(max(table.shape[-2] - 1, 1) ** 0.5)  # of the square of patches that it was trained on
+        positions = state["pos_embed"].size // channels if "pos_embed" in state else 0
+        side = round(max(positions - 1, 1) ** 0.5)  # of the square of patches that it was trained on
         _check(path, state, dinov2.shapes(channels, blocks, 1 + side * side), f"DINOv2 ViT-{size}/14")
         return f"dinov2-vit-{size.lower()}14", "LVD-142M", dinov2, dinov2.parameters(state)
     if "layer1.0.conv1.weight" in state:
