@@ -7,9 +7,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from idrid_jax.evaluation.report.markup import Markup, tag
+from idrid_jax.evaluation.report.markup import COLOURS, Markup, tag
 
 WIDTH = 360
+LABEL = 18  # letters of a row's label, at most
 LETTER = 6.1  # units of an average letter at the size of the figures' text
 POINTS = 400  # of a curve, at most: more are averaged
 PEAK = 1.5  # a curve that exceeds its own 99th percentile by so much is cut there
@@ -17,13 +18,15 @@ PEAK = 1.5  # a curve that exceeds its own 99th percentile by so much is cut the
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of `intervals`. colour: of a run, None for a reference. dots: single values. outside: it does not stretch
-    the scale. Without a value, `missing` is written."""
+    """A line of `intervals`. colour: of a run, None for grey. reference: drawn as a ring. dots: single values.
+
+    outside: it does not stretch the scale. Without a value, `missing` is written."""
 
     label: str
     value: float | None
     interval: Sequence[float] | None = None
     colour: int | None = None
+    reference: bool = False
     dots: Sequence[float] = ()
     outside: bool = False
     missing: str = "-"
@@ -40,15 +43,18 @@ class Curve:
 
 
 def intervals(
-    title: str, rows: Sequence[Row], *, decimals: int, factor: float = 1, line: float | None = None, signed: bool = False
+    title: str,
+    rows: Sequence[Row],
+    *,
+    decimals: int,
+    factor: float = 1,
+    line: float | None = None,
+    signed: bool = False,
 ) -> Markup:
     """A dot and its interval for each row, with the numbers beside it; `line`: a vertical one at that value."""
     shown = [_written(row, decimals, factor, signed) for row in rows]
-    left = 10 + LETTER * min(24, max(len(row.label) for row in rows))
-    right = WIDTH - 6 - LETTER * max(map(len, shown))
-    if right - left < 80:
-        right = left + 80
-    width = max(WIDTH, right + 6 + LETTER * max(map(len, shown)))
+    left = 10 + LETTER * min(LABEL, max(len(row.label) for row in rows))
+    right = max(WIDTH - 8 - LETTER * max(map(len, shown)), left + 50)
     low, high = _range(rows, factor, line)
     at = lambda value: left + (value * factor - low) / (high - low) * (right - left)
     height, row_height = 6 + 22 * len(rows) + 22, 22
@@ -64,19 +70,20 @@ def intervals(
         parts.append(tag("line", x1=_n(at(line)), x2=_n(at(line)), y1=4, y2=_n(bottom), class_="line"))
     for i, (row, text) in enumerate(zip(rows, shown)):
         y = 6 + row_height * (i + 0.5)
-        parts.append(tag("text", _cut(row.label, 24), x=0, y=_n(y + 4), class_="label"))
-        parts.append(tag("text", text, x=_n(width), y=_n(y + 4), text_anchor="end", class_="number"))
+        parts.append(tag("text", _cut(row.label, LABEL), x=0, y=_n(y + 4), class_="label"))
+        parts.append(tag("text", text, x=WIDTH, y=_n(y + 4), text_anchor="end", class_="number"))
         if row.value is not None:
             parts.append(_row(row, y, at, left, right))
-    return _svg(title, width, height, parts)
+    return _svg(title, height, parts)
 
 
 def _row(row, y, at, left, right):
     inside = lambda value: left <= at(value) <= right
     clip = lambda value: min(max(at(value), left), right)
     parts = [tag("circle", cx=_n(at(v)), cy=_n(y), r=2.5, class_="seed") for v in row.dots if inside(v)]
-    if row.interval and (inside(row.interval[0]) or inside(row.interval[1]) or at(row.interval[0]) < left < at(row.value)):
-        parts.append(tag("line", x1=_n(clip(row.interval[0])), x2=_n(clip(row.interval[1])), y1=_n(y), y2=_n(y)))
+    ends = [clip(bound) for bound in row.interval or ()]
+    if ends and ends[0] < ends[1]:
+        parts.append(tag("line", x1=_n(ends[0]), x2=_n(ends[1]), y1=_n(y), y2=_n(y)))
     if not inside(row.value):  # an arrow at the edge; the number says where it points
         x, d = (right, -7) if at(row.value) > right else (left, 7)
         parts.append(tag("path", d=f"M{_n(x)} {_n(y)}l{d} -4v8z", class_="beyond"))
@@ -84,13 +91,14 @@ def _row(row, y, at, left, right):
         parts.append(tag("line", x1=_n(at(row.value)), x2=_n(at(row.value)), y1=_n(y - 7), y2=_n(y + 7)))
     else:
         parts.append(tag("circle", cx=_n(at(row.value)), cy=_n(y), r=4))
-    return tag("g", parts, class_="reference" if row.colour is None else f"mark c{row.colour}")
+    colour = "" if row.colour is None else f" c{row.colour % COLOURS}"
+    return tag("g", parts, class_=("mark reference" if row.reference else "mark") + colour)
 
 
 def _written(row, decimals, factor, signed):
     if row.value is None:
-        return _cut(row.missing, 24)
-    number = lambda value: f"{value * factor:{'+' if signed else ''}.{decimals}f}"
+        return row.missing
+    number = lambda value: fixed(value * factor, decimals, signed)
     if not row.interval:
         return number(row.value)
     return f"{number(row.value)} [{number(row.interval[0])}, {number(row.interval[1])}]"
@@ -136,17 +144,23 @@ def curves(
             tag(
                 "g",
                 tag("line", x1=_n(x_at(x)), x2=_n(x_at(x)), y1=top, y2=bottom, class_="taken"),
-                tag(
-                    "text", text, x=_n(x_at(x) + (-4 if end else 4)), y=10, text_anchor="end" if end else "start"
-                ),
-                class_=f"mark c{colour}",
+                tag("text", text, x=_n(x_at(x) + (-4 if end else 4)), y=10, text_anchor="end" if end else "start"),
+                class_=f"mark c{colour % COLOURS}",
             )
         )
     for one in lines:
         path = "L".join(f"{_n(x_at(x))} {_n(y_at(y))}" for x, y in one.points)
         dots = [tag("circle", cx=_n(x_at(x)), cy=_n(y_at(y)), r=3) for x, y in one.points] if one.dots else []
-        parts.append(tag("g", tag("path", d=f"M{path}", class_=f"dash{one.dash}"), dots, class_=f"mark c{one.colour}"))
-    return _svg(title, WIDTH, height, parts)
+        parts.append(
+            tag("g", tag("path", d=f"M{path}", class_=f"dash{one.dash}"), dots, class_=f"mark c{one.colour % COLOURS}")
+        )
+    return _svg(title, height, parts)
+
+
+def fixed(value: float, decimals: int, signed: bool = False) -> str:
+    """The number with so many decimals, and no minus before zero."""
+    text = f"{value:{'+' if signed else ''}.{decimals}f}"
+    return text if any(digit in text for digit in "123456789") else text.replace("-", "+" if signed else "")
 
 
 def key(dash: int) -> Markup:
@@ -180,8 +194,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _svg(title, width, height, parts):
-    return tag("svg", tag("title", title), parts, viewBox=f"0 0 {_n(width)} {_n(height)}", role="img", class_="figure")
+def _svg(title, height, parts):
+    return tag("svg", tag("title", title), parts, viewBox=f"0 0 {WIDTH} {_n(height)}", role="img", class_="figure")
 
 
 def _short(value):

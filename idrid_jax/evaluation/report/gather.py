@@ -17,7 +17,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.evaluation import run as evaluation_run
 from idrid_jax.models import NETWORKS, Network
 from idrid_jax.pictures import GAP
-from idrid_jax.training import build, record, saved
+from idrid_jax.training import build, record
 
 PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
 DRAWN, MADE_UP = "synthetic", "phantom"  # kinds of release that are no photographs
@@ -54,6 +54,12 @@ class Run:
     @property
     def network(self) -> Network:
         return NETWORKS[self.config.network]
+
+    @property
+    def taken(self) -> int | None:
+        """The step that was evaluated; where none was, that of the samples."""
+        step = self.part("of").get("step")
+        return step if isinstance(step, int) else self.step
 
     @property
     def data(self) -> tuple:
@@ -164,9 +170,8 @@ def _samples(sampler, training, seed):
     grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), PER_GRADE)
     drawn = np.stack(list(sampler.images(grades, seed=seed)))
     real = [none if training is None else training.images[training.grades == g] for g in range(len(GRADES))]
-    return [
-        (f"{grade} {name}", drawn[grades == grade], _spread(real[grade], PER_GRADE)) for grade, name in enumerate(GRADES)
-    ]
+    captions = [f"{grade} {name}" for grade, name in enumerate(GRADES)]
+    return [(text, drawn[grades == grade], _spread(real[grade], PER_GRADE)) for grade, text in enumerate(captions)]
 
 
 def _spread(images, count):

@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from idrid_jax.sampling import encode
 
 _VOID = {"img", "meta", "br", "hr"}
 LARGEST = 256  # pixels of an embedded image's side; larger ones are averaged down
+COLOURS = 6  # of runs in page.css, over and over
 BLOCKY = 96  # smaller images are enlarged pixel by pixel, not blurred
 
 
@@ -39,15 +40,23 @@ def joined(children) -> Markup:
     return Markup("".join(joined(child) for child in children))
 
 
-def table(head: Iterable, rows: Iterable[Iterable], *, caption=None, class_: str = "") -> Markup:
-    """A table whose first column names the rows, in a box that scrolls by itself where it is too wide."""
-    cells = lambda row: [tag("th" if i == 0 else "td", cell, scope="row" if i == 0 else None) for i, cell in enumerate(row)]
+def table(head: Sequence | None, rows: Sequence[Sequence], *, caption=None, class_: str = "") -> Markup:
+    """A table whose first column names the rows, in a box that scrolls by itself where it is too wide.
+
+    A row of one cell is a heading of those below it."""
+    width = max(map(len, rows), default=1)
+
+    def cells(row):
+        if len(row) == 1 < width:
+            return tag("th", row, colspan=width, scope="rowgroup")
+        return [tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])]
+
     return tag(
         "div",
         tag(
             "table",
             tag("caption", caption) if caption else None,
-            tag("thead", tag("tr", (tag("th", cell, scope="col") for cell in head))),
+            tag("thead", tag("tr", (tag("th", cell, scope="col") for cell in head))) if head else None,
             tag("tbody", (tag("tr", cells(row)) for row in rows)),
             class_=class_ or None,
         ),
@@ -76,4 +85,14 @@ def image(pixels: np.ndarray, alt: str) -> Markup:
 
 def swatch(colour: int) -> Markup:
     """A square in a run's colour."""
-    return tag("span", class_=f"swatch c{colour}", aria_hidden="true")
+    return tag("span", class_=f"swatch c{colour % COLOURS}", aria_hidden="true")
+
+
+def hint(*children) -> Markup:
+    """A paragraph in small print."""
+    return tag("p", children, class_="hint")
+
+
+def absent(*children) -> Markup:
+    """A paragraph on what is not there."""
+    return tag("p", children, class_="absent")

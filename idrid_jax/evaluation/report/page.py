@@ -3,21 +3,20 @@
 from pathlib import Path
 
 import idrid_jax
-from idrid_jax.evaluation.report import cards, measured
+from idrid_jax.evaluation.report import cards, closeness, copies, samples, training, usefulness
 from idrid_jax.evaluation.report.gather import MADE_UP, Run
 from idrid_jax.evaluation.report.markup import Markup, swatch, tag
 from idrid_jax.evaluation.report.verdicts import QUESTIONS, SIGNS
 
 SECTIONS = {  # id: (title, what it shows)
-    "samples": ("Images beside real photographs", cards.samples_section),
-    "training": ("Training", cards.training_section),
-    "closeness": ("Closeness to real photographs", measured.closeness_section),
-    "copies": ("Copies of training photographs", measured.copies_section),
-    "usefulness": ("Usefulness for a grader", measured.usefulness_section),
+    "samples": ("Images beside real photographs", samples.section),
+    "training": ("Training", training.section),
+    "closeness": ("Closeness to real photographs", closeness.section),
+    "copies": ("Copies of training photographs", copies.section),
+    "usefulness": ("Usefulness for a grader", usefulness.section),
     "data": ("Data card", cards.data_section),
     "model": ("Model card", cards.model_section),
 }
-COLOURS = 6  # of runs, over and over
 ALONE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser itself refuses anything else
 
 
@@ -41,7 +40,8 @@ def html(runs: list[Run]) -> str:
         tag("main", _verdicts(runs), _contents(), sections),
         tag(
             "footer",
-            f"Made by idrid_jax {idrid_jax.__version__}. Synthetic images: not photographs of patients, not for diagnosis.",
+            f"Made by idrid_jax {idrid_jax.__version__}. Synthetic images are no photographs of patients, and not for "
+            "diagnosis.",
         ),
     )
     return "<!DOCTYPE html>\n" + tag("html", head, body, lang="en") + "\n"
@@ -50,8 +50,7 @@ def html(runs: list[Run]) -> str:
 def _header(runs):
     lines = []
     for i, run in enumerate(runs):
-        of = run.part("of")
-        step = of.get("step", run.step)
+        step = run.taken
         when = "no checkpoint" if step is None else f"step {step} ({step * run.config.batch_size / 1000:g} kimg)"
         size = f"{run.network.size} × {run.network.size} pixels"
         lines.append(
@@ -84,7 +83,7 @@ def _verdicts(runs):
                         tag("strong", verdict.headline),
                         class_="headline",
                     ),
-                    tag("p", verdict.detail) if verdict.detail else None,
+                    (tag("p", detail) for detail in verdict.details),
                     class_=f"answer {verdict.tone}",
                 )
             )

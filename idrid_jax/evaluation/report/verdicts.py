@@ -3,9 +3,12 @@
 import dataclasses
 
 from idrid_jax.data.layout import GRADES
+from idrid_jax.evaluation.report.entries import bounds, closeness_of, entry_of, missing, number
+from idrid_jax.evaluation.report.figures import fixed
 from idrid_jax.evaluation.report.gather import Run, command
 
 GOOD, BAD, OPEN, NONE = "good", "bad", "open", "none"
+NO_GRADES = "{} is unconditional: its images have no grades to learn from"
 SIGNS = {GOOD: "✓", BAD: "!", OPEN: "~", NONE: "?"}  # beside the colour, for those who do not see it
 
 
@@ -13,42 +16,7 @@ SIGNS = {GOOD: "✓", BAD: "!", OPEN: "~", NONE: "?"}  # beside the colour, for 
 class Verdict:
     tone: str
     headline: str
-    detail: str = ""
-
-
-def number(entry, key: str = "value") -> float | None:
-    """A finite number of an entry of evaluation.json, None where there is none."""
-    value = entry.get(key) if isinstance(entry, dict) else None
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if real and abs(value) < float("inf") else None
-
-
-def bounds(entry) -> tuple[float, float] | None:
-    """Its interval, None where there is none."""
-    found = entry.get("interval") if isinstance(entry, dict) else None
-    if not isinstance(found, list) or len(found) != 2:
-        return None
-    low, high = (number({"value": value}) for value in found)
-    return None if low is None or high is None else (low, high)
-
-
-def missing(entry, otherwise: str = "not measured") -> str:
-    """Why an entry has no value."""
-    return str(entry.get("missing", otherwise)) if isinstance(entry, dict) else otherwise
-
-
-def closeness_of(run: Run) -> dict:
-    """"closeness" of evaluation.json, {} where it is not there or as an older version wrote it."""
-    found = run.part("closeness")
-    return found if isinstance(found.get("rows"), dict) and isinstance(found.get("networks"), list) else {}
-
-
-def entry_of(rows: dict, row: str, measure: str, network: str = "") -> dict:
-    """An entry of closeness, {} where there is none. network: for the measures that take features."""
-    found = rows.get(row) or {}
-    if network:
-        found = (found.get("features") or {}).get(network) or {}
-    return found.get(measure) or {}
+    details: tuple[str, ...] = ()
 
 
 def closeness(run: Run) -> Verdict:
@@ -67,17 +35,17 @@ def closeness(run: Run) -> Verdict:
             why = missing(ours if number(ours) is None else real, why)
             continue
         apart.append(bounds(ours)[0] > bounds(real)[1])
-        told.append(f"{_kid(ours)} by {network}, where {name} have {_kid(real)}")
+        told.append(f"KID ×1000 by {network}: {_kid(ours)}; {name} have {_kid(real)}.")
     if not told:
-        return Verdict(NONE, "not judged", f"{why}.")
+        return Verdict(NONE, "not judged", (f"{why}.",))
     word = "told apart from real photographs" if any(apart) else "not told apart from real photographs"
-    detail = f"KID ×1000, which is near 0 for real photographs: {'; '.join(told)}."
-    return Verdict(BAD if any(apart) else GOOD, word, detail)
+    return Verdict(BAD if any(apart) else GOOD, word, tuple(told))
 
 
 def _kid(entry):
     low, high = bounds(entry)
-    return f"{number(entry) * 1000:.1f} ({low * 1000:.1f} to {high * 1000:.1f})"
+    value, low, high = (fixed(1000 * value, 1) for value in (number(entry), low, high))
+    return f"{value} ({low} to {high})"
 
 
 def copies(run: Run) -> Verdict:
@@ -98,15 +66,15 @@ def membership(run: Run) -> Verdict:
     detail = f"Its scores tell training from held-out photographs with an AUC of {number(found, 'auc'):.2f} "
     detail += f"({low:.2f} to {high:.2f}); 0.5 is chance"
     detail += f", untrained discriminators reach {chance:.2f}." if chance is not None else "."
-    return dataclasses.replace(verdict, detail=f"{verdict.detail} {detail}".strip())
+    return dataclasses.replace(verdict, details=(*verdict.details, detail))
 
 
 def usefulness(run: Run) -> Verdict:
     found = run.part("usefulness")
     if not found:
         if run.evaluation and not run.network.conditional:
-            return Verdict(NONE, "not measured", f"{run.config.network} draws no grades that a grader could learn from.")
-        return Verdict(NONE, "not measured", f"Run {command(run, ' --usefulness 5')}.")
+            return Verdict(NONE, "not measured", (NO_GRADES.format(run.config.network) + ".",))
+        return Verdict(NONE, "not measured", (f"Run {command(run, ' --usefulness 5')}.",))
     said = str(found.get("verdict", ""))
     return _worded(run, "usefulness", GOOD if said.startswith("a gain") else BAD if said.startswith("a loss") else OPEN)
 
@@ -118,8 +86,8 @@ def collapse(run: Run) -> Verdict:
     by_grade = run.part("by_grade")
     within = [g for g in GRADES if ((by_grade.get(g) or {}).get("collapse") or {}).get("collapsed")]
     if within:
-        detail = f"{verdict.detail} Within a grade collapsed: {', '.join(within)}."
-        return dataclasses.replace(verdict, detail=detail.strip(), tone=BAD)
+        details = *verdict.details, f"Collapsed within a grade: {', '.join(within)}."
+        return dataclasses.replace(verdict, details=details, tone=BAD)
     return verdict
 
 
@@ -138,13 +106,13 @@ def _worded(run, name, tone) -> Verdict:
     if not found:
         return _absent(run, name)
     if not isinstance(found.get("verdict"), str):
-        return Verdict(NONE, "not judged", f"{missing(found)}.")
+        return Verdict(NONE, "not judged", (f"{missing(found)}.",))
     headline, _, detail = found["verdict"].partition(": ")
     if headline.startswith("not "):  # "not judged", "not measurable"
         tone = NONE
-    return Verdict(tone, headline, f"{detail[:1].upper()}{detail[1:]}." if detail else "")
+    return Verdict(tone, headline, (f"{detail[:1].upper()}{detail[1:]}.",) if detail else ())
 
 
 def _absent(run, name):
     older = "An older version of idrid-jax wrote evaluation.json: run" if run.evaluation else "Run"
-    return Verdict(NONE, "not measured", f"{older} {command(run)}.")
+    return Verdict(NONE, "not measured", (f"{older} {command(run)}.",))

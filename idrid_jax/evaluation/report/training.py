@@ -1,0 +1,79 @@
+"""The section on training: curves from stats.jsonl, and which snapshot was taken."""
+
+from idrid_jax.evaluation.protocol import COLLAPSE
+from idrid_jax.evaluation.report import figures
+from idrid_jax.evaluation.report.entries import finite
+from idrid_jax.evaluation.report.gather import Run
+from idrid_jax.evaluation.report.markup import absent, hint, swatch, tag
+
+CURVES = (  # title, {key in stats.jsonl: caption}
+    ("Losses", {"loss_d": "discriminator", "loss_g": "generator"}),
+    (
+        "Discriminator's mean probability of “real”",
+        {"d_real": "photographs", "d_fake_before": "images", "d_fake_after": "images, after its update"},
+    ),
+    ("Gradient norms", {"grad_norm_d": "discriminator", "grad_norm_g": "generator"}),
+)
+MEASURES = {  # of a snapshot: (title, line across, what it tells)
+    "kid": ("KID", None, "Distance of features to real photographs; low is good."),
+    "diversity": ("Diversity", None, "How unlike the images are among themselves."),
+    "nearer": ("Nearer than held-out", None, "Share of images nearer to a training photograph than held-out ones are."),
+    "ssim_excess": ("SSIM among images, less among real", COLLAPSE, f"Collapse above {COLLAPSE}."),
+}
+UNSHOWN = {"step", "kimg", "seconds", "images_per_s", "d_accuracy", "ssim_among", "ssim_gap"}
+UNSHOWN |= {key for _, curves in CURVES for key in curves}
+
+
+def section(runs: list[Run]) -> list:
+    several = len(runs) > 1
+    parts = [
+        tag("p", [swatch(i), tag("b", run.name), ": "] if several else None, _taken(run)) for i, run in enumerate(runs)
+    ]
+    panels = [_panel(runs, title, keys) for title, keys in CURVES]
+    logged = {key for run in runs for row in run.stats for key in row}
+    for key in [*(key for key in MEASURES if key in logged), *sorted(logged - set(MEASURES) - UNSHOWN)]:
+        title, line, tells = MEASURES.get(key, (key, None, ""))
+        panels.append(_panel(runs, title, {key: ""}, line=line, tells=tells))
+    if not any(panels):
+        return [*parts, absent("stats.jsonl holds no curves.")]
+    return [
+        *parts,
+        tag("div", panels, class_="panels"),
+        hint(
+            "kimg: thousands of real photographs shown to the discriminator. The upright line marks the snapshot that "
+            "was taken. Peaks far above the rest of a curve are cut."
+        ),
+    ]
+
+
+def _taken(run) -> str:
+    """Which snapshot was taken, of which, and how it was chosen."""
+    kimg = lambda step: f"{step * run.config.batch_size / 1000:g} kimg"
+    step = run.taken
+    if step is None:
+        return "No checkpoint can be read."
+    last = run.stats[-1]["step"] if run.stats else step
+    text = f"step {step} ({kimg(step)})"
+    text = f"Evaluated: {text}" if run.part("of") else f"Shown: {text}, not evaluated"
+    text += f", of a run of {kimg(last)}." if last != step else ", the last of the run."
+    chosen = run.part("of").get("chosen")
+    return f"{text} How it was chosen: {chosen.rstrip('.')}." if isinstance(chosen, str) and chosen else text
+
+
+def _panel(runs, title, keys, *, line=None, tells=""):
+    curves, marks = [], []
+    for colour, run in enumerate(runs):
+        for dash, key in enumerate(keys):
+            points = [(float(row["kimg"]), float(row[key])) for row in run.stats if finite(row.get(key))]
+            curves.append(figures.Curve(points, colour, dash, dots=len(points) < 40 and len(keys) == 1))
+        if run.taken is not None:
+            marks.append((run.taken * run.config.batch_size / 1000, colour, "taken" if len(runs) == 1 else ""))
+    if not any(curve.points for curve in curves):
+        return None
+    legend = [tag("span", figures.key(dash), " ", caption) for dash, caption in enumerate(keys.values()) if caption]
+    return tag(
+        "figure",
+        tag("figcaption", tag("b", title), f" {tells}" if tells else None),
+        figures.curves(title, curves, marks=marks, line=line),
+        tag("figcaption", legend, class_="legend") if legend else None,
+    )

@@ -1,0 +1,78 @@
+"""The section on usefulness: a grader trained with and without synthetic images, by seed."""
+
+from idrid_jax.evaluation.report import figures
+from idrid_jax.evaluation.report.entries import LACKING, bounds, finite, missing, number, unjudged, unmeasured, written
+from idrid_jax.evaluation.report.gather import Run
+from idrid_jax.evaluation.report.markup import hint, swatch, table, tag
+from idrid_jax.evaluation.report.verdicts import NO_GRADES
+from idrid_jax.evaluation.usefulness import ARMS
+
+SHORT = {"real": "real", "oversampled": "oversampled", "balanced": "real + synthetic", "synthetic": "synthetic"}
+PANELS = (  # title, part, measure, line across, whether differences
+    ("Quadratic kappa", "arms", "kappa", None, False),
+    ("Balanced accuracy (chance: 0.20)", "arms", "balanced_accuracy", None, False),
+    ("Kappa less that of real photographs", "differences", "kappa", 0, True),
+)
+
+
+def section(runs: list[Run]) -> list:
+    parts = [
+        tag(
+            "p",
+            "A network that grades retinopathy is trained with and without synthetic images, several times, and read "
+            "on held-out real photographs. Quadratic kappa: 1 is agreement with the graders, 0 is chance. A ring "
+            "is one training, the bar their mean, the line a 95 % interval; differences are between those of one seed.",
+        )
+    ]
+    several, found = len(runs) > 1, []
+    for i, run in enumerate(runs):
+        part = run.part("usefulness")
+        if isinstance(part.get("arms"), dict):
+            found.append((i, run, part))
+        elif part or (run.evaluation and not run.network.conditional):
+            parts.append(unjudged(run, missing(part, NO_GRADES.format(run.config.network)), several))
+        else:
+            parts.append(unmeasured(run, "Usefulness was not measured.", several, " --usefulness 5"))
+    if not found:
+        return parts
+    panels = []
+    for title, where, key, line, signed in PANELS:
+        rows = [
+            _row(part[where][arm], key, f"{SHORT[arm]}, {run.name}" if several else SHORT[arm], i)
+            for arm in ARMS
+            for i, run, part in found
+            if arm in (part.get(where) or {})
+        ]
+        if rows:
+            drawn = figures.intervals(title, rows, decimals=3 if signed else 2, line=line, signed=signed)
+            panels.append(tag("figure", tag("figcaption", tag("b", title)), drawn))
+    arms = "; ".join(f"{SHORT[arm]}: {caption}" for arm, caption in ARMS.items())
+    parts += [tag("div", panels, class_="panels"), hint(f"Trained on: {arms}.")]
+    for colour, run, part in found:
+        budget = part.get("budget") or {}
+        parts += [
+            tag("h3", [swatch(colour), run.name, ": "] if several else None, "Confusion matrices"),
+            hint(
+                f"Rows: the true grade; columns: the grade read; counts over {part.get('seeds')} trainings of "
+                f"{budget.get('steps')} updates with {budget.get('batch_size')} images. Recall: the share of a true "
+                "grade that is read so."
+            ),
+            tag("div", (_confusion(arm, part["arms"][arm]) for arm in ARMS if arm in part["arms"]), class_="tables"),
+        ]
+    return parts
+
+
+def _row(arm, key, label, colour):
+    entry = arm.get(key) or {}
+    dots = [value for value in entry.get("by_seed") or [] if finite(value)]
+    return figures.Row(label, number(entry, "mean"), bounds(entry), colour, dots=dots, missing=LACKING)
+
+
+def _confusion(name, arm):
+    matrix, recall = arm.get("confusion") or [], list((arm.get("recall") or {}).values())
+    rows = []
+    for grade, line in enumerate(matrix):
+        total = max(1, sum(line))
+        cells = [tag("span", count, class_="shade", style=f"--s:{100 * count / total:.0f}%") for count in line]
+        rows.append([grade, *cells, written(dict(enumerate(recall)), 2, key=grade)])
+    return table(["", *range(len(matrix)), "recall"], rows, caption=ARMS[name], class_="confusion")
