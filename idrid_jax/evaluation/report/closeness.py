@@ -68,10 +68,8 @@ def section(runs: list[Run]) -> list:
     parts.append(tag("h3", "Without a network, from pixels"))
     parts.append(_panels(found, BY_PIXELS, "", several))
     counts = [there["images"] for *_, there in found if isinstance(there.get("images"), dict)]
-    sizes = [
-        "{generated} generated, {training} training and {held_out} held-out real images".format(**c) for c in counts
-    ]
-    parts.append(hint(f"Measured on {'; '.join(dict.fromkeys(sizes))}.") if sizes else None)
+    sizes = [", ".join(f"{count} {name.replace('_', '-')}" for name, count in one.items()) for one in counts]
+    parts.append(hint(f"Images: {'; '.join(dict.fromkeys(sizes))}.") if sizes else None)
     return [*parts, _by_grade(found, networks, several), _protocol(runs)]
 
 
@@ -123,8 +121,9 @@ def _by_grade(found: Found, networks, several):
     for network in networks:
         rows = []
         for grade in GRADES:
+            rows += [figures.Row(grade, None, missing="")] if several else []
             for i, run, by_grade in graded:
-                label = f"{grade}, {run.name}" if several else grade
+                label = run.name if several else grade
                 rows.append(_row(by_grade.get(grade) or {}, "generated", "kid", network, label, i))
             rows.append(
                 _row(graded[0][2].get(grade) or {}, "held_out_real", "kid", network, ROWS["held_out_real"], None)

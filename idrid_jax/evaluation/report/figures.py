@@ -20,7 +20,7 @@ PEAK = 1.5  # a curve that exceeds its own 99th percentile by so much is cut the
 class Row:
     """A line of `intervals`. colour: of a run, None for grey. reference: drawn as a ring. dots: single values.
 
-    outside: it does not stretch the scale. Without a value, `missing` is written."""
+    outside: it does not stretch the scale. Without a value, `missing` is written; a heading has neither."""
 
     label: str
     value: float | None

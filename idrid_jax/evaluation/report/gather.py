@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -20,6 +21,10 @@ from idrid_jax.pictures import GAP
 from idrid_jax.training import build, record
 
 PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
+PARTS = {  # of evaluation.json, and how deep they are objects of objects
+    "of": 1, "collapse": 1, "by_grade": 2, "closeness": 1, "copies": 1, "membership": 1, "usefulness": 1,
+    "closeness.rows": 2, "closeness.by_grade": 3, "usefulness.arms": 2, "usefulness.differences": 2,
+}  # fmt: skip
 DRAWN, MADE_UP = "synthetic", "phantom"  # kinds of release that are no photographs
 
 
@@ -116,12 +121,21 @@ def _evaluation(workdir) -> dict:
     try:
         evaluation = json.loads(path.read_text())
         if not isinstance(evaluation, dict):
-            raise ValueError("no object")
+            raise ValueError("it holds no object")
+        for part, depth in PARTS.items():
+            found = functools.reduce(lambda whole, name: whole.get(name, {}), part.split("."), evaluation)
+            if not _nested(found, depth):
+                raise ValueError(f"{part} is not what idrid-jax evaluate writes")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise UserError(f"{path}: damaged ({error}): run idrid-jax evaluate --workdir {workdir} again") from error
     return evaluation
+
+
+def _nested(value, depth):
+    """Whether it is an object, of objects below `depth` 1."""
+    return isinstance(value, dict) and (depth == 1 or all(_nested(one, depth - 1) for one in value.values()))
 
 
 def _stats(workdir) -> list[dict]:

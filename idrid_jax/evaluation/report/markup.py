@@ -85,6 +85,10 @@ def image(pixels: np.ndarray, alt: str) -> Markup:
 
 def swatch(colour: int) -> Markup:
     """A square in a run's colour."""
+    return joined((_square(colour), Markup("&#8288;")))  # a word joiner: it stays with the name
+
+
+def _square(colour):
     return tag("span", class_=f"swatch c{colour % COLOURS}", aria_hidden="true")
 
 

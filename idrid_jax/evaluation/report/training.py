@@ -6,13 +6,14 @@ from idrid_jax.evaluation.report.entries import finite
 from idrid_jax.evaluation.report.gather import Run
 from idrid_jax.evaluation.report.markup import absent, hint, swatch, tag
 
-CURVES = (  # title, {key in stats.jsonl: caption}
-    ("Losses", {"loss_d": "discriminator", "loss_g": "generator"}),
+CURVES = (  # title, what it tells, {key in stats.jsonl: caption}
+    ("Losses", "", {"loss_d": "discriminator", "loss_g": "generator"}),
     (
-        "Discriminator's mean probability of “real”",
-        {"d_real": "photographs", "d_fake_before": "images", "d_fake_after": "images, after its update"},
+        "Discriminator's probability of “real”",
+        "The mean; of images also after its update.",
+        {"d_real": "photographs", "d_fake_before": "images", "d_fake_after": "after"},
     ),
-    ("Gradient norms", {"grad_norm_d": "discriminator", "grad_norm_g": "generator"}),
+    ("Gradient norms", "", {"grad_norm_d": "discriminator", "grad_norm_g": "generator"}),
 )
 MEASURES = {  # of a snapshot: (title, line across, what it tells)
     "kid": ("KID", None, "Distance of features to real photographs; low is good."),
@@ -21,7 +22,7 @@ MEASURES = {  # of a snapshot: (title, line across, what it tells)
     "ssim_excess": ("SSIM among images, less among real", COLLAPSE, f"Collapse above {COLLAPSE}."),
 }
 UNSHOWN = {"step", "kimg", "seconds", "images_per_s", "d_accuracy", "ssim_among", "ssim_gap"}
-UNSHOWN |= {key for _, curves in CURVES for key in curves}
+UNSHOWN |= {key for *_, curves in CURVES for key in curves}
 
 
 def section(runs: list[Run]) -> list:
@@ -29,7 +30,7 @@ def section(runs: list[Run]) -> list:
     parts = [
         tag("p", [swatch(i), tag("b", run.name), ": "] if several else None, _taken(run)) for i, run in enumerate(runs)
     ]
-    panels = [_panel(runs, title, keys) for title, keys in CURVES]
+    panels = [_panel(runs, title, keys, tells=tells) for title, tells, keys in CURVES]
     logged = {key for run in runs for row in run.stats for key in row}
     for key in [*(key for key in MEASURES if key in logged), *sorted(logged - set(MEASURES) - UNSHOWN)]:
         title, line, tells = MEASURES.get(key, (key, None, ""))

@@ -37,12 +37,11 @@ def section(runs: list[Run]) -> list:
         return parts
     panels = []
     for title, where, key, line, signed in PANELS:
-        rows = [
-            _row(part[where][arm], key, f"{SHORT[arm]}, {run.name}" if several else SHORT[arm], i)
-            for arm in ARMS
-            for i, run, part in found
-            if arm in (part.get(where) or {})
-        ]
+        rows = []
+        for arm in ARMS:
+            there = [(i, run, part[where][arm]) for i, run, part in found if arm in (part.get(where) or {})]
+            rows += [figures.Row(SHORT[arm], None, missing="")] if several and there else []
+            rows += [_row(entry, key, run.name if several else SHORT[arm], i) for i, run, entry in there]
         if rows:
             drawn = figures.intervals(title, rows, decimals=3 if signed else 2, line=line, signed=signed)
             panels.append(tag("figure", tag("figcaption", tag("b", title)), drawn))
