@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from idrid_jax import config as config_lib
 from idrid_jax import sampling
 from idrid_jax.data import cache
 from idrid_jax.data.layout import GRADES
@@ -92,10 +93,13 @@ def gather(workdir: Path, name: str, data_dir: str = "") -> Run:
     found = record.read(workdir)
     if found is None:
         raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
+    try:
+        config_lib.check(found.config)
+    except UserError as error:
+        raise UserError(f"{workdir / record.NAME}: {error}") from error
     evaluation, notes = _evaluation(workdir), {}
-    of = evaluation.get("of") if isinstance(evaluation.get("of"), dict) else {}
     seed = evaluation.get("seed") if isinstance(evaluation.get("seed"), int) else 0
-    sampler = _sampler(workdir, of.get("step"), notes)
+    sampler = _sampler(workdir, evaluation.get("of", {}).get("step"), notes)
     config = found.config.copy_and_resolve_references()
     config.data.release, config.data.data_dir = found.fingerprint, data_dir or found.data_dir
     manifest, training = _release(config, workdir, notes)
