@@ -63,8 +63,9 @@ def _run_train(values):
 
 def _train(config, workdir, say):
     from idrid_jax.data import cache
-    from idrid_jax.evaluation.run import snapshot_measures
+    from idrid_jax.evaluation.snapshots import Measures
     from idrid_jax.training import build, loop
+    from idrid_jax.training.checkpoint import Checkpoints
 
     manifest = cache.prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
     say(build.table(config))
@@ -73,10 +74,17 @@ def _train(config, workdir, say):
         f"training photographs by grade: {manifest.counts['grading']['train']}",
         flush=True,
     )
-    state = loop.train(config, workdir, on_snapshot=(snapshot_measures,))
+    tell = lambda text: say(text, file=sys.stderr, flush=True)
+    measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best, tell=tell)
+    state = loop.train(config, workdir, on_snapshot=(measures,))
     step = int(state.step)
     if step < loop.steps(config.total_kimg, config):
         return  # interrupted, and said so
+    with Checkpoints(workdir) as checkpoints:
+        chosen = checkpoints.chosen()
+    if chosen is not None:
+        kimg = chosen * config.batch_size / 1000
+        say(f"chosen: step {chosen} ({kimg:g} kimg), whose {config.checkpoint.best} is lowest")
     say(
         f"step {step} ({step * config.batch_size / 1000:g} kimg): images, stats.jsonl and checkpoints in {workdir}\n"
         f"next: {PROGRAM} evaluate --workdir {workdir}"
@@ -122,7 +130,7 @@ def _run_sample(values):
         return
     from idrid_jax import sampling
 
-    sampler = sampling.load(values.workdir, values.step)
+    sampler = sampling.load(values.workdir, values.step, statistics=values.batch_statistics)
     options = dict(seed=values.seed, suffix=values.format, quality=values.quality)
     if not sampler.network.conditional:
         if asked or values.count is None:
@@ -166,6 +174,12 @@ def _define_evaluate(values, argv):
     flags.DEFINE_string(
         "data_dir", "", "where the release is prepared; empty: where the run found it", flag_values=values
     )
+    flags.DEFINE_list(
+        "weights",
+        [],
+        "files of networks trained elsewhere (InceptionV3 for FID, DINOv2, SwAV), whose features then measure too",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "usefulness",
         0,
@@ -173,31 +187,57 @@ def _define_evaluate(values, argv):
         lower_bound=0,
         flag_values=values,
     )
+    flags.DEFINE_float(
+        "keep_share",
+        0.0,
+        "with --usefulness: also with this share of the synthetic images, the likeliest to a grader of photographs",
+        lower_bound=0,
+        upper_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "edema", False, "with --usefulness: graders learn the risk of macular oedema too", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "grader_pixels",
+        64,
+        "with --usefulness: graders read at most so many a side",
+        lower_bound=16,
+        flag_values=values,
+    )
 
 
 def _run_evaluate(values):
     if _another_process("evaluate"):
         return
-    from idrid_jax.evaluation import closeness, copies, membership, protocol, run, usefulness
+    from idrid_jax.cli.stages import Stages
+    from idrid_jax.evaluation import closeness, copies, membership, protocol, reading, run, usefulness
 
     result = run.evaluate(
         values.workdir,
         count=values.count,
         seed=values.seed,
         step=values.step,
+        statistics=values.batch_statistics,
         data_dir=values.data_dir,
+        weights_files=values.weights,
         seeds=values.usefulness,
-        tell=lambda text: print(text, file=sys.stderr, flush=True),
+        keep_share=values.keep_share,
+        edema=values.edema,
+        side=values.grader_pixels,
+        progress=Stages(),
     )
     of = result["of"]
     print(
-        f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg) on release {of['release']} "
+        f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg, {of['chosen']}) on release {of['release']} "
         f"({of['fingerprint'][:12]}), {of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n"
     )
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
     print("\n" + closeness.table(result["closeness"]))
     print("\n" + copies.table(result["copies"]))
     print(membership.line(result["membership"]))
+    if "reading" in result:
+        print(reading.line(result["reading"]))
     if "usefulness" in result:
         print("\n" + usefulness.table(result["usefulness"]))
     print(f"\nwritten to {Path(values.workdir) / run.NAME}")
@@ -217,7 +257,16 @@ def _another_process(command) -> bool:
 
 def _define_checkpoint(values):
     flags.DEFINE_string("workdir", None, "of idrid-jax train", required=True, flag_values=values)
-    flags.DEFINE_integer("step", None, "of a checkpoint; empty: the newest", flag_values=values)
+    flags.DEFINE_integer(
+        "step", None, "of a checkpoint; empty: the one that training chose, else the newest", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "batch_statistics",
+        "auto",
+        ["auto", "running", "standing"],
+        "of BatchNorm: as training collected them, or of the weights that draw; auto: standing for a moving average",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "seed",
         0,

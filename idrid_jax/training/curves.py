@@ -1,10 +1,11 @@
 """A run's curves as one picture, from its stats.jsonl."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from idrid_jax.training.log import read_stats
 
 PANELS = (  # title, {key in stats.jsonl: caption}
     ("losses (binary cross-entropy; D's is the sum of both halves)", {"loss_d": "D", "loss_g": "G"}),
@@ -13,7 +14,14 @@ PANELS = (  # title, {key in stats.jsonl: caption}
         {"d_real": "D(x)", "d_fake_before": "D(G(z)) before D's update", "d_fake_after": "D(G(z)) after"},
     ),
     ("gradient norms", {"grad_norm_d": "D", "grad_norm_g": "G"}),
-    ("SSIM among the snapshot's images less among real ones (collapse above 0.1)", {"ssim_excess": "excess"}),
+    (
+        "KID of the snapshot's images to the validation photographs (the mean chooses the checkpoint)",
+        {"kid_grader": "grader's features", "kid_random": "random features", "kid": "mean"},
+    ),
+    (
+        "alike: SSIM among the images less among real ones (collapse above 0.1); spread of features over photographs'",
+        {"ssim_excess": "SSIM, excess", "diversity": "features' spread"},
+    ),
 )
 
 
@@ -30,8 +38,8 @@ def draw(workdir: Path) -> None:
     """Writes `workdir/curves.png` from `workdir/stats.jsonl`; whole or not at all."""
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
-    rows = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
-    figure = Figure(figsize=(10, 12), layout="constrained")
+    rows = read_stats(workdir)
+    figure = Figure(figsize=(10, 15), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(len(PANELS), 1, sharex=True), PANELS):
         for key, caption in curves.items():
             points = [(row["kimg"], row[key]) for row in rows if key in row]
