@@ -23,9 +23,10 @@ from idrid_jax.evaluation.report.markup import Markup, joined, table, tag
 from idrid_jax.pictures import grid
 
 NETWORKS = ["random-v1 (untrained)", "grader <1>"]
-BY_FEATURES = ["kid", "frechet", "frechet_ratio", "precision", "recall", "density", "coverage"]
-BY_PIXELS = ["ms_ssim", "sliced_wasserstein", "spectrum"]
-SECTIONS = ["verdicts", "samples", "training", "closeness", "copies", "usefulness", "data", "model"]
+BY_FEATURES, BY_PIXELS = (list(closeness.MEASURES[kind]) for kind in ("features", "pixels"))
+HEADINGS = closeness.MEASURES["features"] | closeness.MEASURES["pixels"]
+SECTIONS = ["verdicts", "samples", "training", "closeness", "copies", "usefulness", "reading", "data", "model"]
+CONFUSION = [[11, 0, 0, 0, 0], [1, 1, 0, 0, 0], [2, 1, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 0, 1]]
 VOID = {"img", "meta", "br", "hr"}
 
 
@@ -112,14 +113,21 @@ def evaluation(training, *, step=3, conditional=True):
         "membership": {"auc": 0.71, "interval": [0.66, 0.77], "untrained": 0.55, "verdict": "it gives them away"},
         "usefulness": usefulness.compare(truth, read, resamples=50)
         | {"seeds": 3, "budget": {"steps": 7, "batch_size": 4}},
-        "reading": {"kappa": 0.123, "interval": [0.1, 0.2], "verdict": "read above chance"},
-        "of": {"network": "cgan32", "step": step, "kimg": step * 0.016, "chosen": "lowest KID of 2 snapshots"},
+        "reading": {
+            "generated": {"images": 9, "kappa": 0.456, "interval": [0.21, 0.67], "confusion": CONFUSION,
+                          "recall": dict(zip(GRADES, (1.0, 0.5, 0.0, None, 0.25)))},
+            "held_out": {"missing": "6 held-out images; it takes at least 10"},
+            "verdict": "a grader of photographs reads the asked grades (kappa 0.46, 0.21 to 0.67)",
+        },
+        "of": {"network": "cgan32", "step": step, "kimg": step * 0.016, "statistics": "auto",
+               "chosen": "the snapshot with the lowest kid while training"},
     }  # fmt: skip
     if conditional:
         result["closeness"]["by_grade"] = {grade: rows(rng) for grade in GRADES}
         result["by_grade"] = {grade: {"collapse": {"collapsed": grade == "MILD"}} for grade in GRADES}
     else:
         result["usefulness"] = {"missing": "no grades"}
+        del result["reading"]
     return result
 
 
@@ -128,7 +136,7 @@ def write_stats(workdir):
     lines = [{"step": i, "kimg": k, "seconds": 1.0, "images_per_s": rate, "loss_d": 1.0 + i, "loss_g": 2.0,
               "d_real": 0.5, "d_fake_before": 0.4, "d_fake_after": float("nan"), "grad_norm_d": 1.0, "grad_norm_g": 1.0}
              for i, k, rate in zip((1, 3, 5), kimgs, (0.0, 100.0, 300.0))]  # fmt: skip
-    lines[1] |= {"kid": 0.5, "ssim_excess": 0.05, "brand_new": 1.0}
+    lines[1] |= {"kid": 0.5, "kid_grader": 0.25, "copied": 0.1, "veto": 1.0, "ssim_excess": 0.05, "brand_new": 1.0}
     (workdir / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7, "ki')
 
 
@@ -236,7 +244,7 @@ def test_the_verdicts_are_those_of_the_evaluation(shown, result):
     assert verdict.partition(": ")[2][1:] in said
     assert "Excess is +0.300. Collapsed within a grade: MILD." in said
     tones = [a["class"] for name, a in shown.tags if name == "div" and a.get("class", "").startswith("answer")]
-    assert [tones[i] for i in (1, 2, 4)] == ["answer bad"] * 3
+    assert [tones[i] for i in (1, 2, 4, 5)] == ["answer bad"] * 2 + ["answer good", "answer bad"]
 
 
 def test_close_images_are_not_told_apart(workdir, result, folder):
@@ -308,7 +316,7 @@ def test_large_images_are_averaged_down():
 # -- training
 
 def test_the_snapshot_that_was_taken_is_marked_where_it_lies(written, shown):
-    assert "Evaluated: step 3 (0.048 kimg), of a run of 0.08 kimg. How it was chosen: lowest KID of 2 snapshots." in shown.text
+    assert "Evaluated: step 3 (0.048 kimg), of a run of 0.08 kimg. How it was chosen: the snapshot with the lowest kid while training." in shown.text
     losses = written[written.index("<title>Losses") : written.index("<title>Discriminator")]
     taken = float(re.search(r'<line x1="([\d.]+)"[^>]*class="taken"', losses)[1])
     curve = [float(x) for x in re.search(r'd="M([^"]*)" class="dash0"', losses)[1].replace("L", " ").split()]
@@ -317,8 +325,9 @@ def test_the_snapshot_that_was_taken_is_marked_where_it_lies(written, shown):
 
 
 def test_measures_of_snapshots_have_their_panel_also_unknown_ones(shown):
-    for title in ("KID", "SSIM among images, less among real", "brand_new"):
+    for title in ("KID to photographs held back", "Copied", "SSIM among images, less among real", "brand_new"):
         assert title in shown.text
+    assert "veto" not in shown.text and "Diversity" not in shown.text  # that one was not measured
     assert "200 (median while training)" in shown.text  # not the 0 of the step that compiled
 
 
@@ -326,7 +335,7 @@ def test_measures_of_snapshots_have_their_panel_also_unknown_ones(shown):
 
 def numbers(rows, name, network=None):
     of = lambda row: (row["features"][network] if network else row)[name]
-    factor, decimals = 1000 if name == "kid" else 1, closeness.MEASURES[name][2]
+    factor, decimals = 1000 if name == "kid" else 1, HEADINGS[name][2]
     text = lambda value: format(value * factor, f".{decimals}f")
     return [f"{text(e['value'])} [{text(e['interval'][0])}, {text(e['interval'][1])}]" for e in map(of, rows.values())]
 
@@ -335,10 +344,10 @@ def test_every_measure_with_interval_and_references(shown, result):
     found = result["closeness"]["rows"]
     for network in NETWORKS:
         for name in BY_FEATURES:
-            title = f"{closeness.MEASURES[name][0]}, {network}"
+            title = f"{HEADINGS[name][0]}, {network}"
             assert shown.figures[title][:5] == numbers(found, name, network), title
     for name in BY_PIXELS:
-        assert shown.figures[f"{closeness.MEASURES[name][0]}, pixels"] == numbers(found, name)
+        assert shown.figures[f"{HEADINGS[name][0]}, pixels"] == numbers(found, name)
 
 
 def test_by_grade_in_a_table(shown, result):
@@ -407,6 +416,14 @@ def test_usefulness_by_seed_and_confusion(written, shown, result):
             assert [str(grade), *map(str, line), f"{recall:.2f}"] in shown.rows
 
 
+def test_grades_that_are_read_in_the_images(shown):
+    assert "a grader of photographs reads the asked grades Kappa 0.46, 0.21 to 0.67." in shown.text
+    assert shown.figures["Quadratic kappa of grades read"] == ["0.46 [0.21, 0.67]"]
+    assert "Not measured: 6 held-out images; it takes at least 10." in shown.text
+    for grade, recall in enumerate(("1.00", "0.50", "0.00", "–", "0.25")):
+        assert [str(grade), *map(str, CONFUSION[grade]), recall] in shown.rows
+
+
 # -- cards
 
 def test_the_data_card(shown, manifest):
@@ -441,7 +458,6 @@ def test_the_model_card(shown, workdir):
     assert ["revision", record["revision"] or "not recorded"] in shown.rows
     assert any(row[0] == "versions" and f"jax {record['versions']['jax']}" in row[1] for row in shown.rows)
     assert ["batch_size", "16"] in shown.rows and not any(row[0] == "data.data_dir" for row in shown.rows)
-    assert ["kappa", "0.123"] in shown.rows and ["verdict", "read above chance"] in shown.rows
     assert "Not for diagnosis." in shown.text and "nobody has graded the images" in shown.text
 
 

@@ -55,8 +55,9 @@ def _data_card(run):
         table(["grade", "training", "held out (test)"], rows, caption="Photographs after exclusions"),
         tag(
             "p",
-            "The generator saw the training split alone; the held-out split is read by the evaluation, and chooses "
-            "nothing.",
+            "The generator saw the training split alone",
+            _held_back(run),
+            ". The held-out split is read by the evaluation, and chooses nothing.",
         ),
     ]
     if manifest is None:
@@ -66,6 +67,11 @@ def _data_card(run):
     if not run.kind:
         parts += [tag("h4", "Licence and citation"), tag("p", LICENCE), tag("p", CITATION, class_="citation")]
     return parts
+
+
+def _held_back(run):
+    folds = run.config.data.get("validation_folds", 0)
+    return f", but for one of its {folds} folds, held back to choose the snapshot" if folds else ""
 
 
 def _audit(manifest):
@@ -100,7 +106,6 @@ def model_section(runs: list[Run]) -> list:
         table(head, [[key, *(fact[key] for fact in facts)] for key in facts[0]], class_="facts"),
         tag("h4", "Configuration, where it differs from the defaults"),
         table(head, changed, class_="facts") if changed else tag("p", "Nowhere."),
-        _readings(runs),
         tag("h4", "Limits"),
         tag("ul", (tag("li", limit) for limit in _limits(runs))),
     ]
@@ -145,23 +150,3 @@ def _facts(run):
 
 def _shown(name, value):
     return str(value).rstrip("/").rpartition("/")[2] if name == "init_from" else str(value)
-
-
-def _readings(runs):
-    """What a grader reads in the images, as evaluation.json has it."""
-    there = [(i, run) for i, run in enumerate(runs) if run.part("reading")]
-    parts = [tag("h4", "What a grader reads in the images")] if there else []
-    for i, run in there:
-        parts.append(tag("p", swatch(i), tag("b", run.name)) if len(runs) > 1 else None)
-        parts.append(table(None, [[key, _value(value)] for key, value in run.part("reading").items()], class_="facts"))
-    return parts
-
-
-def _value(value):
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, list):
-        return ", ".join(map(_value, value))
-    if isinstance(value, dict):
-        return "; ".join(f"{key} {_value(one)}" for key, one in value.items())
-    return str(value)

@@ -24,8 +24,8 @@ ROWS = {  # of closeness, in short
     "noise": "noise",
 }
 OUTSIDE = ("mean_image", "noise")  # they shall not stretch a plot's scale
-BY_PIXELS = ("ms_ssim", "sliced_wasserstein", "spectrum")
-BY_FEATURES = tuple(name for name in MEASURES if name not in BY_PIXELS)
+BY_FEATURES, BY_PIXELS = MEASURES["features"], MEASURES["pixels"]
+HEADINGS = BY_FEATURES | BY_PIXELS
 MEANS = {  # what a measure is, for those who do not know it
     "kid": "Kernel inception distance of two sets of features: 0 where they are alike, by chance a little below.",
     "frechet": "Distance of two sets of features, each taken as a normal distribution; grows as images get fewer.",
@@ -101,7 +101,7 @@ def _row(rows, key, name, network, label, colour):
 
 
 def _panel(name, network, rows, means):
-    heading, good, decimals = MEASURES[name]
+    heading, good, decimals = HEADINGS[name]
     return tag(
         "figure",
         tag("figcaption", tag("b", heading), f" good: {good}. ", tag("span", means, class_="hint")),
@@ -147,7 +147,7 @@ def _table(graded, grade, networks, several):
             entries = [entry_of(there, "generated", name, network) for *_, there in of_grade]
             entries.append(entry_of(of_grade[0][2], "held_out_real", name, network))
             reasons |= {missing(entry) for entry in entries if entry and number(entry) is None}
-            rows.append([MEASURES[name][0], *(_cell(entry, MEASURES[name][2], _factor(name)) for entry in entries)])
+            rows.append([HEADINGS[name][0], *(_cell(entry, HEADINGS[name][2], _factor(name)) for entry in entries)])
     return tag("div", table(head, rows, caption=grade), (hint(f"{LACKING} {why}") for why in sorted(reasons)))
 
 

@@ -23,8 +23,8 @@ from idrid_jax.training import build, record
 
 PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
 PARTS = {  # of evaluation.json, and how deep they are objects of objects
-    "of": 1, "collapse": 1, "by_grade": 2, "closeness": 1, "copies": 1, "membership": 1, "usefulness": 1,
-    "closeness.rows": 2, "closeness.by_grade": 3, "usefulness.arms": 2, "usefulness.differences": 2,
+    "of": 1, "collapse": 1, "by_grade": 2, "closeness": 1, "copies": 1, "membership": 1, "reading": 1,
+    "usefulness": 1, "closeness.rows": 2, "closeness.by_grade": 3, "usefulness.arms": 2, "usefulness.differences": 2,
 }  # fmt: skip
 DRAWN, MADE_UP = "synthetic", "phantom"  # kinds of release that are no photographs
 
@@ -99,7 +99,7 @@ def gather(workdir: Path, name: str, data_dir: str = "") -> Run:
         raise UserError(f"{workdir / record.NAME}: {error}") from error
     evaluation, notes = _evaluation(workdir), {}
     seed = evaluation.get("seed") if isinstance(evaluation.get("seed"), int) else 0
-    sampler = _sampler(workdir, evaluation.get("of", {}).get("step"), notes)
+    sampler = _sampler(workdir, evaluation.get("of", {}), notes)
     config = found.config.copy_and_resolve_references()
     config.data.release, config.data.data_dir = found.fingerprint, data_dir or found.data_dir
     manifest, training = _release(config, workdir, notes)
@@ -153,16 +153,18 @@ def _stats(workdir) -> list[dict]:
     return lines
 
 
-def _sampler(workdir, step, notes) -> sampling.Sampler | None:
-    """Of the evaluated checkpoint, of the newest where that is gone or none was evaluated."""
+def _sampler(workdir, of, notes) -> sampling.Sampler | None:
+    """Of the evaluated checkpoint, as it was evaluated; of the one that a run takes where that is gone or none was."""
+    step = of.get("step") if isinstance(of.get("step"), int) else None
+    statistics = of.get("statistics") if of.get("statistics") in ("running", "standing") else "auto"
     try:
-        return sampling.load(workdir, step if isinstance(step, int) else None)
+        return sampling.load(workdir, step, statistics=statistics)
     except UserError as error:
         notes["samples"] = str(error)
     if step is None:
         return None
     with contextlib.suppress(UserError):
-        sampler = sampling.load(workdir)
+        sampler = sampling.load(workdir, statistics=statistics)
         notes["samples"] = f"The evaluated checkpoint (step {step}) is gone: these images are of step {sampler.step}."
         return sampler
     return None

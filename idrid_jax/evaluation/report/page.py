@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import idrid_jax
-from idrid_jax.evaluation.report import cards, closeness, copies, samples, training, usefulness
+from idrid_jax.evaluation.report import cards, closeness, copies, reading, samples, training, usefulness
 from idrid_jax.evaluation.report.gather import MADE_UP, Run
 from idrid_jax.evaluation.report.markup import Markup, swatch, tag
 from idrid_jax.evaluation.report.verdicts import QUESTIONS, SIGNS
@@ -14,6 +14,7 @@ SECTIONS = {  # id: (title, what it shows)
     "closeness": ("Closeness to real photographs", closeness.section),
     "copies": ("Copies of training photographs", copies.section),
     "usefulness": ("Usefulness for a grader", usefulness.section),
+    "reading": ("Grades read in the images", reading.section),
     "data": ("Data card", cards.data_section),
     "model": ("Model card", cards.model_section),
 }

@@ -1,5 +1,6 @@
 """The section on training: curves from stats.jsonl, and which snapshot was taken."""
 
+from idrid_jax.evaluation.copies import SHARE
 from idrid_jax.evaluation.protocol import COLLAPSE
 from idrid_jax.evaluation.report import figures
 from idrid_jax.evaluation.report.entries import finite
@@ -15,14 +16,24 @@ CURVES = (  # title, what it tells, {key in stats.jsonl: caption}
     ),
     ("Gradient norms", "", {"grad_norm_d": "discriminator", "grad_norm_g": "generator"}),
 )
-MEASURES = {  # of a snapshot: (title, line across, what it tells)
-    "kid": ("KID", None, "Distance of features to real photographs; low is good."),
-    "diversity": ("Diversity", None, "How unlike the images are among themselves."),
-    "nearer": ("Nearer than held-out", None, "Share of images nearer to a training photograph than held-out ones are."),
-    "ssim_excess": ("SSIM among images, less among real", COLLAPSE, f"Collapse above {COLLAPSE}."),
-}
-UNSHOWN = {"step", "kimg", "seconds", "images_per_s", "d_accuracy", "ssim_among", "ssim_gap"}
-UNSHOWN |= {key for *_, curves in CURVES for key in curves}
+MEASURES = (  # of a snapshot: title, what it tells, {key: caption}, line across
+    (
+        "KID to photographs held back",
+        "Low is good. By the features of a grader, of an untrained network, and their mean.",
+        {"kid": "mean", "kid_grader": "grader", "kid_random": "untrained"},
+        None,
+    ),
+    ("Diversity", "Variance of the images' features over that of photographs; 1 is as real.", {"diversity": ""}, 1),
+    (
+        "Copied",
+        f"Share nearer to a training photograph than any held back is; not taken above {SHARE}.",
+        {"copied": ""},
+        SHARE,
+    ),
+    ("SSIM among images, less among real", f"Collapse above {COLLAPSE}.", {"ssim_excess": ""}, COLLAPSE),
+)
+UNSHOWN = {"step", "kimg", "seconds", "images_per_s", "d_accuracy", "ssim_among", "ssim_gap", "veto"}
+UNSHOWN |= {key for _, _, curves, *_ in (*CURVES, *MEASURES) for key in curves}
 
 
 def section(runs: list[Run]) -> list:
@@ -32,9 +43,8 @@ def section(runs: list[Run]) -> list:
     ]
     panels = [_panel(runs, title, keys, tells=tells) for title, tells, keys in CURVES]
     logged = {key for run in runs for row in run.stats for key in row}
-    for key in [*(key for key in MEASURES if key in logged), *sorted(logged - set(MEASURES) - UNSHOWN)]:
-        title, line, tells = MEASURES.get(key, (key, None, ""))
-        panels.append(_panel(runs, title, {key: ""}, line=line, tells=tells))
+    panels += [_panel(runs, title, keys, line=line, tells=tells, dots=True) for title, tells, keys, line in MEASURES]
+    panels += [_panel(runs, key, {key: ""}, dots=True) for key in sorted(logged - UNSHOWN)]
     if not any(panels):
         return [*parts, absent("stats.jsonl holds no curves.")]
     return [
@@ -61,17 +71,19 @@ def _taken(run) -> str:
     return f"{text} How it was chosen: {chosen.rstrip('.')}." if isinstance(chosen, str) and chosen else text
 
 
-def _panel(runs, title, keys, *, line=None, tells=""):
+def _panel(runs, title, keys, *, line=None, tells="", dots=False):
     curves, marks = [], []
     for colour, run in enumerate(runs):
         for dash, key in enumerate(keys):
             points = [(float(row["kimg"]), float(row[key])) for row in run.stats if finite(row.get(key))]
-            curves.append(figures.Curve(points, colour, dash, dots=len(points) < 40 and len(keys) == 1))
+            curves.append(figures.Curve(points, colour, dash, dots=dots and len(points) < 40))
         if run.taken is not None:
             marks.append((run.taken * run.config.batch_size / 1000, colour, "taken" if len(runs) == 1 else ""))
     if not any(curve.points for curve in curves):
         return None
-    legend = [tag("span", figures.key(dash), " ", caption) for dash, caption in enumerate(keys.values()) if caption]
+    drawn = {curve.dash for curve in curves if curve.points}
+    legend = [(dash, caption) for dash, caption in enumerate(keys.values()) if caption and dash in drawn]
+    legend = [tag("span", figures.key(dash), " ", caption) for dash, caption in legend]
     return tag(
         "figure",
         tag("figcaption", tag("b", title), f" {tells}" if tells else None),

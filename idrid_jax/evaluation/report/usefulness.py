@@ -3,14 +3,17 @@
 from idrid_jax.evaluation.report import figures
 from idrid_jax.evaluation.report.entries import LACKING, bounds, finite, missing, number, unjudged, unmeasured, written
 from idrid_jax.evaluation.report.gather import Run
-from idrid_jax.evaluation.report.markup import hint, swatch, table, tag
+from idrid_jax.evaluation.report.markup import Markup, hint, swatch, table, tag
 from idrid_jax.evaluation.report.verdicts import NO_GRADES
 from idrid_jax.evaluation.usefulness import ARMS
 
-SHORT = {"real": "real", "oversampled": "oversampled", "balanced": "real + synthetic", "synthetic": "synthetic"}
+SHORT = {  # of ARMS
+    "real": "real", "oversampled": "oversampled", "balanced": "real + synthetic", "filtered": "real + likeliest",
+    "synthetic": "synthetic",
+}  # fmt: skip
 PANELS = (  # title, part, measure, line across, whether differences
     ("Quadratic kappa", "arms", "kappa", None, False),
-    ("Balanced accuracy (chance: 0.20)", "arms", "balanced_accuracy", None, False),
+    ("Balanced accuracy", "arms", "balanced_accuracy", None, False),
     ("Kappa less that of real photographs", "differences", "kappa", 0, True),
 )
 
@@ -35,6 +38,30 @@ def section(runs: list[Run]) -> list:
             parts.append(unmeasured(run, "Usefulness was not measured.", several, " --usefulness 5"))
     if not found:
         return parts
+    arms = "; ".join(
+        f"{SHORT[arm]}: {caption}" for arm, caption in ARMS.items() if any(arm in p["arms"] for *_, p in found)
+    )
+    parts += [_panels(found, several), hint(f"Trained on: {arms}.")]
+    edema = [(i, run, part["edema"]) for i, run, part in found if isinstance(part.get("edema"), dict)]
+    if edema:
+        parts += [tag("h3", "Risk of macular oedema, read by the same graders"), _panels(edema, several)]
+    for colour, run, part in found:
+        budget = part.get("budget") or {}
+        parts += [
+            tag("h3", [swatch(colour), run.name, ": "] if several else None, "Confusion matrices"),
+            hint(
+                f"Rows: the true grade; columns: the grade read; counts over {part.get('seeds')} trainings of "
+                f"{budget.get('steps')} updates with {budget.get('batch_size')} images. Recall: the share of a true "
+                "grade that is read so."
+            ),
+            tag(
+                "div", (confusion(ARMS[arm], part["arms"][arm]) for arm in ARMS if arm in part["arms"]), class_="tables"
+            ),
+        ]
+    return parts
+
+
+def _panels(found, several):
     panels = []
     for title, where, key, line, signed in PANELS:
         rows = []
@@ -45,20 +72,7 @@ def section(runs: list[Run]) -> list:
         if rows:
             drawn = figures.intervals(title, rows, decimals=3 if signed else 2, line=line, signed=signed)
             panels.append(tag("figure", tag("figcaption", tag("b", title)), drawn))
-    arms = "; ".join(f"{SHORT[arm]}: {caption}" for arm, caption in ARMS.items())
-    parts += [tag("div", panels, class_="panels"), hint(f"Trained on: {arms}.")]
-    for colour, run, part in found:
-        budget = part.get("budget") or {}
-        parts += [
-            tag("h3", [swatch(colour), run.name, ": "] if several else None, "Confusion matrices"),
-            hint(
-                f"Rows: the true grade; columns: the grade read; counts over {part.get('seeds')} trainings of "
-                f"{budget.get('steps')} updates with {budget.get('batch_size')} images. Recall: the share of a true "
-                "grade that is read so."
-            ),
-            tag("div", (_confusion(arm, part["arms"][arm]) for arm in ARMS if arm in part["arms"]), class_="tables"),
-        ]
-    return parts
+    return tag("div", panels, class_="panels")
 
 
 def _row(arm, key, label, colour):
@@ -67,11 +81,12 @@ def _row(arm, key, label, colour):
     return figures.Row(label, number(entry, "mean"), bounds(entry), colour, dots=dots, missing=LACKING)
 
 
-def _confusion(name, arm):
+def confusion(caption, arm: dict) -> Markup:
+    """The matrix of {"confusion", "recall"} as a table, each row shaded by its shares."""
     matrix, recall = arm.get("confusion") or [], list((arm.get("recall") or {}).values())
     rows = []
     for grade, line in enumerate(matrix):
         total = max(1, sum(line))
         cells = [tag("span", count, class_="shade", style=f"--s:{100 * count / total:.0f}%") for count in line]
         rows.append([grade, *cells, written(dict(enumerate(recall)), 2, key=grade)])
-    return table(["", *range(len(matrix)), "recall"], rows, caption=ARMS[name], class_="confusion")
+    return table(["", *range(len(matrix)), "recall"], rows, caption=caption, class_="confusion")

@@ -79,6 +79,20 @@ def usefulness(run: Run) -> Verdict:
     return _worded(run, "usefulness", GOOD if said.startswith("a gain") else BAD if said.startswith("a loss") else OPEN)
 
 
+def reading(run: Run) -> Verdict:
+    """Whether a grader of photographs reads the grades that were asked for."""
+    found = run.part("reading")
+    if not found and run.evaluation and not run.network.conditional:
+        return Verdict(NONE, "not measured", (NO_GRADES.format(run.config.network) + ".",))
+    limits = bounds(found.get("generated"))
+    verdict = _worded(run, "reading", OPEN if limits is None else GOOD if limits[0] > 0 else BAD)
+    headline, _, numbers = verdict.headline.partition(" (")
+    real = number(found.get("held_out"), "kappa")
+    details = [f"{numbers[:1].upper()}{numbers[1:].rstrip(')')}."] if numbers else []
+    details += [f"In held-out photographs: kappa {real:.2f}."] if real is not None else []
+    return dataclasses.replace(verdict, headline=headline, details=(*verdict.details, *details))
+
+
 def collapse(run: Run) -> Verdict:
     found = run.part("collapse")
     tone = {True: BAD, False: GOOD}.get(found.get("collapsed"), OPEN)
@@ -96,6 +110,7 @@ QUESTIONS = {  # question: (its section, verdict)
     "Are they copies of patients' photographs?": ("copies", copies),
     "Does the discriminator give away who was trained on?": ("copies", membership),
     "Do they help to train a grader?": ("usefulness", usefulness),
+    "Do they show the grade that was asked for?": ("reading", reading),
     "Has the generator collapsed to few images?": ("training", collapse),
 }
 
