@@ -38,6 +38,7 @@ MEASURES = {  # of each network's features, and of the pixels; key: (heading, wh
     },
 }
 PIXELS = "none (pixels)"
+ALIKE = 128  # images of noise and of the repeated mean image, at most: more of the same tell no more
 SAMPLE = 96  # images of a set whose pairs MS-SSIM takes: 4,560 pairs
 BLOCK = 32  # sets are padded to a multiple, so that few shapes are compiled
 TWITCH = 2  # grey levels, largest noise on the repeated mean image
@@ -141,7 +142,7 @@ def _rows(generated, training, held_out, *, networks, seed, resamples, of=""):
     rows = {"generated": (generated, training), "generated_few": few, "held_out_real": (held_out, training)}
     rows["halves"] = halves
     if count:
-        shape = training.images.shape
+        shape = (min(count, ALIKE), *training.images.shape[1:])
         mean = training.images.mean(axis=0) + rng.integers(-TWITCH, TWITCH + 1, size=shape)
         rows["mean_image"] = _set(np.clip(np.rint(mean), 0, 255).astype(np.uint8), networks), training
         rows["noise"] = _set(rng.integers(0, 256, size=shape, dtype=np.uint8), networks), training
