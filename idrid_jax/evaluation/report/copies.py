@@ -10,8 +10,9 @@ def section(runs: list[Run]) -> list:
         tag(
             "p",
             "Each generated image beside the training photograph that it is most like, the likest pairs first. "
-            "Likeness is the correlation of structure (disc, vessels, lesions), whatever the brightness, also "
-            "mirrored: 1 is the same picture. Held-out photographs say how like two different ones are by chance.",
+            "Likeness says how much nearer it is to that one than to any other, by coarse structure and colour, "
+            "whatever the brightness, also mirrored: 1 is the same picture, 0.5 twice as near, which is a copy. "
+            "Held-out photographs say what chance gives.",
         )
     ]
     several, rows = len(runs) > 1, []

@@ -26,7 +26,7 @@ MEASURES = (  # of a snapshot: title, what it tells, {key: caption}, line across
     ("Diversity", "Variance of the images' features over that of photographs; 1 is as real.", {"diversity": ""}, 1),
     (
         "Copied",
-        f"Share nearer to a training photograph than any held back is; not taken above {SHARE}.",
+        f"Share twice as near to one training photograph as to any other; not taken above {SHARE:.0%}.",
         {"copied": ""},
         SHARE,
     ),

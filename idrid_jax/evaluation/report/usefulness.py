@@ -14,7 +14,7 @@ SHORT = {  # of ARMS
 PANELS = (  # title, part, measure, line across, whether differences
     ("Quadratic kappa", "arms", "kappa", None, False),
     ("Balanced accuracy", "arms", "balanced_accuracy", None, False),
-    ("Kappa less that of real photographs", "differences", "kappa", 0, True),
+    ("Kappa less that of the better way without synthetic images", "differences", "kappa", 0, True),
 )
 
 
