@@ -60,7 +60,7 @@ def test_slow_data_and_slow_snapshots_are_found(config, capsys, monkeypatch):
     found = {(row["what"], row["way"]): row for row in rows}
     assert found["steps", "stream"]["waiting"] > 0.7 and found["steps", "stream"]["of_bare"] < 0.3
     assert found["steps", "resident"]["waiting"] < 0.02
-    assert 0.15 < found["loop", "resident"]["snapshot_s"] < 0.6
+    assert 0.15 < found["loop", "resident"]["snapshot_s"] < 1.5
     assert found["from disk", "stream"]["images_per_s"] < 8 / 0.02
 
 

@@ -23,6 +23,7 @@ ROWS = {  # of closeness, in short
     "mean_image": "mean image",
     "noise": "noise",
 }
+FEW = "generated_few"  # the row to read against held-out real where the number of images counts
 OUTSIDE = ("mean_image", "noise")  # they shall not stretch a plot's scale
 BY_FEATURES, BY_PIXELS = MEASURES["features"], MEASURES["pixels"]
 HEADINGS = BY_FEATURES | BY_PIXELS
@@ -46,9 +47,9 @@ def section(runs: list[Run]) -> list:
     parts = [
         tag(
             "p",
-            "Each measure compares a set of images with the training photographs. A number means something only beside "
-            "what photographs of other patients get by it (held-out real), and what a blurred mean image and noise "
-            "get. Lines are 95 % intervals over images; an arrow points at a value off the scale.",
+            "Each measure compares a set of images with the training photographs. A number means something only "
+            "beside what photographs of other patients get by it (held-out real; read it against as many generated "
+            "images), and what a blurred mean image and noise get. Lines are 95 % intervals over images; an arrow points at a value off the scale.",
         )
     ]
     found = [(i, run, closeness_of(run)) for i, run in enumerate(runs)]
@@ -84,9 +85,10 @@ def _panels(found: Found, measures, network, several):
         rows = []
         for group in groups.values():
             for colour, run, there in group:
-                rows.append(
-                    _row(there["rows"], "generated", name, network, run.name if several else "generated", colour)
-                )
+                labels = {"generated": run.name if several else "generated", FEW: "as many as held-out"}
+                for key, label in labels.items():
+                    if key in there["rows"]:
+                        rows.append(_row(there["rows"], key, name, network, label, colour))
             shade = group[0][0] if len(groups) > 1 and len(group) == 1 else None
             for key, label in ROWS.items():
                 rows.append(_row(group[0][2]["rows"], key, name, network, label, shade))
@@ -96,7 +98,7 @@ def _panels(found: Found, measures, network, several):
 
 def _row(rows, key, name, network, label, colour):
     entry = entry_of(rows, key, name, network)
-    ring = {"reference": key != "generated", "outside": key in OUTSIDE, "missing": LACKING}
+    ring = {"reference": key not in ("generated", FEW), "outside": key in OUTSIDE, "missing": LACKING}
     return figures.Row(label, number(entry), bounds(entry), colour, **ring)
 
 
