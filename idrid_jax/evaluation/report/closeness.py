@@ -49,7 +49,8 @@ def section(runs: list[Run]) -> list:
             "p",
             "Each measure compares a set of images with the training photographs. A number means something only "
             "beside what photographs of other patients get by it (held-out real; read it against as many generated "
-            "images), and what a blurred mean image and noise get. Lines are 95 % intervals over images; an arrow points at a value off the scale.",
+            "images), and what a blurred mean image and noise get. Lines are 95 % intervals over images; an arrow "
+            "points at a value off the scale.",
         )
     ]
     found = [(i, run, closeness_of(run)) for i, run in enumerate(runs)]
