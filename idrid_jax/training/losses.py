@@ -6,6 +6,7 @@ adds the penalties, which take gradients of the logits in the images, under the 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -140,7 +141,7 @@ def lecam_averages(
     Tseng et al. 2021, section 3. Young ones are the weighted means of what they saw, whatever `averages` began with (as
     Adam's: Kingma and Ba 2015, section 3; so the authors' code).
     """
-    new = (1 - LECAM_DECAY) / (1 - LECAM_DECAY ** (step.astype(jnp.float32) + 1))
+    new = (1 - LECAM_DECAY) / -jnp.expm1(math.log(LECAM_DECAY) * (step + 1))  # 1 - decay^(step + 1) loses digits
     means = {name: jax.lax.stop_gradient(x).astype(jnp.float32).mean() for name, x in (("real", real), ("fake", fake))}
     return {name: averages[name] + new * (means[name] - averages[name]) for name in means}
 
