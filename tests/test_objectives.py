@@ -85,14 +85,14 @@ def reference(update, step, state, images, grades, key):
             average = lambda name, x: (
                 (0.99 * before * state.lecam[name] + 0.01 * jax.lax.stop_gradient(x).mean()) / (0.99 * before + 0.01)
             )
-            pull = jnp.maximum(0, on_real - average("fake", on_fake)) ** 2
-            total += weights.lecam * pull.mean()
-            pull = jnp.maximum(0, average("real", on_real) - on_fake) ** 2
-            total += weights.lecam * pull.mean()
-        return total
+            averages = {"real": average("real", on_real), "fake": average("fake", on_fake)}
+            total += weights.lecam * (jnp.maximum(0, on_real - averages["fake"]) ** 2).mean()
+            total += weights.lecam * (jnp.maximum(0, averages["real"] - on_fake) ** 2).mean()
+        return total, averages if weights.lecam else {}
 
     moved = lambda params, gradients: jax.tree.map(lambda p, g: p - 0.05 * g, params, gradients)
-    d_params = moved(state.d.params, jax.grad(d_loss)(state.d.params))
+    d_gradients, averages = jax.grad(d_loss, has_aux=True)(state.d.params)
+    d_params = moved(state.d.params, d_gradients)
 
     def g_loss(params):
         fake, _ = GENERATOR.train(params, state.g.stats, z, grades)
@@ -101,7 +101,7 @@ def reference(update, step, state, images, grades, key):
         of = lambda x, key: module(d_params).features(x, grades, rngs=nnx.Rngs(dropout=key)).mean(0)
         return total + weights.feature_matching * ((of(real, again_drop) - of(fake, drop[2])) ** 2).sum()
 
-    return moved(state.g.params, jax.grad(g_loss)(state.g.params)), d_params
+    return moved(state.g.params, jax.grad(g_loss)(state.g.params)), d_params, averages
 
 
 EVERYTHING = Weights(r1=0.7, r2=0.4, gradient_penalty=0.6, penalty_every=2, lecam=0.5, feature_matching=0.8)
@@ -124,10 +124,11 @@ def test_the_update_is_the_plain_one(name):
     with jax.default_matmul_precision("highest"):
         for key in (7, 8):
             plain = jax.jit(functools.partial(reference, update, int(state.step)))
-            g, d = plain(state, *batch(), jax.random.key(key))
+            g, d, averages = plain(state, *batch(), jax.random.key(key))
             state, metrics = run(update, state, key)
             assert_close(state.g.params, g)
             assert_close(state.d.params, d)
+            assert_close(state.lecam, averages)
     on = {field.name for field in dataclasses.fields(Weights) if getattr(weights, field.name)} - {"penalty_every"}
     assert on == metrics.keys() & {"r1", "r2", "gradient_penalty", "lecam", "feature_matching"}
     assert all(value.dtype == jnp.float32 and np.isfinite(value) for value in metrics.values())

@@ -70,7 +70,8 @@ def discriminator(
     Returns the objective, and (loss, found, logits of real and of fake, statistics, averages). Penalties are found
     times `penalty_every`, and 0 where they are not due, so that means over updates are what they are on average.
     """
-    found, taken = {name: jnp.zeros(()) for name in weights.penalties}, weights.penalties if due else ()
+    taken = weights.penalties if due else ()
+    found = {name: jnp.zeros((), jnp.float32) for name in weights.penalties}
     if "r1" in taken or "r2" in taken:  # one pull-back; through what is not asked for nothing is differentiated again
         logits, to_images, stats = jax.vjp(pair, *images, has_aux=True)
         gradients = dict(zip(("r1", "r2"), to_images(jax.tree.map(jnp.ones_like, logits)), strict=True))
