@@ -22,7 +22,8 @@ class Update:
 
     The generator runs forward once: D's update takes its images as they are, and G's pulls its gradient back through
     the same pass. Real and fake images pass D apart (two BatchNorm batches), as in the PyTorch tutorial that the thesis
-    follows; R1 and R2 come from one pull-back of both passes, which D's losses share.
+    follows; R1 and R2 come from one pull-back of both passes, which D's losses share. Where G's loss asks for real
+    images ("relativistic", feature matching) they pass the updated D once more, before the fake ones.
 
     Attributes:
       generator, discriminator, g_tx, d_tx: networks and optimizers.
