@@ -43,8 +43,12 @@ def some_steps(name, data, *, rows=1, fsdp=False, way="resident", steps=1, batch
         return _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses)
 
 
-# All that a step differentiates twice, or carries along
-WEIGHTS = Weights(r1=0.5, r2=0.3, gradient_penalty=0.2, penalty_every=2, lecam=0.3, feature_matching=0.1)
+WEIGHTS = {  # between them all that a step differentiates twice, or carries along
+    "": Weights(),
+    "relativistic": Weights(r1=0.5, r2=0.3, penalty_every=2, lecam=0.3),
+    "wasserstein": Weights(gradient_penalty=2.0, feature_matching=0.1),
+    "hinge": Weights(r1=0.5),
+}
 
 
 def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
@@ -57,10 +61,10 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
         config.data.resident_mib = 0.0
     generator, discriminator = build.networks(config)
     tx = optax.sgd(1e-2, momentum=0.5)
-    options = dict(loss=losses, weights=WEIGHTS) if losses else {}
-    update = Update(generator, discriminator, tx, tx, latent=network.latent, **options)
+    weights = WEIGHTS[losses]
+    update = Update(generator, discriminator, tx, tx, latent=network.latent, loss=losses or "bce", weights=weights)
     the_mesh = mesh.of_config(config, network.size)
-    init = lambda key: init_state(key, generator, discriminator, tx, tx, ema=False, lecam=bool(losses))
+    init = lambda key: init_state(key, generator, discriminator, tx, tx, ema=False, lecam=bool(weights.lecam))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "make_update", lambda *_: (update, init))
         state = build.fresh_state(config, init, the_mesh)
