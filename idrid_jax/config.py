@@ -12,6 +12,7 @@ from idrid_jax.training.losses import LOSSES
 from idrid_jax.words import nearest
 
 WAYS = ("auto", "resident", "stream")
+ON_COLLAPSE = ("warn", "stop", "ignore")
 CONSOLES = ("bar", "thesis")
 DTYPES = ("float32", "bfloat16")
 KINDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
@@ -21,6 +22,7 @@ FREE_ON_RESUME = (
     "total_kimg",
     "snapshot_kimg",
     "log_kimg",
+    "on_collapse",
     "data.data_dir",
     "data.release",
     "data.way",
@@ -43,6 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
             dispatch_steps=1,  # updates in one call of the compiled step; 16 gained 3 % for dcgan28 on an H100
             total_kimg=100.0,  # when training ends
             snapshot_kimg=10.0,  # checkpoint, image grid and measures every so often
+            on_collapse="warn",  # warn | stop | ignore: where images grow alike or D is sure of everything
             log_kimg=1.0,  # numbers to console, stats.jsonl and TensorBoard every so often
             model=dict(
                 max_channels=512,  # of a layer; dcgan256 and above
@@ -76,6 +79,7 @@ def default_config() -> ml_collections.ConfigDict:
                 crop="field_of_view",  # field_of_view | letterbox (the thesis: whole frame, aspect kept)
                 sampling="natural",  # natural | balanced by grade
                 flip=False,  # real images mirrored left to right at random
+                validation_folds=8,  # one of so many folds of the training split only chooses the checkpoint; 0 = none
             ),
             mesh=dict(
                 data=-1,  # devices along the batch; -1 = all
@@ -85,7 +89,7 @@ def default_config() -> ml_collections.ConfigDict:
             checkpoint=dict(
                 keep_last=3,  # newest checkpoints kept
                 keep_every_kimg=0.0,  # and every one at a multiple of this; 0 = none
-                best="",  # a snapshot measure ("ssim_gap"): the lowest so far is kept too; empty = none
+                best="kid",  # a measure of evaluation/snapshots.py; its lowest is kept, and sampled; empty = none
             ),
             log=dict(console="bar"),  # bar | thesis = its line "[e/E][b/B] Loss_D: ..."
         )
@@ -120,6 +124,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("data.way", WAYS),
         ("data.crop", CROPS),
         ("data.sampling", SAMPLINGS),
+        ("on_collapse", ON_COLLAPSE),
         ("log.console", CONSOLES),
     ):
         if given[name] not in choices:
@@ -152,6 +157,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not 0 <= given[name] < 1:
             raise UserError(f"config.{name} = {given[name]}: must be in [0, 1)")
     _check_loss(config.loss)
+    if given["data.validation_folds"] < 0 or given["data.validation_folds"] == 1:
+        raise UserError(
+            f"config.data.validation_folds = {given['data.validation_folds']}: must be 0 (none) or at least 2"
+        )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed = {config.seed}: must be in [0, 2**32)")
 
@@ -177,8 +186,10 @@ def _check_loss(loss) -> None:
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`config` as an older version wrote it, with the fields that came later at their defaults."""
+    """`config` as an older version wrote it, with the fields that came later at what they were then, or their
+    defaults."""
     whole = default_config()
+    whole.data.validation_folds = 0
     with whole.unlocked():
         whole.update(config)
     return whole

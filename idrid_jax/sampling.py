@@ -17,7 +17,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, Network
 from idrid_jax.models.functional import Functional
 from idrid_jax.pictures import grid
-from idrid_jax.training import build, record, saved
+from idrid_jax.training import build, record, saved, standing
 from idrid_jax.training.state import generator_params
 from idrid_jax.training.step import to_uint8
 
@@ -27,7 +27,7 @@ SHEET_COLUMNS, SHEET_ROWS = 12, 20
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """The generator of one checkpoint: its moving average where the run keeps one, its running batch statistics."""
+    """The generator of one checkpoint: its moving average where the run keeps one, and BatchNorm's statistics."""
 
     config: ml_collections.ConfigDict
     run: record.Record
@@ -57,12 +57,24 @@ class Sampler:
             yield from np.asarray(draw(self.params, self.stats, first, part))[: len(some)]
 
 
-def load(workdir: Path | str, step: int | None = None) -> Sampler:
-    """The generator of the newest readable checkpoint in `workdir`, or of `step`. Raises UserError where
-    `saved.read_run` does."""
+def load(workdir: Path | str, step: int | None = None, *, statistics: str = "auto") -> Sampler:
+    """The generator of a checkpoint in `workdir`: of `step`, or as `saved.read_run` chooses.
+
+    statistics: of BatchNorm: "running", as training collected them; "standing", of the very weights that draw
+      (`training.standing`); "auto": standing for a moving average, which no batch has passed, else running.
+    Raises UserError where `saved.read_run` does.
+    """
     run, state = saved.read_run(workdir, step=step)
+    network = NETWORKS[run.config.network]
     generator, _ = build.networks(run.config)
-    return Sampler(run.config, run, int(state.step), generator, generator_params(state), state.g.stats)
+    params, stats = generator_params(state), state.g.stats
+    if stats and (statistics == "standing" or (statistics == "auto" and state.ema)):
+        mixture = np.repeat(np.arange(len(GRADES), dtype=np.int32), run.counts)
+        of = jax.jit(
+            lambda params, stats: standing.of(generator, params, stats, network.latent, mixture, network.at_once)
+        )
+        stats = of(params, stats)
+    return Sampler(run.config, run, int(state.step), generator, params, stats)
 
 
 def balancing(counts: list[int]) -> list[int]:

@@ -157,6 +157,7 @@ def make_config(data_dir, network="tiny", **changes) -> ml_collections.ConfigDic
     config.network, config.batch_size = network, 8
     config.total_kimg, config.snapshot_kimg, config.log_kimg = 0.096, 0.032, 0.016
     config.data.data_dir, config.mesh.data = str(data_dir), 1
+    config.data.validation_folds, config.checkpoint.best = 0, ""  # all 32 photographs, and the newest checkpoint
     return changed(config, **changes)
 
 
@@ -179,9 +180,12 @@ def assert_same(a, b):
         assert x.tobytes() == y.tobytes(), f"{jax.tree_util.keystr(path)}: {np.abs(x - y).max()} apart"
 
 
-def score(fakes, grades, split):
+def score(fakes, *_):
     """A measure that goes down and up again."""
     return {"score": float(abs(fakes.astype(float).mean() - 128) + fakes[0, 0, 0, 0] % 7)}
+
+
+score.names = ("score",)
 
 
 def stats(workdir):

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from idrid_jax.data.audit import Audit, audit, folds, overlap
+from idrid_jax.data.audit import Audit, audit, overlap
+from idrid_jax.data.folds import folds
 from idrid_jax.data.release import ReleaseWriter, read_release
 from idrid_jax.errors import UserError
 
@@ -184,53 +185,6 @@ def test_overlap_of_parts_that_are_absent(tmp_path):
 # Folds
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """37 small photographs, of which some are copies of each other."""
-    grades = [0] * 12 + [1] * 3 + [2] * 11 + [3] * 7 + [4] * 4
-    seeds = list(range(37))
-    seeds[1] = seeds[0]
-    seeds[16] = seeds[17] = seeds[15]
-    path = tmp_path_factory.mktemp("many") / "r"
-    write(path, [(eye(seed, width=30), grade) for seed, grade in zip(seeds, grades)])
-    kept, found = audit(read_release(path))
-    return kept.grading, found.groups
-
-
-@pytest.mark.parametrize("n", (2, 3, 5))
-def test_folds(many, n):
-    records, groups = many
-    for seed in range(20):
-        fold = folds(records, groups, n, seed)
-        assert fold.shape == (37,) and fold.dtype.kind == "i" and set(fold) == set(range(n))
-        assert fold[0] == fold[1] and fold[15] == fold[16] == fold[17]
-        for grade in range(5):
-            counts = Counter(fold[[record.grade == grade for record in records]].tolist())
-            sizes = [counts[k] for k in range(n)]
-            assert max(sizes) - min(sizes) <= 2
-        np.testing.assert_array_equal(fold, folds(records, groups, n, seed))
-
-
-def test_folds_follow_the_seed(many):
-    records, groups = many
-    assert len({tuple(folds(records, groups, 5, seed)) for seed in range(10)}) == 10
-
-
-def test_folds_without_groups_are_level(many):
-    records, _ = many
-    fold = folds(records, (), 4, 0)
-    assert max(np.bincount(fold)) - min(np.bincount(fold)) <= 2
-    for grade in range(5):
-        sizes = np.bincount(fold[[record.grade == grade for record in records]], minlength=4)
-        assert max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize("n", (0, 1, 38))
-def test_folds_that_cannot_be(many, n):
-    with pytest.raises(UserError, match=f"into {n} folds"):
-        folds(*many, n, 0)
-
-
 # The real release, held against what is known of it
 
 
@@ -281,7 +235,9 @@ def test_official_overlap(official):
 def test_official_folds(official):
     _, kept, found = official
     train = [one for one in kept.grading if one.split == "train"]
-    fold = folds(train, found.groups, 5, 0)
+    at = {(one.split, one.id): i for i, one in enumerate(train)}
+    groups = [[at[one.split, one.id] for one in group.records if (one.split, one.id) in at] for group in found.groups]
+    fold = folds(np.array([one.grade for one in train]), groups, 5, 0)
     for grade in range(5):
         sizes = np.bincount(fold[[one.grade == grade for one in train]], minlength=5)
         assert max(sizes) - min(sizes) <= 2

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwa
 
 @pytest.fixture
 def config(config, monkeypatch):
-    monkeypatch.setattr(bench, "snapshot_measures", lambda *_: {})  # SSIM's window is larger than tiny images
+    monkeypatch.setattr(bench, "Measures", lambda *_, **__: lambda *_: {})  # SSIM's window is larger than tiny images
     return changed(config, snapshot_kimg=10.0)
 
 
@@ -60,7 +60,7 @@ def test_slow_data_and_slow_snapshots_are_found(config, capsys, monkeypatch):
     found = {(row["what"], row["way"]): row for row in rows}
     assert found["steps", "stream"]["waiting"] > 0.7 and found["steps", "stream"]["of_bare"] < 0.3
     assert found["steps", "resident"]["waiting"] < 0.02
-    assert 0.15 < found["loop", "resident"]["snapshot_s"] < 0.6
+    assert 0.15 < found["loop", "resident"]["snapshot_s"] < 1.5
     assert found["from disk", "stream"]["images_per_s"] < 8 / 0.02
 
 

@@ -97,10 +97,15 @@ def test_what_the_audit_leaves_out_is_written_down_and_is_another_release(tmp_pa
     assert cache.prepared(tmp_path / "data", str(tmp_path / "leaky")) == leaky  # the last of one path
 
 
-def test_folds_keep_copies_together(manifest):
-    for seed in range(5):
-        folds = cache.folds(manifest, "train", 3, seed)
-        assert folds.shape == (7,) and set(folds) <= {0, 1, 2} and folds[0] == folds[6]
+def test_validation_photographs_are_no_copies_of_those_that_are_trained_on(manifest):
+    """Of 7 photographs, of which the first and the last are one, with enough of every grade that is asked."""
+    for n in (2, 3):
+        held = cache.validation(manifest, n)
+        assert held.shape == (7,) and held.dtype == bool and held[0] == held[6]
+    assert not cache.validation(manifest, 0).any() and not cache.validation(manifest, 8).any()
+    grades = np.array([photograph.grade for photograph in manifest.grading["train"]])
+    scarce = np.bincount(grades, minlength=5)[grades] < 2
+    assert scarce.any() and not cache.validation(manifest, 2)[scarce].any() and cache.validation(manifest, 2).any()
 
 
 def test_train_before_prepare(tmp_path):

@@ -8,6 +8,7 @@ import scipy.linalg
 
 from idrid_jax.evaluation import bootstrap, closeness, coverage, distances, diversity, spectra
 from idrid_jax.evaluation.features import kept, random_network
+from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.image_quality import ssim
 
 RNG = np.random.default_rng(0)
@@ -97,9 +98,24 @@ def test_interval_covers_as_often_as_it_says():
     hits = 0
     for i in range(200):
         rng = np.random.default_rng(i)
-        low, high = bootstrap.of_mean(rng.normal(size=50), rng, 200)
+        x = rng.normal(size=50)
+        low, high = bootstrap.interval(bootstrap.counts(rng, 50, 200) @ x / 50)
         hits += low <= 0 <= high
     assert 0.88 <= hits / 200 <= 0.99
+    assert bootstrap.interval([0, 2], centre=0, floor=-0.5, most=0.5) == [pytest.approx(-0.475, abs=0.03)] + [
+        pytest.approx(0.475, abs=0.03)
+    ]
+
+
+def test_intervals_of_density_are_as_wide_as_it_scatters():
+    """Over new sets of the same kind; with the balls held they were half as wide, and their ends moved with the set."""
+    values, widths = [], []
+    for i in range(60):
+        rng = np.random.default_rng(i)
+        entry = closeness._prdc(*rng.normal(size=(2, 80, 8)), rng, 60, "n")["density"]
+        values.append(entry["value"])
+        widths.append(np.diff(entry["interval"])[0])
+    assert 0.7 < np.mean(widths) / (3.92 * np.std(values)) < 1.6
 
 
 def test_random_network_and_kept(tmp_path):
@@ -128,18 +144,48 @@ def test_the_whole():
     real = (RNG.random((36, 1, 1, 3)) * 150 + RNG.random((36, 16, 16, 3)) * 30).astype(np.uint8)
     grades = np.arange(36) % 5
     grades[grades == 1] = 0
+    plain = random_network.network()
+    bright = Network("brightness", lambda images: images.mean(axis=(1, 2)).astype(np.float32))
+    kept_of = []
+
+    def keep(network, images):
+        kept_of.append((network.name, len(images)))
+        return network.extract(images)
+
     result = closeness.measure(
-        real[:24], grades[:24], real[:24], grades[:24], real[24:], grades[24:], extract=random_network.extract,
-        features="r", resamples=20)
+        real[:24], grades[:24], real[:24], grades[:24], real[24:], grades[24:], networks=[plain, bright],
+        resamples=20, keep=keep)
     json.dumps(result)
-    kid = {row: result[row]["kid"]["value"] for row in closeness.ROWS}
+    # of photographs alone, the generated images' are never asked for again
+    assert sorted(kept_of) == sorted((n.name, count) for n in (plain, bright) for count in (24, 12))
+    assert result["networks"] == [plain.name, bright.name] and "untrained" in plain.name
+    rows = result["rows"]
+    kid = {row: rows[row]["features"][plain.name]["kid"]["value"] for row in closeness.ROWS}
     assert kid["generated"] < kid["held_out_real"] < kid["noise"]
     assert kid["generated"] < kid["mean_image"]
-    assert result["mean_image"]["recall"]["value"] == 0 and result["mean_image"]["ms_ssim"]["value"] > 0.9
-    missing = result["by_grade"]["MILD"]["generated"]["kid"]["missing"]
+    assert rows["mean_image"]["features"][plain.name]["recall"]["value"] == 0
+    assert rows["mean_image"]["ms_ssim"]["value"] > 0.9
+    missing = result["by_grade"]["MILD"]["generated"]["features"][bright.name]["kid"]["missing"]
     assert "0 generated and 0 training images of grade MILD" in missing
     for row in closeness.ROWS:
-        for name in closeness.MEASURES:
-            low, high = result[row][name]["interval"]
-            assert low <= high and result[row][name]["features"]
-    assert "Ratio 1" in closeness.table(json.loads(json.dumps(result)))
+        entries = [rows[row][name] for name in closeness.MEASURES["pixels"]]
+        for name in result["networks"]:
+            of = rows[row]["features"][name]
+            assert of.keys() == closeness.MEASURES["features"].keys()
+            assert all(entry["features"] == name for entry in of.values())
+            entries += of.values()
+        for entry in entries:
+            low, high = entry["interval"]
+            assert low <= high and entry["features"]
+    text = closeness.table(json.loads(json.dumps(result)))
+    assert "Ratio 1" in text and f"features: {plain.name}" in text and "features: brightness" in text
+
+
+def test_frechet_of_a_resample_is_that_of_the_repeated_images():
+    rng = np.random.default_rng(3)
+    for features in (6, 90):  # fewer than images, and more
+        a, b = rng.normal(size=(40, features)), rng.normal(size=(30, features)) + 0.2
+        u, v = bootstrap.counts(rng, 40, 1)[0], bootstrap.counts(rng, 30, 1)[0]
+        repeated = distances.frechet(np.repeat(a, u, axis=0), np.repeat(b, v, axis=0))
+        assert distances.frechet(a, b, u, v) == pytest.approx(repeated, rel=1e-9)
+        assert distances.frechet(a, b, u) == pytest.approx(distances.frechet(np.repeat(a, u, axis=0), b), rel=1e-9)

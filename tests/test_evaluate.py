@@ -1,4 +1,4 @@
-"""`evaluate`: what evaluation.json holds, that it repeats itself, and the sign of collapse at a snapshot."""
+"""`evaluate`: what evaluation.json holds, and that it repeats itself."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from idrid_jax.data.preprocess import preprocess
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import grader, protocol, run, usefulness
+from idrid_jax.evaluation.features import trained_grader
 from idrid_jax.evaluation.image_quality import psnr, ssim
 from idrid_jax.training import build, saved
 from idrid_jax.training.step import to_float
@@ -22,6 +23,14 @@ from idrid_jax.training.step import to_float
 REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "among_generated",
               "among_real")
 QUICK = grader.Budget(steps=3, batch_size=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_grader():
+    with pytest.MonkeyPatch.context() as patch:
+        defaults = trained_grader.train.__kwdefaults__
+        patch.setattr(trained_grader.train, "__kwdefaults__", defaults | {"budget": QUICK})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +70,8 @@ def test_the_keys_of_the_issue_hold_finite_numbers(workdir, result):
 
 def test_what_was_measured_is_written_with_it(manifest, result):
     assert result["of"] == {
-        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "release": "made up",
+        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "chosen": "the newest checkpoint", "trained": 5,
+        "statistics": "auto", "release": "made up",
         "fingerprint": manifest.fingerprint,
         "size": 32, "channels": 3, "crop": "field_of_view"}
 
@@ -134,38 +144,18 @@ def test_a_release_without_held_out_photographs_is_measured_without_them(folder)
     assert protocol.table(result)
 
 
-# -- the measure of a snapshot
-
-def test_identical_images_are_flagged_and_real_ones_are_not(training):
-    grades = np.repeat(np.arange(5), 12)
-    same = np.repeat(training.images[:1], 60, axis=0)
-    collapsed = run.snapshot_measures(same, grades, training)
-    assert collapsed["ssim_among"] == pytest.approx(1, abs=1e-5)
-    assert collapsed["ssim_excess"] > protocol.COLLAPSE
-    real = run.snapshot_measures(np.asarray(training.images), grades, training)
-    assert real["ssim_excess"] == pytest.approx(0, abs=1e-6)
-    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
-    assert run.snapshot_measures(noise, grades, training)["ssim_excess"] < 0
-
-
-def test_a_snapshot_of_one_training_photograph_measures_nothing_wrong(training):
-    """One image has no pair: such a measure is not a number, and must not pass for a score."""
-    one = cache.Split(training.images[:1], training.grades[:1], training.edema[:1], training.ids[:1])
-    measures = run.snapshot_measures(np.asarray(training.images[:5]), np.zeros(5, int), one)
-    assert np.isfinite(measures["ssim_among"])
-    assert "ssim_excess" not in measures
-
-
 def test_usefulness_is_measured_when_asked_for(workdir, tmp_path, monkeypatch, capsys):
     """By the command: a cGAN's images by grade, with a budget of a few updates."""
     monkeypatch.setattr(usefulness.measure, "__kwdefaults__", usefulness.measure.__kwdefaults__ | {"budget": QUICK})
     assert cli.main(["evaluate", "--workdir", str(workdir), "--usefulness=2"]) == 0
     out, err = capsys.readouterr()
     written = json.loads((workdir / run.NAME).read_text())["usefulness"]
-    assert written["arms"].keys() == usefulness.ARMS.keys() and written["seeds"] == 2
+    assert written["arms"].keys() == usefulness.ARMS.keys() - {"filtered"} and written["seeds"] == 2
     assert len(written["arms"]["real"]["kappa"]["by_seed"]) == 2
     assert np.sum(written["arms"]["balanced"]["confusion"]) == 2 * sum(made_run.TEST)
-    assert f"Usefulness: {written['verdict']}." in out and "real photographs, seed 2 of 2" in err
+    assert f"Usefulness: {written['verdict']}." in out and "] usefulness: real photographs, 2 seeds" in err
+    stages = [line.split("]")[0][1:].split("/") for line in err.splitlines() if line.startswith("[")]
+    assert [int(done) for done, _ in stages] == list(range(1, len(stages) + 1)) and stages[-1][1] == str(len(stages))
     assert run.evaluate(workdir)["usefulness"] == written  # of the same images it is not lost
     assert "usefulness" not in run.evaluate(workdir, seed=1)
 
@@ -174,7 +164,9 @@ def test_an_unconditional_generator_s_use_is_told_missing(workdir, monkeypatch):
     sampler = sampling.load(workdir)
     plain = dataclasses.replace(sampler.network, conditional=False)
     monkeypatch.setattr(type(sampler), "network", plain)
-    found = run._usefulness(sampler, None, None, None, 0, 1, print)
+    found = run._usefulness(
+        sampler, None, None, None, seed=0, seeds=1, keep_share=0, edema=False, side=64, tell=print
+    )
     assert found == {"missing": "cgan32 is unconditional: its images have no grades to learn from"}
 
 

@@ -52,22 +52,47 @@ BUDGET = grader.Budget(steps=60, batch_size=16, learning_rate=3e-3)
 
 def test_it_learns_to_read_grades_and_is_a_function_of_its_seed():
     images, grades = discs([20] * 5)
-    params = grader.train(images, grades, np.ones(100), seed=0, budget=BUDGET)
+    params = grader.train(images, grades, np.ones(100), seeds=[0, 1], budget=BUDGET)
     new, truth = discs([8] * 5, seed=1)
     read = grader.read(params, new)
-    assert read.shape == (40, 5) and np.allclose(read.sum(1), 1, atol=1e-5)
-    assert grading.quadratic_kappa(grading.confusion(truth, read.argmax(1), 5)) > 0.9
-    again = grader.train(images, grades, np.ones(100), seed=0, budget=BUDGET)
+    assert read.shape == (2, 40, 5) and np.allclose(read.sum(-1), 1, atol=1e-5)
+    assert (grading.quadratic_kappa(grading.confusion(truth, read.argmax(-1), 5)) > 0.9).all()
+    again = grader.train(images, grades, np.ones(100), seeds=[0, 1], budget=BUDGET)
     jax.tree.map(np.testing.assert_array_equal, params, again)
-    assert not np.array_equal(grader.read(grader.train(images, grades, np.ones(100), seed=1, budget=BUDGET), new), read)
+    assert not np.allclose(read[0], read[1])
+    assert grader.read(params, new[:0]).shape == (2, 0, 5)
+
+
+def test_oedema_is_learned_where_it_is_known():
+    """The risk is the brightness around; half of the images do not tell theirs."""
+    images, grades = discs([40] * 5)
+    risk = np.arange(200) % 3
+    around = np.ones((1, 16, 16, 1), bool)
+    around[:, 4:12, 4:12] = False
+    images = np.where(around, images + 80 * risk[:, None, None, None], images).astype(np.uint8)
+    told = np.where(np.arange(200) % 2, risk, -1)
+    params = grader.train(images, grades, np.ones(200), seeds=[0], edema=told, budget=BUDGET)
+    assert (grader.read_edema(params, images)[0].argmax(-1) == risk).mean() > 0.75
+    assert (grader.read(params, images)[0].argmax(-1) == grades).mean() > 0.8
+    weights = grader._weights(np.array([0, 0, 0, 1, -1]), np.full(5, 0.2), 3)
+    np.testing.assert_allclose(weights * [0.6, 0.2, 0, 0.2], [0.5, 0.5, 0, 0])
+
+
+def test_large_images_are_averaged_down():
+    images = np.random.default_rng(0).integers(0, 256, (2, 130, 130, 3), np.uint8)
+    small = grader.shrunk(images, 64)
+    assert small.shape == (2, 43, 43, 3)
+    np.testing.assert_array_equal(small[1, 2, 3], np.rint(images[1, 6:9, 9:12].mean((0, 1))))
+    assert grader.shrunk(images, 130) is images
 
 
 def test_images_of_odds_0_are_never_seen():
     images, grades = discs([20] * 5)
     wrong, lies = discs([20] * 5, shift=2)
     odds = np.repeat([1.0, 0.0], 100)
-    params = grader.train(np.concatenate([images, wrong]), np.concatenate([grades, lies]), odds, seed=0, budget=BUDGET)
-    assert grading.quadratic_kappa(grading.confusion(grades, grader.read(params, images).argmax(1), 5)) > 0.9
+    both = np.concatenate([images, wrong]), np.concatenate([grades, lies])
+    params = grader.train(*both, odds, seeds=[0], budget=BUDGET)
+    assert grading.quadratic_kappa(grading.confusion(grades, grader.read(params, images)[0].argmax(1), 5)) > 0.9
 
 
 def test_augmentation_keeps_what_it_must():
@@ -93,14 +118,20 @@ COUNTS = [12, 4, 10, 8, 6]
 def test_arms_draw_what_they_say():
     training, grades = discs(COUNTS)
     synthetic, labels = discs([12] * 5, seed=3)
-    arms = usefulness._arms(training, grades, synthetic, labels)
-    assert arms.keys() == usefulness.ARMS.keys()
-    share = {name: np.bincount(g, weights=odds, minlength=5) for name, (_, g, odds) in arms.items()}
+    likely = np.linspace(0, 1, 60)
+    arms = usefulness._arms(grades, labels, likely)
+    assert arms.keys() == usefulness.ARMS.keys() and "filtered" not in usefulness._arms(grades, labels)
+    both = np.concatenate([grades, labels])
+    share = {name: np.bincount(both, weights=odds, minlength=5) for name, odds in arms.items()}
     assert share["real"].tolist() == COUNTS and share["balanced"].tolist() == share["synthetic"].tolist() == [12] * 5
+    assert share["filtered"].tolist() == [12] * 5
     np.testing.assert_allclose(share["oversampled"], 1)
     real = len(grades)
-    assert not arms["oversampled"][2][real:].any() and not arms["synthetic"][2][:real].any()
-    assert arms["balanced"][2][:real].all()
+    assert not arms["oversampled"][real:].any() and not arms["synthetic"][:real].any()
+    assert arms["balanced"][:real].all()
+    of_mild = np.flatnonzero(both[real:] == 1)  # 8 of them are wanted: the first as drawn, the last as likely
+    np.testing.assert_array_equal(np.flatnonzero(arms["balanced"][real:][of_mild]), range(8))
+    np.testing.assert_array_equal(np.flatnonzero(arms["filtered"][real:][of_mild]), range(4, 12))
 
 
 def test_planted_graders_get_the_verdicts_they_earn():
@@ -118,6 +149,9 @@ def test_planted_graders_get_the_verdicts_they_earn():
     assert verdict(same, same).startswith("no measurable gain: kappa +0.000 (+0.000 to +0.000)")
     assert verdict(good(0.6, 1), good(0.6, 2)).startswith("no measurable gain")
     assert verdict(chance, good(0.9, 1)).startswith("not measurable")
+    filtered = usefulness.compare(truth, {"real": good(0.4, 1), "balanced": good(0.4, 2), "filtered": good(0.9, 3)})
+    told = filtered["verdict"].split("; ")
+    assert told[0].startswith("no measurable gain") and told[1].startswith("a gain") and "likeliest" in told[1]
 
 
 def test_intervals_cover_and_are_paired():
@@ -146,15 +180,18 @@ def test_the_whole_measure_on_planted_synthetic_images():
     told = []
     result = usefulness.measure(
         training, grades, held_out, truth, synthetic, np.roll(np.repeat(np.arange(5), 12), 12).astype(np.int32),
-        seeds=2, budget=BUDGET, tell=told.append,
+        edema=(grades // 2, truth // 2), seeds=2, budget=BUDGET, tell=told.append,
     )  # fmt: skip
-    assert len(told) == 8 and result["seeds"] == 2
+    assert len(told) == 4 and result["seeds"] == 2
+    edema = result["edema"]["arms"]  # nobody knows the risk in synthetic images alone
+    assert edema.keys() == {"real", "oversampled", "balanced"} and edema["real"]["kappa"]["mean"] > 0.6
     kappa = {name: arm["kappa"]["mean"] for name, arm in result["arms"].items()}
     assert kappa["real"] > 0.8 and kappa["synthetic"] < 0.5
     assert result["differences"]["synthetic"]["kappa"]["interval"][1] < 0
     assert np.sum(result["arms"]["real"]["confusion"]) == 60
     shown = usefulness.table(result)
-    assert all(caption in shown for caption in usefulness.ARMS.values()) and result["verdict"] in shown
+    assert all(usefulness.ARMS[arm] in shown for arm in result["arms"]) and result["verdict"] in shown
+    assert f"Oedema: {result['edema']['verdict']}." in shown
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from idrid_jax.bench.timing import Times, interleaved
 from idrid_jax.data import phantom, resident, stream
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.run import snapshot_measures
+from idrid_jax.evaluation.snapshots import Measures
 from idrid_jax.models import NETWORKS
 from idrid_jax.training import build, loop
 from idrid_jax.training import mesh as mesh_lib
@@ -205,21 +205,23 @@ def _loop(config, mesh, bare, scratch, seconds):
     config.total_kimg = config.snapshot_kimg * (1 + spans)  # the first span has compiled
     entered, left, beside = [], [], []
 
-    def alternate(fakes, grades, split):
+    def alternate(*_):
         entered.append(time.perf_counter())
         beside.append(_seconds(lambda: bare(every // 2)) / (every // 2))
         left.append(time.perf_counter())
         return {}
 
     report.note(f"train: {spans} times {every} steps and a snapshot")
-    loop.train(config, scratch / "run", on_snapshot=(snapshot_measures, alternate))
+    manifest = build.find_release(config)
+    measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best)
+    loop.train(config, scratch / "run", on_snapshot=(measures, alternate))
     times = Times(tuple(after - before for before, after in zip(left[-1 - spans :], entered[-spans:])))
     steps = [(before + after) / 2 for before, after in zip(beside[-1 - spans :], beside[-spans:])]
     bare_spans = [step * every for step in steps]
     cost = statistics.median(span - step for span, step in zip(times.seconds, bare_spans))
     row = {
         "what": "loop",
-        "way": build.way_in(config, build.load_split(config, build.find_release(config), "train"), mesh),
+        "way": build.way_in(config, build.load_split(config, manifest, "train"), mesh),
         "steps": every,
         **_rate(every * config.batch_size, times),
         **_of_bare(bare_spans, times.seconds),

@@ -8,7 +8,7 @@ import warnings
 from absl import flags
 
 from idrid_jax import allocator, compilation_cache
-from idrid_jax.cli import bench, data, plan, runs, sweep
+from idrid_jax.cli import bench, data, plan, report, runs, sweep
 from idrid_jax.cli.command import Command, Group
 from idrid_jax.cli.parsing import HELP, PROGRAM, describe, parse
 from idrid_jax.errors import UserError
@@ -20,6 +20,8 @@ COMMANDS = {
     "train": runs.TRAIN,
     "sample": runs.SAMPLE,
     "evaluate": runs.EVALUATE,
+    "interpolate": runs.INTERPOLATE,
+    "report": report.REPORT,
     "sweep": sweep.SWEEP,
     "bench": bench.BENCH,
     "plan": plan.PLAN,
@@ -76,6 +78,7 @@ def explain(error: BaseException, values: flags.FlagValues) -> tuple[str, int] |
         return None
     places = [values[name].value for name in ("out", "workdir", "data_dir") if name in values]
     place = error.filename or next(iter(places), "the disk")
+    place = place[0] if isinstance(place, list) else place  # of a flag that is given several times
     return f"{place}: {os.strerror(error.errno)}; make room or choose another place", 2
 
 

@@ -32,8 +32,9 @@ def parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{name}: {_plain(' '.join(str(error).split()))}") from error
     for flag in PATHS & set(values):
-        if values[flag].value:
-            values[flag].value = str(Path(values[flag].value).expanduser())  # the shell leaves --flag=~/x alone
+        if given := values[flag].value:  # the shell leaves --flag=~/x alone
+            expanded = [str(Path(path).expanduser()) for path in (given if isinstance(given, list) else [given])]
+            values[flag].value = expanded if isinstance(given, list) else expanded[0]
     if stray:
         raise UserError(f"{name}: {stray[0]!r} belongs to no flag; see {PROGRAM} {name} --help")
 

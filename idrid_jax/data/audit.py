@@ -21,7 +21,6 @@ from idrid_jax.data.masks import check_size, open_image
 from idrid_jax.data.preprocess import decode
 from idrid_jax.data.release import Graded, Record, Release, Segmented, digest, part_of
 from idrid_jax.data.source import Source
-from idrid_jax.errors import UserError
 
 # Correlation above which two photographs are the same one. Measured on the 597 photographs of A and B at 1072x712: 68
 # pairs are copies at the same exposure, 0.968 and above; one is a copy at another exposure (B train 013 and 397),
@@ -139,35 +138,6 @@ def overlap(release: Release) -> pandas.DataFrame:
     order = {(record.split, record.id): i for i, record in enumerate(a)}
     table = table.drop_duplicates(["a_split", "a_id"])
     return table.iloc[np.argsort([order[key] for key in zip(table.a_split, table.a_id)])].reset_index(drop=True)
-
-
-def folds(records, groups, n: int, seed: int) -> np.ndarray:
-    """Parts graded records into n folds, int [len(records)], values 0..n-1.
-
-    Stratified by grade: folds differ by at most one record a grade where there are no groups. Records of one group (see
-    `Audit.groups`) share a fold. A function of the records' order, the groups and the seed alone.
-
-    records: Graded. Raises UserError for fewer than 2 folds or fewer records than folds.
-    """
-    if not 2 <= n <= len(records):
-        raise UserError(f"{len(records)} photographs cannot be parted into {n} folds; choose from 2 to {len(records)}")
-    index = {(record.split, record.id): i for i, record in enumerate(records)}
-    units, grouped = [], set()
-    for group in groups:
-        graded = [(one.split, one.id) for one in group.records if isinstance(one, Graded)]
-        unit = [index[key] for key in graded if key in index]
-        units += [unit] if unit else []
-        grouped.update(unit)
-    units += [[i] for i in range(len(records)) if i not in grouped]
-    shuffled = [units[i] for i in np.random.default_rng(seed).permutation(len(units))]
-    counts = np.zeros((n, len(GRADES)), int)
-    result = np.empty(len(records), int)
-    for unit in sorted(shuffled, key=len, reverse=True):  # large ones first: single records then level the folds
-        grades = [records[i].grade for i in unit]
-        fold = min(range(n), key=lambda k: (counts[k, grades].sum(), counts[k].sum()))
-        result[unit] = fold
-        np.add.at(counts[fold], grades, 1)
-    return result
 
 
 @dataclass(frozen=True)

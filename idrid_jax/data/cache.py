@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from idrid_jax.data import atomic
-from idrid_jax.data.layout import SPLITS
+from idrid_jax.data.folds import folds
+from idrid_jax.data.layout import GRADES, SPLITS
 from idrid_jax.data.preprocess import VERSION, check_options, preprocess
 from idrid_jax.data.source import Source
 from idrid_jax.data.tensorflow import import_tensorflow
@@ -73,6 +74,11 @@ class Split:
     grades: np.ndarray
     edema: np.ndarray
     ids: tuple[str, ...]
+
+    def part(self, which: np.ndarray) -> "Split":
+        """The photographs at places int [M], or where bool [N] says so; in memory."""
+        index = np.flatnonzero(which) if which.dtype == bool else which
+        return Split(self.images[index], self.grades[index], self.edema[index], tuple(self.ids[i] for i in index))
 
 
 def default_data_dir() -> Path:
@@ -180,18 +186,20 @@ def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str)
     )
 
 
-def folds(manifest: Manifest, split: str, n: int, seed: int) -> np.ndarray:
-    """The fold 0..n-1 of each photograph of a split, int [N], in the order of `load`.
+def validation(manifest: Manifest, n: int) -> np.ndarray:
+    """Which training photographs are kept from the networks, to choose a checkpoint by: bool [N], in `load`'s order.
 
-    Stratified by grade, copies of a photograph kept together: see `audit.folds`, which this hands the manifest to.
+    One of n folds, in which copies of a photograph stay together; 0: none. A grade of fewer than n photographs gives
+    none away.
     """
-    from idrid_jax.data import audit  # late: training on a whole split needs nothing of it, nor the seconds it takes
-    from idrid_jax.data.release import Graded
-
-    records = {p.id: Graded(split, p.id.partition("/")[2], p.source, p.grade, p.edema) for p in manifest.grading[split]}
-    groups = [tuple(records[name] for name in group if name in records) for group in manifest.groups]
-    groups = [audit.Group(group, exact=False, correlation=1.0) for group in groups if len(group) > 1]
-    return audit.folds(list(records.values()), groups, n, seed)
+    photographs = manifest.grading["train"]
+    grades = np.array([photograph.grade for photograph in photographs], int)
+    if not n or len(photographs) < n:
+        return np.zeros(len(photographs), bool)
+    place = {photograph.id: i for i, photograph in enumerate(photographs)}
+    groups = [[place[name] for name in group if name in place] for group in manifest.groups]
+    scarce = np.bincount(grades, minlength=len(GRADES)) < n
+    return (folds(grades, groups, n, seed=0) == 0) & ~scarce[grades]
 
 
 def _read(folder: Path, meta: dict) -> np.ndarray | None:

@@ -12,12 +12,14 @@ def counts(rng: np.random.Generator, images: int, resamples: int) -> np.ndarray:
     return rng.multinomial(images, np.full(images, 1 / images), size=resamples)
 
 
-def interval(values, *, centre: float | None = None, floor: float | None = None) -> list[float] | None:
+def interval(
+    values, *, centre: float | None = None, floor: float | None = None, most: float | None = None
+) -> list[float] | None:
     """[low, high], the middle 95 % of the resampled values; None where none is finite.
 
     centre: shifts the values so that this is their mean. For statistics that grow with repeated images (Frechet and
     Wasserstein distances): as they are, their interval can leave out the very estimate it belongs to.
-    floor: the least value the statistic can have.
+    floor, most: the least and the largest value the statistic can have.
     """
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
@@ -27,11 +29,7 @@ def interval(values, *, centre: float | None = None, floor: float | None = None)
         values = values - values.mean() + centre
     if floor is not None:
         values = np.maximum(values, floor)
+    if most is not None:
+        values = np.minimum(values, most)
     tail = (1 - LEVEL) / 2
     return [float(v) for v in np.quantile(values, [tail, 1 - tail])]
-
-
-def of_mean(values: np.ndarray, rng: np.random.Generator, resamples: int) -> list[float] | None:
-    """Interval of the mean of one value per image, float [N]."""
-    values = np.asarray(values, float)
-    return interval(counts(rng, len(values), resamples) @ values / len(values))

@@ -53,22 +53,33 @@ def kid(a, b, *, subset: int | None = None, subsets: int = 100, seed: int = 0) -
     return float(np.mean(values))
 
 
-def frechet(a, b) -> float:
+def frechet(a, b, counts_a=None, counts_b=None) -> float:
     """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), S the covariances with N - 1.
 
     The trace of the root is the sum of the singular values of A B^T, A and B the centred sets over sqrt(N - 1): no
     matrix root, so never NaN, also for fewer images than features. Small sets make it larger: compare equal sizes.
+    counts_a, counts_b: how often each image counts (of a resample).
     Returns: at least 0. Raises: ValueError for fewer than 2 images in a set.
     Source: Dowson and Landau 1982; Heusel et al., "GANs trained by a two time-scale update rule", NeurIPS 2017.
     """
     a, b = _features(a, b)
     _least(a, b)
-    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
-    a, b = (a - mean_a) / np.sqrt(len(a) - 1), (b - mean_b) / np.sqrt(len(b) - 1)
-    # triangles have the sets' covariances, and are small where there are many images
-    root = np.linalg.svd(np.linalg.qr(a, mode="r") @ np.linalg.qr(b, mode="r").T, compute_uv=False).sum()
-    value = np.square(mean_a - mean_b).sum() + np.square(a).sum() + np.square(b).sum() - 2 * root
-    return float(max(value, 0))
+    (mean_a, a), (mean_b, b) = _centred(a, counts_a), _centred(b, counts_b)
+    total = np.square(mean_a - mean_b).sum() + np.square(a).sum() + np.square(b).sum()
+    if a.shape[1] < min(len(a), len(b)):  # triangles have the sets' covariances, and are smaller then
+        a, b = np.linalg.qr(a, mode="r"), np.linalg.qr(b, mode="r")
+    return float(max(total - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum(), 0))
+
+
+def _centred(a, counts):
+    """The mean, and a matrix [some, D] whose product with itself is the covariance."""
+    if counts is None:
+        mean, weight = a.mean(axis=0), 1
+    else:
+        a, counts = a[counts > 0], counts[counts > 0]
+        mean, weight = counts @ a / counts.sum(), np.sqrt(counts)[:, None]
+    n = len(a) if counts is None else counts.sum()
+    return mean, (a - mean) * weight / np.sqrt(n - 1)
 
 
 def _features(a, b):

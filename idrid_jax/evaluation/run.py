@@ -1,8 +1,8 @@
-"""What `idrid-jax evaluate` does: a run's generator measured by the protocol, written to evaluation.json."""
+"""What `idrid-jax evaluate` does: a run's generator measured beside photographs, written to evaluation.json."""
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -12,19 +12,19 @@ from idrid_jax import sampling
 from idrid_jax.data import atomic, cache
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import closeness, copies, membership, protocol, usefulness
-from idrid_jax.evaluation.features import kept, random_network
-from idrid_jax.evaluation.image_quality import ssim_pairs
+from idrid_jax.evaluation import closeness, copies, grader, membership, protocol, reading, usefulness
+from idrid_jax.evaluation.features import kept, random_network, trained_grader, weights
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
-from idrid_jax.sampling import encode
+from idrid_jax.sampling import Sampler, encode
 from idrid_jax.training import build, saved
+from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.step import to_float
 
 NAME = "evaluation.json"
 UNTRAINED = 8  # discriminators that know nobody, for what splits differ by themselves
 PAIRS = "copies.png"  # the generated images nearest to training photographs, each above its own
-SNAPSHOT_IMAGES = 60  # of each set at 128 pixels and below, fewer above: a snapshot's measures shall cost seconds
+Progress = Callable[[str, int], None]  # (what is done now, of how many such stages)
 
 
 def evaluate(
@@ -33,81 +33,122 @@ def evaluate(
     count: int | None = None,
     seed: int = 0,
     step: int | None = None,
+    statistics: str = "auto",
     data_dir: Path | str = "",
+    weights_files: Sequence[Path | str] = (),
     seeds: int = 0,
-    tell: Callable[[str], None] = lambda text: None,
+    keep_share: float = 0.0,
+    edema: bool = False,
+    side: int = grader.Budget.side,
+    progress: Progress = lambda text, stages: None,
 ) -> dict:
     """Measures `count` images (None: as many as training photographs) against the release that the run was trained on.
 
-    data_dir: where the release is prepared; empty: where the run found it.
+    step, statistics: of the generator, see `sampling.load`. data_dir: where the release is prepared; empty: where the
+      run found it.
+    weights_files: of networks trained elsewhere, see `features.weights`: closeness is measured by their features too.
     seeds: graders trained each way for `usefulness.measure`, whose result is then under "usefulness"; 0: none, but what
-      was measured earlier of the same checkpoint and seed stays.
-    tell: is told what takes long.
+      was measured earlier of the same checkpoint and seed stays. keep_share: above 0, also with this share of the
+      synthetic images, those likeliest to a grader of training photographs. edema: they learn the risk of macular
+      oedema too. side: pixels at which they read, at most.
     Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
     nothing is chosen by it.
     Returns what `protocol.measure` does, with `closeness.measure` under "closeness", `copies.measure` under "copies",
-    `membership.measure` under "membership" and what was measured under "of"; writes it to `workdir/evaluation.json`,
-    and the pairs of "copies" to `workdir/copies.png`.
-    Raises UserError where `sampling.load` does, or the release is no longer prepared.
+    `membership.measure` under "membership", for a conditional generator `reading.measure` under "reading", and what was
+    measured under "of"; writes it to `workdir/evaluation.json`, and the pairs of "copies" to `workdir/copies.png`.
+    Raises UserError where `sampling.load` or `weights.load` does, or the release is no longer prepared.
     """
-    sampler = sampling.load(workdir, step)
+    trained_elsewhere = [weights.load(path) for path in weights_files]
+    sampler = sampling.load(workdir, step, statistics=statistics)
+    conditional = sampler.network.conditional
+    arms = len(usefulness.ARMS) - (not keep_share) if seeds and conditional else 0
+    stages = 8 + len(GRADES) * conditional + arms
+    tell = lambda text: progress(text, stages)
+    manifest, training, held_out = _photographs(workdir, sampler, data_dir)
+    shown = training.part(~cache.validation(manifest, sampler.config.data.validation_folds))
+    count = len(training.grades) if count is None else count
+    # the training split's own grades, in a drawn order, over and over: the same mixture for any count
+    order = np.random.default_rng(seed).permutation(len(training.grades))
+    grades = training.grades[np.resize(order, count)]
+    tell(f"drawing {count} images; PSNR and SSIM of all pairs")
+    images = np.stack(list(sampler.images(grades, seed=seed)))
+    real = np.asarray(training.images), training.grades, np.asarray(held_out.images), held_out.grades
+    sets = images, grades if conditional else None, *real
+    result = protocol.measure(*sets, seed=seed)
+    tell("a grader of the training photographs")
+    dr_grader, params = trained_grader.train(shown.images, shown.grades, manifest.folder / "features")
+    result["closeness"] = closeness.measure(
+        *sets,
+        networks=[dr_grader, random_network.network(), *trained_elsewhere],
+        keep=lambda network, images: kept.features(images, network.name, network.extract, manifest.folder / "features"),
+        seed=seed,
+        note=tell,
+    )
+    tell("copies of training photographs")
+    result["copies"] = copies.measure(images, real[0], real[2], training.ids)
+    tell("membership")
+    result["membership"] = membership.measure(*_scores(workdir, sampler.step, shown, held_out.images, held_out.grades))
+    if conditional:
+        read = [grader.read(params, some)[0].argmax(-1) for some in (images, real[2])]
+        result["reading"] = reading.measure(read[0], grades, read[1], held_out.grades)
+    result["of"] = _subject(workdir, sampler, manifest, step, statistics)
+    path = Path(workdir) / NAME
+    if seeds:
+        result["usefulness"] = _usefulness(
+            sampler, training, held_out, params, seed=seed, seeds=seeds, keep_share=keep_share, edema=edema, side=side,
+            tell=tell,
+        )  # fmt: skip
+    elif earlier := _earlier(path, result):
+        result["usefulness"] = earlier
+    if pairs := result["copies"].get("pairs"):
+        drawn, nearest = ([pair[which] for pair in pairs] for which in ("generated", "index"))
+        both = np.concatenate([images[drawn], real[0][nearest]])
+        atomic.write_bytes(Path(workdir) / PAIRS, encode(np.asarray(grid(both, len(pairs))), "png"))
+    atomic.write_text(path, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _photographs(workdir, sampler: Sampler, data_dir) -> tuple[cache.Manifest, cache.Split, cache.Split]:
+    """The release of a run, its training split, and its test split (of a release such as `sample` writes: empty)."""
     config = sampler.config.copy_and_resolve_references()
     config.data.release = sampler.run.fingerprint
     config.data.data_dir = str(data_dir) or sampler.run.data_dir
     try:
         manifest = build.find_release(config)
         training = build.load_split(config, manifest, "train")
-        held_out = training.images[:0], training.grades[:0]  # of a release such as `sample` writes
-        if any(manifest.counts["grading"]["test"]):
-            split = build.load_split(config, manifest, "test")
-            held_out = split.images, split.grades
+        tested = any(manifest.counts["grading"]["test"])
+        held_out = build.load_split(config, manifest, "test") if tested else training.part(np.arange(0))
+        return manifest, training, held_out
     except UserError as error:
         release = f"{sampler.run.release} ({sampler.run.fingerprint[:12]})"
         raise UserError(
             f"{workdir} was trained on release {release}: {error}; name where it is prepared with --data_dir"
         ) from error
-    count = len(training.grades) if count is None else count
-    # the training split's own grades, in a drawn order, over and over: the same mixture for any count
-    order = np.random.default_rng(seed).permutation(len(training.grades))
-    grades = training.grades[np.resize(order, count)]
-    images = np.stack(list(sampler.images(grades, seed=seed)))
-    result = protocol.measure(
-        images, grades if sampler.network.conditional else None, training.images, training.grades, *held_out, seed=seed
-    )
-    result["closeness"] = _closeness(
-        images,
-        grades if sampler.network.conditional else None,
-        training,
-        held_out,
-        folder=manifest.folder / "features",
-        seed=seed,
-        tell=tell,
-    )
-    tell("copies of training photographs")
-    result["copies"] = copies.measure(images, np.asarray(training.images), np.asarray(held_out[0]), training.ids)
-    tell("membership")
-    result["membership"] = membership.measure(*_scores(workdir, sampler.step, training, *held_out))
-    result["of"] = {
+
+
+def _subject(workdir, sampler: Sampler, manifest, step, statistics) -> dict:
+    """What was measured."""
+    config, network = sampler.config, sampler.network
+    with Checkpoints(Path(workdir)) as checkpoints:
+        best, newest = checkpoints.chosen(), checkpoints.steps()[-1]
+    how = "the newest checkpoint"
+    if step is not None:
+        how = "the checkpoint that was asked for"
+    elif sampler.step == best:
+        how = f"the snapshot with the lowest {config.checkpoint.best} while training"
+    return {
         "network": config.network,
         "step": sampler.step,
         "kimg": sampler.step * config.batch_size / 1000,
+        "chosen": how,
+        "trained": newest,
+        "statistics": statistics,
         "release": manifest.name,
         "fingerprint": manifest.fingerprint,
-        "size": sampler.network.size,
-        "channels": sampler.network.channels,
+        "size": network.size,
+        "channels": network.channels,
         "crop": config.data.crop,
     }
-    path = Path(workdir) / NAME
-    if seeds:
-        result["usefulness"] = _usefulness(sampler, training, *held_out, seed, seeds, tell)
-    elif kept := _earlier(path, result):
-        result["usefulness"] = kept
-    if pairs := result["copies"].get("pairs"):
-        drawn, real = ([pair[which] for pair in pairs] for which in ("generated", "index"))
-        both = np.concatenate([images[drawn], np.asarray(training.images)[real]])
-        atomic.write_bytes(Path(workdir) / PAIRS, encode(np.asarray(grid(both, len(pairs))), "png"))
-    atomic.write_text(path, json.dumps(result, indent=2) + "\n")
-    return result
 
 
 def _earlier(path, result) -> dict | None:
@@ -146,48 +187,23 @@ def _logits(of, splits, at_once) -> tuple[np.ndarray, ...]:
     return tuple(scores)
 
 
-def _usefulness(sampler, training, held_out, held_out_grades, seed, seeds, tell):
+def _usefulness(sampler, training, held_out, params, *, seed, seeds, keep_share, edema, side, tell) -> dict:
+    """params: of the grader that finds which synthetic images are likeliest."""
     if not sampler.network.conditional:
         return {"missing": f"{sampler.config.network} is unconditional: its images have no grades to learn from"}
-    grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), usefulness.wanted(training.grades))
+    wanted = usefulness.wanted(training.grades)
+    grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), np.ceil(wanted / (keep_share or 1)).astype(int))
     synthetic = np.stack(list(sampler.images(grades, seed=seed)))
-    real = np.asarray(training.images), training.grades, held_out, held_out_grades
-    return usefulness.measure(*real, synthetic, grades, seeds=seeds, tell=tell)
-
-
-def _closeness(images, grades, training, held_out, *, folder, seed, tell):
-    name = random_network.name()
-    extract = lambda images: kept.features(images, name, random_network.extract, folder)
-    return closeness.measure(
-        images,
-        grades,
-        training.images,
+    return usefulness.measure(
+        np.asarray(training.images),
         training.grades,
-        *held_out,
-        extract=extract,
-        features=name,
-        seed=seed,
-        note=tell,
+        np.asarray(held_out.images),
+        held_out.grades,
+        synthetic,
+        grades,
+        likelihood=trained_grader.likelihood(params, synthetic, grades) if keep_share else None,
+        edema=(training.edema, held_out.edema) if edema else None,
+        seeds=seeds,
+        budget=grader.Budget(side=side),
+        tell=tell,
     )
-
-
-def snapshot_measures(fakes: np.ndarray, grades: np.ndarray, training: cache.Split) -> dict[str, float]:
-    """How alike a snapshot's images are: a cheap sign of collapse, handed to `loop.train`.
-
-    fakes uint8 [N, R, R, C]. Returns "ssim_among" of the fakes, its "ssim_excess" over as many training images, and
-    the "ssim_gap", the excess without its sign, 0 where fakes are as diverse as real ones; the latter two only where
-    there are two training images.
-    """
-    del grades
-    fakes = fakes[: max(8, int(SNAPSHOT_IMAGES * min(1, 128 / fakes.shape[1])))]
-    some = np.linspace(0, len(training.grades) - 1, min(len(fakes), len(training.grades))).astype(int)
-    among = _among(fakes)
-    if len(some) < 2:
-        return {"ssim_among": among}
-    excess = among - _among(np.asarray(training.images[some]))
-    return {"ssim_among": among, "ssim_excess": excess, "ssim_gap": abs(excess)}
-
-
-def _among(images):
-    pairs = np.asarray(ssim_pairs(images.astype(np.float32) / 255, images.astype(np.float32) / 255))
-    return float(pairs[~np.eye(len(images), dtype=bool)].mean())

@@ -1,20 +1,21 @@
 """Whether synthetic images help: a grader trained with and without them, read on held-out real photographs.
 
-Four ways to learn, with the same budget, each over the same seeds:
+Ways to learn, with the same budget, each over the same seeds:
 
     real             the training photographs as they are
     oversampled      the training photographs, every grade drawn equally often
     balanced         synthetic images added until every grade has as many
     synthetic        as many synthetic images of every grade, and no photograph
+    filtered         as "balanced", of those synthetic images that a grader of real ones finds likeliest; where asked
 
-Losses count every grade alike in all four. The held-out split is read at the end, and chooses nothing.
+Losses count every grade alike in all of them. The held-out split is read at the end, and chooses nothing.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from idrid_jax.data.layout import GRADES
+from idrid_jax.data.layout import EDEMA, GRADES
 from idrid_jax.evaluation import grader, grading
 
 ARMS = {
@@ -22,6 +23,7 @@ ARMS = {
     "oversampled": "real, every grade drawn equally often",
     "balanced": "real and synthetic, as many of every grade",
     "synthetic": "synthetic alone",
+    "filtered": "real and the likeliest synthetic, as many",
 }
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -36,6 +38,8 @@ def measure(
     synthetic: np.ndarray,
     synthetic_grades: np.ndarray,
     *,
+    likelihood: np.ndarray | None = None,
+    edema: tuple[np.ndarray, np.ndarray] | None = None,
     seeds: int = 5,
     budget: grader.Budget = grader.Budget(),
     tell: Told = lambda text: None,
@@ -44,13 +48,20 @@ def measure(
 
     Args:
       training, held_out, synthetic: uint8 [N, R, R, C], R and C alike; synthetic as many of every grade as the training
-        split has of its most frequent one (`wanted`).
+        split has of its most frequent one (`wanted`), or more: then the first so many are taken.
       ..._grades: int [N] in 0..4.
+      likelihood: float of each synthetic image, by a grader of training photographs: adds the way "filtered", of the
+        likeliest of all that are given.
+      edema: risks of macular oedema, int 0..2, of the training and of the held-out photographs: graders then learn
+        these too. Of synthetic images nobody knows them.
       tell: is told what is being done.
     Returns: for json.dumps: "arms" {name: {"kappa", "balanced_accuracy": {"mean", "interval", "by_seed"}, "recall",
-      "confusion" (summed over the seeds)}}, "differences" {name: the same of kappa and balanced accuracy, less those of
-      "real"}, "verdict", "seeds", "budget". Where nothing can be told: {"missing": why}.
-      Intervals are of 95 %, by resampling seeds and held-out images together, the same ones for every arm.
+      "confusion" (summed over the seeds)}}, "beside": the better of the ways without synthetic images, "differences"
+      {name: kappa and balanced accuracy of the others, less those of that one}, "verdict", "seeds", "budget"; with
+      oedema "edema", a dict with the first four. Where nothing can be told: {"missing": why}.
+      Intervals are of 95 %, by resampling seeds and held-out images together, the same ones for every arm, and widened
+      by sqrt(S / (S - 1)), as S resampled seeds spread too little. They are of one set of synthetic images, and say
+      nothing of another sample or another generator.
     """
     if len(held_out_grades) < 2 or len(np.unique(held_out_grades)) < 2:
         return {"missing": f"{len(held_out_grades)} held-out photographs of one grade or none: nothing to read"}
@@ -59,15 +70,21 @@ def measure(
     if (short := np.flatnonzero(have < wanted_)).size:
         grade = short[0]
         return {"missing": f"{have[grade]} synthetic images of {GRADES[grade]}, and {wanted_[grade]} are needed"}
-    read = {}
-    for name, (images, grades, odds) in _arms(training, training_grades, synthetic, synthetic_grades).items():
-        probabilities = []
-        for seed in range(seeds):
-            tell(f"usefulness: {ARMS[name]}, seed {seed + 1} of {seeds}")
-            params = grader.train(images, grades, odds, seed=seed, budget=budget)
-            probabilities.append(grader.read(params, held_out))
-        read[name] = np.stack(probabilities).argmax(-1)  # [seeds, M]
-    return compare(held_out_grades, read) | {"seeds": seeds, "budget": vars(budget).copy()}
+    images = np.concatenate([training, synthetic])
+    labels = np.concatenate([training_grades, synthetic_grades]).astype(np.int32)
+    risks = None if edema is None else np.concatenate([edema[0], np.full(len(synthetic), -1)])
+    read, read_edema = {}, {}
+    for name, odds in _arms(training_grades, synthetic_grades, likelihood).items():
+        tell(f"usefulness: {ARMS[name]}, {seeds} seeds")
+        learns = risks if risks is not None and (risks[odds > 0] >= 0).any() else None
+        params = grader.train(images, labels, odds, seeds=range(seeds), edema=learns, budget=budget)
+        read[name] = grader.read(params, held_out, budget=budget).argmax(-1)  # [seeds, M]
+        if learns is not None:
+            read_edema[name] = grader.read_edema(params, held_out, budget=budget).argmax(-1)
+    result = compare(held_out_grades, read) | {"seeds": seeds, "budget": vars(budget).copy()}
+    if read_edema:
+        result["edema"] = compare(edema[1], read_edema, tuple(f"risk {risk}" for risk in EDEMA))
+    return result
 
 
 def wanted(training_grades: np.ndarray) -> np.ndarray:
@@ -75,28 +92,42 @@ def wanted(training_grades: np.ndarray) -> np.ndarray:
     return np.full(len(GRADES), np.bincount(training_grades, minlength=len(GRADES)).max())
 
 
-def _arms(training, grades, synthetic, synthetic_grades):
-    """{name: (images, grades, odds)}, all of one length: those that an arm leaves out have odds of 0."""
-    images = np.concatenate([training, synthetic])
-    labels = np.concatenate([grades, synthetic_grades]).astype(np.int32)
+def _arms(grades, synthetic_grades, likelihood=None) -> dict[str, np.ndarray]:
+    """How often each image is drawn, photographs first: float [N + M] for each way; 0 for those it leaves out."""
+    labels = np.concatenate([grades, synthetic_grades])
     counts = np.bincount(grades, minlength=len(GRADES))
     real = np.arange(len(labels)) < len(grades)
-    place = np.zeros(len(labels), int)  # of a synthetic image among those of its grade
-    for grade in range(len(GRADES)):
-        of_grade = np.flatnonzero(~real & (labels == grade))
-        place[of_grade] = np.arange(len(of_grade))
-    filling = ~real & (place < (counts.max() - counts)[labels])
+    missing = (counts.max() - counts)[labels]
+
+    def first(order):
+        """Place of each synthetic image among those of its grade, which come in this order."""
+        place = np.full(len(labels), len(labels))
+        for grade in range(len(GRADES)):
+            of_grade = np.flatnonzero(~real & (labels == grade))
+            place[of_grade[np.argsort(order[of_grade - len(grades)], kind="stable")]] = np.arange(len(of_grade))
+        return place
+
+    as_drawn = first(np.arange(len(synthetic_grades)))
     odds = {
-        "real": real.astype(float),
+        "real": real,
         "oversampled": real / np.maximum(counts, 1)[labels],
-        "balanced": (real | filling).astype(float),
-        "synthetic": (~real & (place < counts.max())).astype(float),
+        "balanced": real | (as_drawn < missing),
+        "synthetic": as_drawn < counts.max(),
     }
-    return {name: (images, labels, weight) for name, weight in odds.items()}
+    if likelihood is not None:
+        odds["filtered"] = real | (first(-likelihood) < missing)
+    return {name: weight.astype(float) for name, weight in odds.items()}
 
 
-def compare(truth: np.ndarray, read: dict[str, np.ndarray], *, resamples: int = RESAMPLES) -> dict:
-    """truth int [M], read {arm: int [seeds, M]}, "real" among them -> "arms", "differences", "verdict" as `measure`."""
+def compare(
+    truth: np.ndarray,
+    read: dict[str, np.ndarray],
+    labels: tuple[str, ...] = GRADES,
+    *,
+    resamples: int = RESAMPLES,
+) -> dict:
+    """truth int [M], read {arm: int [seeds, M]}, "real" among them -> "arms", "beside", "differences", "verdict" as
+    `measure`. labels: what 0, 1, ... are called."""
     seeds, count = read["real"].shape
     rng = np.random.default_rng(0)
     images = rng.integers(count, size=(resamples, count))
@@ -104,30 +135,34 @@ def compare(truth: np.ndarray, read: dict[str, np.ndarray], *, resamples: int = 
     measures = {"kappa": grading.quadratic_kappa, "balanced_accuracy": grading.balanced_accuracy}
     arms, drawn = {}, {}
     for name, one in read.items():
-        matrix = grading.confusion(truth, one, len(GRADES))  # [seeds, 5, 5]
+        matrix = grading.confusion(truth, one, len(labels))  # [seeds, 5, 5]
         # [resamples, seeds, 5, 5], a seed at a time: every resample of the images for every seed, then the seeds drawn
-        again = np.stack([grading.confusion(truth[images], row[images], len(GRADES)) for row in one], axis=1)
+        again = np.stack([grading.confusion(truth[images], row[images], len(labels)) for row in one], axis=1)
         arms[name] = {}
         for key, function in measures.items():
             by_seed = function(matrix)
-            drawn[name, key] = np.take_along_axis(function(again), chosen, axis=1).mean(1)
+            values = np.take_along_axis(function(again), chosen, axis=1).mean(1)
+            drawn[name, key] = values.mean() + (values - values.mean()) * np.sqrt(seeds / max(1, seeds - 1))
             arms[name][key] = _number(by_seed, drawn[name, key])
         with np.errstate(invalid="ignore"):
             recalls = grading.recall(matrix).mean(0)
-        arms[name]["recall"] = {g: None if np.isnan(r) else float(r) for g, r in zip(GRADES, recalls)}
+        arms[name]["recall"] = {g: None if np.isnan(r) else float(r) for g, r in zip(labels, recalls)}
         arms[name]["confusion"] = matrix.sum(0).tolist()
+    plain = [name for name in ("real", "oversampled") if name in arms]
+    beside = max(plain, key=lambda name: arms[name]["kappa"]["mean"])
     differences = {
         name: {
             key: _number(
-                np.subtract(arms[name][key]["by_seed"], arms["real"][key]["by_seed"]),
-                drawn[name, key] - drawn["real", key],
+                np.subtract(arms[name][key]["by_seed"], arms[beside][key]["by_seed"]),
+                drawn[name, key] - drawn[beside, key],
             )
             for key in measures
         }
         for name in read
-        if name != "real"
+        if name != beside
     }
-    return {"arms": arms, "differences": differences, "verdict": _verdict(arms, differences)}
+    verdict = _verdict(arms, differences)
+    return {"arms": arms, "beside": beside, "differences": differences, "verdict": verdict}
 
 
 def _number(by_seed, drawn):
@@ -146,22 +181,42 @@ def _verdict(arms, differences) -> str:
             f"not measurable: the kappa of graders of real photographs is between {low:.2f} and {high:.2f}, which "
             "includes 0"
         )
-    gain = differences["balanced"]["kappa"]
-    low, high = gain["interval"]
-    shown = f"kappa {gain['mean']:+.3f} ({low:+.3f} to {high:+.3f}) for adding synthetic images until grades are level"
-    if low > 0:
-        return f"a gain: {shown}"
-    return f"a loss: {shown}" if high < 0 else f"no measurable gain: {shown}"
+    said = []
+    for arm in ("balanced", "filtered"):
+        if arm in differences:
+            gain = differences[arm]["kappa"]
+            low, high = gain["interval"]
+            what = (
+                "adding synthetic images until grades are level" if arm == "balanced" else "adding the likeliest ones"
+            )
+            word = "a gain" if low > 0 else "a loss" if high < 0 else "no measurable gain"
+            said.append(f"{word}: kappa {gain['mean']:+.3f} ({low:+.3f} to {high:+.3f}) for {what}")
+    return "; ".join(said)
 
 
 def table(result: dict) -> str:
     """What `measure` returned, for a console, without a newline at the end."""
     if "missing" in result:
         return f"Usefulness: not measured: {result['missing']}."
+    lines = [*_rows(result, "a grader trained on", "recall by grade 0 to 4"), "", f"Usefulness: {result['verdict']}."]
+    if "edema" in result:
+        edema = result["edema"]
+        lines += [
+            "",
+            *_rows(edema, "risk of macular oedema", "recall by risk 0 to 2"),
+            "",
+            f"Oedema: {edema['verdict']}.",
+        ]
+    lines.append(
+        f"{result['seeds']} seeds, {result['budget']['steps']} updates of {result['budget']['batch_size']} images each "
+        "way; read on held-out real photographs. Less best: than the better of the two ways without synthetic images."
+    )
+    return "\n".join(lines)
+
+
+def _rows(result, first, last):
     width = max(map(len, ARMS.values()))
-    lines = [
-        f"{'a grader trained on':<{width}}  kappa  95 %            less real  balanced acc.  recall by grade 0 to 4"
-    ]
+    lines = [f"{first:<{width}}  kappa  95 %            less best  balanced acc.  {last}"]
     for name, arm in result["arms"].items():
         low, high = arm["kappa"]["interval"]
         less = result["differences"].get(name)
@@ -171,10 +226,4 @@ def table(result: dict) -> str:
             f"{'' if less is None else format(less['kappa']['mean'], '+.3f'):>9}  "
             f"{arm['balanced_accuracy']['mean']:13.2f}  {recalls}"
         )
-    lines += [
-        "",
-        f"Usefulness: {result['verdict']}.",
-        f"{result['seeds']} seeds, {result['budget']['steps']} updates of {result['budget']['batch_size']} images each "
-        "way; read on held-out real photographs.",
-    ]
-    return "\n".join(lines)
+    return lines

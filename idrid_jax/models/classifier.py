@@ -33,7 +33,7 @@ class Block(nnx.Module):
 
 
 class Grader(nnx.Module):
-    """Images [N, R, R, C] in [-1, 1] -> logits [N, classes], R at least 14.
+    """Images [N, R, R, C] in [-1, 1] -> logits [N, classes] (of several questions beside each other), R at least 14.
 
     A block a level, halved by averaging between levels down to 7 or 8 pixels; channels from `width`, doubled at each
     level up to four times that.

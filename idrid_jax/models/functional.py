@@ -50,9 +50,19 @@ class Functional:
         features = module.features(*args, **kwargs)
         return (module.judge(features), features), nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
-    def eval(self, params: Tree, stats: Tree, *args) -> jax.Array:
-        """Output with the running statistics and without dropout."""
-        return nnx.merge(self.eval_graph, params, stats)(*args)
+    def eval(self, params: Tree, stats: Tree, *args, method: Callable | None = None) -> jax.Array:
+        """Output with the running statistics and without dropout; of `method` (module, *args) where it is given."""
+        module = nnx.merge(self.eval_graph, params, stats)
+        return method(module, *args) if method else module(*args)
+
+    def batch_statistics(self, params: Tree, stats: Tree, *args) -> Tree:
+        """The batch's own statistics, in the place of the running ones."""
+        module = nnx.merge(self.train_graph, params, stats)
+        for _, part in nnx.iter_modules(module):
+            if isinstance(part, nnx.BatchNorm):
+                part.momentum = 0.0
+        module(*args)
+        return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
 
 def functional(make: Callable[..., nnx.Module]) -> Functional:

@@ -57,8 +57,8 @@ class Status:
 
 
 def finished(run: Run, folder: Path) -> bool:
-    """Whether evaluation.json is of the step with which the run's configuration ends."""
-    return (evaluated := evaluation(folder)) is not None and evaluated["of"]["step"] >= last_step(run)
+    """Whether evaluation.json was written after the step with which the run's configuration ends."""
+    return (evaluated := evaluation(folder)) is not None and evaluated["of"]["trained"] >= last_step(run)
 
 
 def last_step(run: Run) -> int:
@@ -67,7 +67,8 @@ def last_step(run: Run) -> int:
 
 def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
     """A row for each run: number, name, every field that some run changes, status, reason, and `MEASURES`, `LAST`,
-    images/s (median over the run's log) and seconds, as far as they are there yet."""
+    kid (the lowest of its snapshots, which is the one evaluated), images/s (median over the run's log) and seconds, as
+    far as they are there yet."""
     rows = []
     for run in sweep.runs:
         folder = workdir / run.name
@@ -82,13 +83,14 @@ def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
             known.status = INTERRUPTED
         row |= {"status": known.status, "reason": known.reason}
         row |= {name: lines[-1].get(key) if lines else None for name, key in LAST.items()}
+        row["kid"] = min((line["kid"] for line in lines if "kid" in line), default=None)
         row["images_per_s"] = rate(lines) if lines else None
         evaluated = evaluation(folder) if known.status == FINISHED else None
         row |= {name: ((evaluated or {}).get(of) or {}).get(key) for name, (of, key) in MEASURES.items()}
         row["seconds"] = round(known.seconds, 1) or None
         rows.append(row)
     frame = pd.DataFrame(rows)
-    numbers = [*LAST, "images_per_s", *MEASURES, "seconds"]
+    numbers = [*LAST, "kid", "images_per_s", *MEASURES, "seconds"]
     return frame.astype({name: float for name in numbers})
 
 
@@ -129,7 +131,7 @@ def evaluation(folder: Path) -> dict | None:
     """What `idrid-jax evaluate` wrote there, None where there is nothing of its."""
     try:
         evaluated = json.loads((folder / EVALUATION).read_text())
-        evaluated["of"]["step"]
+        evaluated["of"].setdefault("trained", evaluated["of"]["step"])  # as older versions wrote it
     except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
         return None
     return evaluated

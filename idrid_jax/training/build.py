@@ -38,6 +38,13 @@ def load_split(config: ml_collections.ConfigDict, manifest: cache.Manifest, spli
     return cache.load(manifest, split, size=network.size, channels=network.channels, crop=config.data.crop)
 
 
+def load_training(config: ml_collections.ConfigDict, manifest: cache.Manifest) -> tuple[cache.Split, cache.Split]:
+    """The training split in two: what the networks are shown, and what only chooses a checkpoint (may be empty)."""
+    whole = load_split(config, manifest, "train")
+    held = cache.validation(manifest, config.data.validation_folds)
+    return (whole.part(~held) if held.any() else whole), whole.part(held)
+
+
 def networks(config: ml_collections.ConfigDict) -> tuple[Functional, Functional]:
     """Generator and discriminator of `config.network`, computing in `config.dtype`."""
     network, dtype = NETWORKS[config.network], jnp.dtype(config.dtype)

@@ -89,6 +89,12 @@ class Checkpoints:
     def _steps(self):
         return sorted(info.step for info in self._checkpointer.checkpoints)
 
+    def chosen(self) -> int | None:
+        """The step with the lowest score; None where none has one."""
+        scores = {info.step: (info.metrics or {}).get("score", np.inf) for info in self._checkpointer.checkpoints}
+        best = min(scores, key=scores.get, default=None)
+        return best if best is not None and np.isfinite(scores[best]) else None
+
     def save(self, step: int, state: Any, *, score: float | None = None, marked: bool = False) -> None:
         """Saves behind the caller's back; returns once the arrays are copied, so that they may be donated.
 

@@ -1,10 +1,11 @@
 """A run's curves as one picture, from its stats.jsonl."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from idrid_jax.training.log import read_stats
 
 ADDED = "what is added to the losses, before its weight"  # a panel for runs that add something
 PANELS = (  # title, {key in stats.jsonl: caption}
@@ -24,7 +25,14 @@ PANELS = (  # title, {key in stats.jsonl: caption}
             "feature_matching": "feature matching",
         },
     ),
-    ("SSIM among the snapshot's images less among real ones (collapse above 0.1)", {"ssim_excess": "excess"}),
+    (
+        "KID of the snapshot's images to the validation photographs (the mean chooses the checkpoint)",
+        {"kid_grader": "grader's features", "kid_random": "random features", "kid": "mean"},
+    ),
+    (
+        "alike: SSIM among the images less among real ones (collapse above 0.1); spread of features over photographs'",
+        {"ssim_excess": "SSIM, excess", "diversity": "features' spread"},
+    ),
 )
 
 
@@ -41,7 +49,7 @@ def draw(workdir: Path) -> None:
     """Writes `workdir/curves.png` from `workdir/stats.jsonl`; whole or not at all."""
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
-    rows = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
+    rows = read_stats(workdir)
     there = set().union(*rows)
     panels = [(title, curves) for title, curves in PANELS if title != ADDED or there & curves.keys()]
     figure = Figure(figsize=(10, 3 * len(panels)), layout="constrained")

@@ -141,17 +141,22 @@ class Quiet:
         pass
 
 
+def read_stats(workdir: Path) -> list[dict]:
+    """The rows of a run's stats.jsonl, oldest first; none where there is no such file. A line cut short is left out."""
+    path, rows = Path(workdir) / "stats.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
 def _keep_until(path: Path, step: int) -> None:
     """Drops the lines of later steps, and a last line cut short."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            continue
+    kept = [json.dumps(row) for row in read_stats(path.parent) if row["step"] <= step]
     partial = path.with_suffix(".partial")
     partial.write_text("".join(line + "\n" for line in kept))
     os.replace(partial, path)

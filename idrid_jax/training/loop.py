@@ -18,11 +18,11 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
-from idrid_jax.training import build, curves, processes, record, saved
+from idrid_jax.training import alarm, build, curves, processes, record, saved
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.interruption import interruption
-from idrid_jax.training.log import Log, Quiet
+from idrid_jax.training.log import Log, Quiet, read_stats
 from idrid_jax.training.state import TrainState
 from idrid_jax.training.step import draw
 from idrid_jax.training.workdir import held
@@ -34,12 +34,19 @@ AHEAD = (
     2  # calls of the step that are dispatched beyond the one waited for: the devices never wait for the host's logging
 )
 
-# (fakes uint8 [N, R, R, C], their grades int32 [N], the training split) -> numbers to log
-OnSnapshot = Callable[[np.ndarray, np.ndarray, Split], dict[str, float]]
+MEASURED = 200  # images that a snapshot is measured by at 128 pixels and below, fewer above
+
+# (fakes uint8 [N, R, R, C], their grades int32 [N], what is trained on, the validation photographs) -> numbers to log;
+# "veto" above 0: not to be chosen. `names`, an attribute, lists them, so that a misspelt one is met before training.
+OnSnapshot = Callable[[np.ndarray, np.ndarray, Split, Split], dict[str, float]]
 
 
 class TrainingDiverged(UserError):
     """A loss or a gradient is NaN or infinite."""
+
+
+class TrainingCollapsed(UserError):
+    """`alarm` said so, and `config.on_collapse` is "stop"."""
 
 
 def train(
@@ -55,6 +62,7 @@ def train(
     """
     start = time.monotonic()
     config_lib.check(config)
+    _check_best(config, on_snapshot)
     workdir, peers = Path(workdir), processes.current()
 
     # -- What the processes must have in common, and devices
@@ -69,10 +77,10 @@ def train(
         Checkpoints(workdir, manifest.fingerprint, keep_last=config.checkpoint.keep_last) as checkpoints,
     ):
         # -- Data: where the cache is shared, process 0 fills it and the others find it
-        split = None
+        split = validation = None
         for turn in range(min(peers.count, 2)):
             if turn == min(peers.index, 1):
-                split = build.load_split(config, manifest, "train")
+                split, validation = build.load_training(config, manifest)
             peers.gather("data", lambda: None)
         if build.way_in(config, split, mesh) == "stream":
             stream.check_shares(split.grades, config.data.sampling, peers.count)
@@ -104,7 +112,20 @@ def train(
             lambda state: draw(generator, state, grid_z, jnp.asarray(grid_grades), network.at_once),
             out_shardings=mesh_lib.replicated(mesh),
         )
-        measure = lambda fakes: peers.first("measures", lambda: _measure(on_snapshot, fakes, grid_grades, split))
+        # -- and of the images that snapshots are measured by, with grades as often as photographs have them
+        mixture = np.random.default_rng(config.seed).permutation(split.grades)
+        measured_grades = np.resize(mixture, max(40, int(MEASURED * min(1, 128 / network.size))))
+        measured_z = jax.random.normal(
+            jax.random.fold_in(jax.random.key(config.seed), 0x3EA5), (len(measured_grades), network.latent)
+        )
+        measured_of = jax.jit(
+            lambda state: draw(generator, state, measured_z, jnp.asarray(measured_grades), network.at_once),
+            out_shardings=mesh_lib.replicated(mesh),
+        )
+
+        def measure(state):
+            fakes = np.asarray(measured_of(state)) if on_snapshot else None
+            return peers.first("measures", lambda: _measure(on_snapshot, fakes, measured_grades, split, validation))
 
         log_every, snapshot_every = steps(config.log_kimg, config), steps(config.snapshot_kimg, config)
         with (
@@ -121,8 +142,6 @@ def train(
             else Quiet() as log,
             interruption() as interrupted,
         ):
-            if config.checkpoint.best:  # a misspelt measure is met now, not at the first snapshot
-                _score(config, measure(np.asarray(fakes_of(state))))
             if restored is not None:
                 log.say(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
             else:
@@ -154,9 +173,9 @@ def train(
                     _check_finite(rows, point, workdir, config)
                     measures = {}
                     if snapshot and point == done:
-                        fakes = np.asarray(fakes_of(state))
-                        log.image(_fakes_name(done, config), grid(fakes, columns), done)
-                        measures = measure(fakes)
+                        log.image(_fakes_name(done, config), grid(np.asarray(fakes_of(state)), columns), done)
+                        if measures := measure(state):
+                            log.say(f"{done * config.batch_size / 1000:.1f} kimg: {_told(measures)}")
                     log.scalars(point, rows, rate, measures)
                 if snapshot or stop:
                     _check_state(state, done, workdir)
@@ -167,6 +186,13 @@ def train(
                         )
                         state = dataclasses.replace(state, best=best)
                     checkpoints.save(done, state, score=score, marked=snapshot and _marked(done, config))
+                    if snapshot and config.on_collapse != "ignore":
+                        warning = peers.first("alarm", lambda: alarm.alarm(read_stats(workdir)))
+                        if warning and config.on_collapse == "stop":
+                            checkpoints.wait()
+                            raise TrainingCollapsed(f"step {done}: stopped, as config.on_collapse says: {warning}")
+                        if warning:
+                            log.say(f"alarm at {done * config.batch_size / 1000:.1f} kimg: {warning}")
                     log.start_clock(done)
                 if stop:
                     checkpoints.wait()
@@ -199,20 +225,26 @@ def _marked(step, config):
     return step // every > before // every
 
 
-def _measure(on_snapshot, fakes, grades, split):
+def _measure(on_snapshot, fakes, grades, split, validation):
     measures = {}
     for measure in on_snapshot:
-        measures |= measure(fakes, grades, split)
+        measures |= measure(fakes, grades, split, validation)
     return measures
 
 
+def _told(measures):
+    return ", ".join(f"{name} {value:.4f}" for name, value in measures.items() if name != "veto")
+
+
+def _check_best(config, on_snapshot):
+    names = sorted({name for measure in on_snapshot for name in getattr(measure, "names", ())})
+    best = config.checkpoint.best
+    if names and best and best not in names:
+        raise UserError(f"config.checkpoint.best = {best!r}: {nearest(best, names)}")
+
+
 def _score(config, measures):
-    name = config.checkpoint.best
-    if not name:
-        return None
-    if name not in measures:
-        raise UserError(f"config.checkpoint.best = {name!r}: {nearest(name, sorted(measures))}")
-    return measures[name]
+    return None if measures.get("veto") else measures.get(config.checkpoint.best)
 
 
 def _reals(split, network, grid_grades):

@@ -18,10 +18,12 @@ from idrid_jax.training.state import TrainState, generator_params
 def read_run(
     workdir: Path | str, *, step: int | None = None, sharding: jax.sharding.Sharding | None = None
 ) -> tuple[record.Record, TrainState]:
-    """What a run's folder says of it, and the state of its newest readable checkpoint, or that of `step`.
+    """What a run's folder says of it, and the state of a checkpoint: of `step`, or the one with the lowest score (see
+    `config.checkpoint.best`), or the newest where none has a score.
 
     It reads and changes nothing, as another process may be training there: an unreadable checkpoint is reported on
-    stderr and stays. The arrays come with `sharding` (None: whole on the first device).
+    stderr and stays, and the newest readable one is taken. The arrays come with `sharding` (None: whole on the first
+    device).
     Raises UserError where no run is, its configuration is none, or no checkpoint (of that step) can be read.
     """
     workdir = Path(workdir)
@@ -42,7 +44,8 @@ def read_run(
         if step is not None and step not in steps:
             there = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{workdir}: no checkpoint of step {step}; there are {there}")
-        for candidate in steps[::-1] if step is None else [step]:
+        chosen = checkpoints.chosen() if step is None else step
+        for candidate in sorted(steps, key=lambda s: (s == chosen, s), reverse=True) if step is None else [step]:
             try:
                 state = checkpoints.restore(like, step=candidate)  # with a step it moves nothing
                 break
@@ -52,12 +55,12 @@ def read_run(
         wait = f"train until the first snapshot (config.snapshot_kimg = {run.config.snapshot_kimg:g})"
         raise UserError(unreadable[0] if unreadable else f"{workdir}: no checkpoint yet: {wait}")
     for message in unreadable:
-        print(f"{message}; taking the one before", file=sys.stderr)
+        print(f"{message}; taking step {int(state.step)}", file=sys.stderr)
     return run, state
 
 
 def start_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
-    """A fresh state with both networks, and the moving average, of the newest checkpoint of the run `config.init_from`.
+    """A fresh state with both networks, and the moving average, of the run `config.init_from`, as `read_run` takes it.
 
     Optimizers and progress start anew. Raises UserError where `read_run` does, or the run is of another network.
     """

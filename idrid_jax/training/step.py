@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from idrid_jax.models.functional import Functional
-from idrid_jax.training import ema, losses, objectives
+from idrid_jax.training import ema, losses, objectives, standing
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import NetworkState, TrainState, generator_params
 
@@ -158,7 +158,10 @@ def draw(generator: Functional, state: TrainState, z: jax.Array, grades: jax.Arr
 
     at_once: images in memory with their features; the largest divisor of N up to it is taken.
     """
-    of = lambda part: to_uint8(generator.eval(generator_params(state), state.g.stats, *part))
+    params, stats = generator_params(state), state.g.stats
+    if state.ema and stats:  # the running ones are of other weights
+        stats = standing.of(generator, params, stats, z.shape[1], grades, at_once)
+    of = lambda part: to_uint8(generator.eval(params, stats, *part))
     some = next(n for n in range(min(at_once, len(z)), 0, -1) if len(z) % n == 0)
     if some == len(z):
         return of((z, grades))

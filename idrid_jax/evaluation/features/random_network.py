@@ -5,21 +5,23 @@ plainly different and is blind to what takes an expert; results that use it carr
 in distances of generated images: Naeem et al., "Reliable fidelity and diversity metrics", ICML 2020, section 3.3 (R64).
 """
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from idrid_jax.evaluation.features.network import Network
+
 CHANNELS = (8, 24, 32, 64)  # of the blocks; their sum is D
 D = sum(CHANNELS)
 NAME = f"random-convolutions-v1-{D}"  # another architecture is another name: the cache is keyed by it
 
 
-def name(seed: int = 0) -> str:
-    """What results call these features."""
-    return f"{NAME}-seed{seed} (untrained)"
+def network(seed: int = 0) -> Network:
+    """The network whose weights `seed` draws, by a name that says that nothing has trained it."""
+    return Network(f"{NAME}-seed{seed} (untrained)", partial(extract, seed=seed))
 
 
 def extract(images: np.ndarray, *, seed: int = 0, batch: int = 64) -> np.ndarray:

@@ -1,0 +1,96 @@
+"""Features of a grader that learned the grades of a release's training photographs; trained once and kept.
+
+It looks where the grade is written: at 32 pixels its kappa on new photographs is low, and yet its features tell
+photographs from generated images, a repeated mean image and noise, in this order, which random ones do not.
+"""
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from idrid_jax.data import atomic
+from idrid_jax.data.layout import GRADES
+from idrid_jax.errors import UserError
+from idrid_jax.evaluation import grader
+from idrid_jax.evaluation.features.network import Network
+from idrid_jax.models.functional import Tree
+
+NAME = "dr-grader-v1"  # another architecture or way of training is another name: what is kept is keyed by it
+FILE = "parameters.npz"
+
+
+def train(
+    images: np.ndarray,
+    grades: np.ndarray,
+    folder: Path | str,
+    *,
+    budget: grader.Budget = grader.Budget(),
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[Network, Tree]:
+    """The features, and the parameters (of one seed, as `grader.train` gives them), of a grader of these photographs.
+
+    images, grades: uint8 [N, R, R, C] and int [N], photographs that the generator is trained on, never those it is
+    judged by. folder: where graders are kept; one that cannot be written is done without. tell: is told where one has
+    to be trained first.
+    """
+    images = grader.shrunk(images, budget.side)
+    digest = hashlib.sha256(f"{NAME}|{budget}|{images.shape}|{np.asarray(grades).tolist()}|".encode())
+    digest.update(np.ascontiguousarray(images).data)
+    key = digest.hexdigest()[:32]
+    params = _kept(Path(folder) / key, images.shape)
+    if params is None:
+        tell(f"training the grader whose features measure: once for these {len(images)} photographs")
+        params = grader.train(images, grades, np.ones(len(images)), seeds=[0], budget=budget)
+        _keep(Path(folder) / key, params)
+    name = f"{NAME}-{key[:8]} (trained on the training photographs)"
+    return Network(name, partial(grader.features, params, budget=budget)), params
+
+
+def likelihood(params: Tree, images: np.ndarray, grades: np.ndarray) -> np.ndarray:
+    """uint8 [N, R, R, C] and the grades [N] they were asked for -> the probability of these, float32 [N]."""
+    return grader.read(params, images)[0][np.arange(len(images)), grades]
+
+
+def best(params: Tree, images: np.ndarray, grades: np.ndarray, counts: list[int]) -> np.ndarray:
+    """Of each grade the counts[g] images that read most like it: their places, in order."""
+    read = likelihood(params, images, grades)
+    chosen = []
+    for grade, count in zip(range(len(GRADES)), counts):
+        of_grade = np.flatnonzero(grades == grade)
+        chosen.append(of_grade[np.argsort(-read[of_grade], kind="stable")[:count]])
+    return np.sort(np.concatenate(chosen))
+
+
+def _like(shape):
+    """The parameters' structure."""
+    init = lambda: grader.network(*shape[2:]).init(jax.random.key(0))[0]
+    return jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], init()))
+
+
+def _kept(target: Path, shape) -> Tree | None:
+    leaves, structure = jax.tree.flatten(_like(shape))
+    try:
+        with np.load(target / FILE, allow_pickle=False) as file:
+            arrays = [file[str(i)] for i in range(len(leaves))]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+    fits = all(a.shape == x.shape and a.dtype == x.dtype and np.isfinite(a).all() for a, x in zip(arrays, leaves))
+    return jax.tree.unflatten(structure, arrays) if fits else None
+
+
+def _keep(target: Path, params: Tree) -> None:
+    try:
+        with atomic.partial_folder(target.parent) as new:
+            (new / "entry").mkdir()
+            arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
+            np.savez(new / "entry" / FILE, **arrays)
+            shutil.rmtree(target, ignore_errors=True)
+            atomic.publish(new / "entry", target)
+    except (OSError, UserError):
+        pass

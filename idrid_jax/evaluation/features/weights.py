@@ -1,0 +1,159 @@
+"""Trained weights from a local file -> a network of features. Nothing is fetched.
+
+Files as their authors distribute them: pt_inception-2015-12-05-6726825d.pth of pytorch-fid and torch-fidelity;
+dinov2_vits14_pretrain.pth, vitb14 and vitl14 of facebookresearch/dinov2, or the model.safetensors of
+facebook/dinov2-small, -base and -large on Hugging Face; swav_800ep_pretrain.pth.tar of facebookresearch/swav.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from idrid_jax.errors import UserError
+from idrid_jax.evaluation.features import dinov2, inception, swav
+from idrid_jax.evaluation.features.network import Network
+
+KNOWN = (
+    "known are Inception-v3 with the weights of FID, DINOv2 ViT-S/14, ViT-B/14 and ViT-L/14 without registers,"
+    " and SwAV's ResNet-50"
+)
+BATCH = 16  # images in one go
+TO_NPZ = (
+    "import sys, torch, numpy; s = torch.load(sys.argv[1], 'cpu', weights_only=True);"
+    " numpy.savez('weights.npz', **{k: v.float().numpy() for k, v in s.items()})"
+)
+
+
+def load(path: Path | str) -> Network:
+    """The network whose parameters a file holds: .safetensors, .npz (an array for each parameter), or, with PyTorch,
+    .pth, .pt or .pth.tar.
+
+    Which network it is, the parameters' names tell; every shape is checked. The network's name holds the first 8
+    hexadecimal digits of the file's SHA-256, since the values themselves are taken on trust: those of FID, as
+    pytorch-fid and torch-fidelity distribute them, are 6726825d.
+    Its `extract`: uint8 [N, H, W, C], C 1 (repeated to 3) or 3, any H and W -> float32 [N, D], D 2048 for Inception and
+    SwAV, 384, 768 or 1024 for DINOv2; ValueError for images of another form.
+    Raises: UserError for a file that is not there, cannot be read, is damaged or holds another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no file of weights is there")
+    state = {name.removeprefix("module."): value for name, value in _read(path).items()}
+    name, trained_on, module, params = _recognised(path, state)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    return Network(f"{name}:{digest} (trained on {trained_on})", _extractor(module.features, params))
+
+
+def _extractor(features: Callable, params) -> Callable[[np.ndarray], np.ndarray]:
+    params = jax.device_put(params)
+
+    def extract(images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
+            raise ValueError(f"images are {images.dtype} {images.shape}; features need uint8 [N, H, W, C], C 1 or 3")
+        one = jax.ShapeDtypeStruct((BATCH, *images.shape[1:]), np.uint8)
+        out = np.zeros((len(images), jax.eval_shape(features, params, one).shape[1]), np.float32)
+        for first in range(0, len(images), BATCH):
+            part = images[first : first + BATCH]
+            padded = np.zeros(one.shape, np.uint8)  # one shape, one compilation
+            padded[: len(part)] = part
+            out[first : first + BATCH] = np.asarray(features(params, padded))[: len(part)]
+        return out
+
+    return extract
+
+
+# --- which network
+
+
+def _recognised(path, state):
+    """(its name, what it was trained on, its module, its parameters)."""
+    if any(name.startswith("Mixed_") for name in state):
+        what = "Inception-v3 of FID"
+        if any(name.startswith("AuxLogits.") for name in state):
+            raise UserError(f"{path}: this is torchvision's Inception-v3 (it has AuxLogits), not that of FID; {KNOWN}")
+        _check(path, state, inception.shapes(), what)
+        return "inception-v3-fid", "ImageNet", inception, inception.parameters(state)
+    if "cls_token" in state or "embeddings.cls_token" in state:
+        state = dinov2.original_names(state)
+        channels, blocks = dinov2.extent(state)
+        size = dinov2.SIZES.get((channels, blocks))
+        if size is None:
+            raise UserError(f"{path}: a vision transformer of {channels} channels and {blocks} blocks; {KNOWN}")
+        positions = state["pos_embed"].size // channels if "pos_embed" in state else 0
+        side = round(max(positions - 1, 1) ** 0.5)  # of the square of patches that it was trained on
+        _check(path, state, dinov2.shapes(channels, blocks, 1 + side * side), f"DINOv2 ViT-{size}/14")
+        return f"dinov2-vit-{size.lower()}14", "LVD-142M", dinov2, dinov2.parameters(state)
+    if "layer1.0.conv1.weight" in state:
+        what = "SwAV's ResNet-50"
+        if not any(re.match(r"projection_head\.|prototypes\.", name) for name in state):
+            raise UserError(
+                f"{path}: a residual network without SwAV's projection_head and prototypes, so trained in another way;"
+                f" {KNOWN}"
+            )
+        _check(path, state, swav.shapes(), what)
+        return "swav-resnet-50", "ImageNet", swav, swav.parameters(state)
+    some = ", ".join(list(state)[:3]) or "no array"
+    raise UserError(f"{path}: a network of another kind (it holds {some}); {KNOWN}")
+
+
+# what a file may hold beside what is used: counters of BatchNorm, DINOv2's masked token, SwAV's heads
+BESIDE = re.compile(r".*\.num_batches_tracked|mask_token|projection_head\..*|prototypes.*")
+
+
+def _check(path, state, shapes, what):
+    for name, shape in shapes.items():
+        if name not in state:
+            raise UserError(f"{path}: has the names of {what}, but {name} is missing; {KNOWN}")
+        if state[name].shape != shape:
+            raise UserError(f"{path}: has the names of {what}, but {name} is {state[name].shape}, not {shape}; {KNOWN}")
+        if not np.isfinite(np.asarray(state[name], np.float32)).all():
+            raise UserError(f"{path}: {name} holds values that are not finite; take another copy of the file")
+    for name in state:
+        if name not in shapes and not BESIDE.fullmatch(name):
+            raise UserError(f"{path}: has the names of {what}, but also {name}, which that does not have; {KNOWN}")
+
+
+# --- formats
+
+
+def _read(path) -> dict[str, np.ndarray]:
+    readers = {".safetensors": _safetensors, ".npz": _npz, ".pth": _torch, ".pt": _torch, ".tar": _torch}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: weights are read from .safetensors, .npz, .pth, .pt or .pth.tar")
+    try:
+        return readers[path.suffix](path)
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds: whatever a damaged file makes a reader trip over
+        why = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: cannot be read as weights, perhaps cut or damaged ({why[:160]})") from error
+
+
+def _safetensors(path):
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _npz(path):
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _torch(path):
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f'{path}: PyTorch, which reads this format, is not installed; where it is, python -c "{TO_NPZ}" {path.name}'
+            " makes weights.npz of it"
+        ) from None
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    found = found.get("state_dict", found)  # a checkpoint of training
+    return {name: value.float().numpy() for name, value in found.items() if isinstance(value, torch.Tensor)}

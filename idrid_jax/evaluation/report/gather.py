@@ -1,0 +1,250 @@
+"""What a run's folder holds -> plain data for the page. What is not there is left out, and said in `notes`."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from idrid_jax import config as config_lib
+from idrid_jax import sampling
+from idrid_jax.data import cache
+from idrid_jax.data.layout import GRADES
+from idrid_jax.errors import UserError
+from idrid_jax.evaluation import run as evaluation_run
+from idrid_jax.models import NETWORKS, Network
+from idrid_jax.pictures import GAP
+from idrid_jax.training import build, record
+
+PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
+PARTS = {  # of evaluation.json, and how deep they are objects of objects
+    "of": 1, "collapse": 1, "by_grade": 2, "closeness": 1, "copies": 1, "membership": 1, "reading": 1,
+    "usefulness": 1, "closeness.rows": 2, "closeness.by_grade": 3, "usefulness.arms": 2, "usefulness.differences": 2,
+}  # fmt: skip
+DRAWN, MADE_UP = "synthetic", "phantom"  # kinds of release that are no photographs
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as the report shows it.
+
+    Attributes:
+      evaluation: evaluation.json, {} where there is none; stats: the lines of stats.jsonl.
+      step: of the checkpoint that `samples` come from; None where none can be read.
+      samples: (caption, generated, real), uint8 [N, R, R, C] both; `real` may be empty.
+      pairs: (generated, its nearest training photograph, their entry in "copies"), uint8 [R, R, C] both.
+      parameters: of generator and discriminator.
+      manifest: of the release, None where it is no longer prepared; kind: DRAWN, MADE_UP, or "" for photographs.
+      notes: {section: what it lacks, and what to do}.
+    """
+
+    name: str
+    workdir: Path
+    config: ml_collections.ConfigDict
+    record: dict
+    evaluation: dict
+    stats: list[dict]
+    step: int | None
+    samples: list[tuple[str, np.ndarray, np.ndarray]]
+    pairs: list[tuple[np.ndarray, np.ndarray, dict]]
+    parameters: tuple[int, int]
+    manifest: cache.Manifest | None
+    kind: str
+    notes: dict[str, str]
+
+    @property
+    def network(self) -> Network:
+        return NETWORKS[self.config.network]
+
+    @property
+    def taken(self) -> int | None:
+        """The step that was evaluated; where none was, that of the samples."""
+        step = self.part("of").get("step")
+        return step if isinstance(step, int) else self.step
+
+    @property
+    def data(self) -> tuple:
+        """What reference rows depend on: runs that share it share them."""
+        return self.record["data"]["fingerprint"], self.network.size, self.network.channels, self.config.data.crop
+
+    def part(self, name: str) -> dict:
+        """`evaluation[name]`, {} where it is not there."""
+        found = self.evaluation.get(name)
+        return found if isinstance(found, dict) else {}
+
+
+def names(workdirs: list[Path]) -> list[str]:
+    """As short as tells them apart: the last part of each path, or more of it."""
+    parts = [workdir.absolute().parts for workdir in workdirs]
+    for length in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(p[-length:]) for p in parts]
+        if len(set(short)) == len(short):
+            return short
+    raise UserError("--workdir names one folder twice; name each once")
+
+
+def gather(workdir: Path, name: str, data_dir: str = "") -> Run:
+    """Reads a run. Raises UserError where no run is there, or config.json or evaluation.json is damaged."""
+    found = record.read(workdir)
+    if found is None:
+        raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
+    try:
+        config_lib.check(found.config)
+    except UserError as error:
+        raise UserError(f"{workdir / record.NAME}: {error}") from error
+    evaluation, notes = _evaluation(workdir), {}
+    seed = evaluation.get("seed") if isinstance(evaluation.get("seed"), int) else 0
+    sampler = _sampler(workdir, evaluation.get("of", {}), notes)
+    config = found.config.copy_and_resolve_references()
+    config.data.release, config.data.data_dir = found.fingerprint, data_dir or found.data_dir
+    manifest, training = _release(config, workdir, notes)
+    return Run(
+        name=name,
+        workdir=workdir,
+        config=found.config,
+        record=json.loads((workdir / record.NAME).read_text()),
+        evaluation=evaluation,
+        stats=_stats(workdir),
+        step=None if sampler is None else sampler.step,
+        samples=_samples(sampler, training, seed),
+        pairs=_pairs(workdir, evaluation, NETWORKS[config.network].size, training),
+        parameters=_parameters(config),
+        manifest=manifest,
+        kind=_kind(manifest, found.release),
+        notes=notes,
+    )
+
+
+def _evaluation(workdir) -> dict:
+    path = workdir / evaluation_run.NAME
+    try:
+        evaluation = json.loads(path.read_text())
+        if not isinstance(evaluation, dict):
+            raise ValueError("it holds no object")
+        for part, depth in PARTS.items():
+            found = functools.reduce(lambda whole, name: whole.get(name, {}), part.split("."), evaluation)
+            if not _nested(found, depth):
+                raise ValueError(f"{part} is not what idrid-jax evaluate writes")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        raise UserError(f"{path}: damaged ({error}): run idrid-jax evaluate --workdir {workdir} again") from error
+    return evaluation
+
+
+def _nested(value, depth):
+    """Whether it is an object, of objects below `depth` 1."""
+    return isinstance(value, dict) and (depth == 1 or all(_nested(one, depth - 1) for one in value.values()))
+
+
+def _stats(workdir) -> list[dict]:
+    lines = []
+    with contextlib.suppress(OSError):
+        for line in (workdir / "stats.jsonl").read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # the last one of a run that was killed
+                row = json.loads(line)
+                if isinstance(row, dict) and "kimg" in row and "step" in row:
+                    lines.append(row)
+    return lines
+
+
+def _sampler(workdir, of, notes) -> sampling.Sampler | None:
+    """Of the evaluated checkpoint, as it was evaluated; of the one that a run takes where that is gone or none was."""
+    step = of.get("step") if isinstance(of.get("step"), int) else None
+    statistics = of.get("statistics") if of.get("statistics") in ("running", "standing") else "auto"
+    try:
+        return sampling.load(workdir, step, statistics=statistics)
+    except UserError as error:
+        notes["samples"] = str(error)
+    if step is None:
+        return None
+    with contextlib.suppress(UserError):
+        sampler = sampling.load(workdir, statistics=statistics)
+        notes["samples"] = f"The evaluated checkpoint (step {step}) is gone: these images are of step {sampler.step}."
+        return sampler
+    return None
+
+
+def _release(config, workdir, notes) -> tuple[cache.Manifest | None, cache.Split | None]:
+    manifest = None
+    try:
+        manifest = build.find_release(config)
+        return manifest, build.load_split(config, manifest, "train")
+    except UserError as error:
+        notes["release"] = f"{error}; name where it is prepared with --data_dir"
+        return manifest, None
+
+
+def _samples(sampler, training, seed):
+    if sampler is None:
+        return []
+    none = np.zeros((0, sampler.network.size, sampler.network.size, sampler.network.channels), np.uint8)
+    if not sampler.network.conditional:
+        drawn = np.stack(list(sampler.images(np.zeros(WITHOUT_GRADES, np.int32), seed=seed)))
+        return [("", drawn, none if training is None else _spread(np.asarray(training.images), WITHOUT_GRADES))]
+    grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), PER_GRADE)
+    drawn = np.stack(list(sampler.images(grades, seed=seed)))
+    real = [none if training is None else training.images[training.grades == g] for g in range(len(GRADES))]
+    captions = [f"{grade} {name}" for grade, name in enumerate(GRADES)]
+    return [(text, drawn[grades == grade], _spread(real[grade], PER_GRADE)) for grade, text in enumerate(captions)]
+
+
+def _spread(images, count):
+    """So many of them, from the first to the last."""
+    return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
+
+
+def _pairs(workdir, evaluation, size, training):
+    """The pairs of copies.png, as it was measured; none where it shows other photographs than evaluation.json says."""
+    from PIL import Image
+
+    copies = evaluation.get("copies")
+    listed = copies.get("pairs") if isinstance(copies, dict) else None
+    try:
+        with Image.open(workdir / evaluation_run.PAIRS) as picture:
+            pixels = np.asarray(picture)
+    except (OSError, ValueError):
+        return []
+    step = size + GAP
+    if not listed or pixels.shape[:2] != (2 * step - GAP, len(listed) * step - GAP):
+        return []
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    cut = lambda row, i: pixels[row * step : row * step + size, i * step : i * step + size]
+    pairs = [(cut(0, i), cut(1, i), entry) for i, entry in enumerate(listed)]
+    if training is not None:
+        at = {name: i for i, name in enumerate(training.ids)}
+        shown = lambda real, entry: np.array_equal(real, training.images[at[entry["training"]]])
+        if not all(entry.get("training") in at and shown(real, entry) for _, real, entry in pairs):
+            return []
+    return pairs
+
+
+def _parameters(config) -> tuple[int, int]:
+    count = lambda made: sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(made.init, jax.random.key(0))[0])
+    )
+    generator, discriminator = build.networks(config)
+    return count(generator), count(discriminator)
+
+
+def _kind(manifest, name) -> str:
+    """By what the README.txt of the release says, which `phantom` and `sample` write; by its name where it is gone."""
+    if manifest is not None and (photographs := [p for split in manifest.grading.values() for p in split]):
+        for folder in list(photographs[0].source.path.parents)[:8]:
+            with contextlib.suppress(OSError):
+                begins = (folder / "README.txt").read_text(errors="replace")[:200]
+                if begins.startswith("A phantom of IDRiD"):
+                    return MADE_UP
+                if begins.startswith("Synthetic images"):
+                    return DRAWN
+    return MADE_UP if "phantom" in name.lower() else ""
+
+
+def command(run: Run, more: str = "") -> str:
+    """What measures a run."""
+    return f"idrid-jax evaluate --workdir {run.workdir}{more}"

@@ -1,0 +1,90 @@
+"""Cheap measures of a snapshot while a generator trains: how close, how diverse, and whether they are copies.
+
+Judged by photographs of the training split that the networks are not shown (`config.data.validation_folds`), never by
+the test split.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from idrid_jax.data.cache import Split
+from idrid_jax.evaluation import copies, distances
+from idrid_jax.evaluation.features import random_network, trained_grader
+from idrid_jax.evaluation.image_quality import ssim_pairs
+
+ALIKE = 60  # images of each set whose pairs SSIM takes at 128 pixels and below, fewer above: it shall cost seconds
+LEAST = 10  # validation photographs; with fewer the training ones are the reference
+
+
+class Measures:
+    """Handed to `loop.train`; what is of photographs alone is computed at the first call.
+
+    kid, kid_grader, diversity: only where `kid` chooses the checkpoint, as a grader has to be trained for them first.
+    kid_grader, kid_random: to the validation photographs, unbiased, by the features of a grader (`trained_grader`) and
+      by random ones. Not x1000. kid: the mean of both, which are of one order on photographs and noise. The grader's
+      alone ends at 0 long before textures are right; the random ones alone are won by a blurred mean image.
+    diversity: the variance of the grader's features among the fakes over that among training photographs.
+    copied: the share of fakes that are copies of a training photograph (`copies.COPY`).
+    ssim_among, ssim_excess, ssim_gap: SSIM among the fakes; less that among as many training photographs; the excess
+      without its sign.
+    veto: 1 where more are copied than `copies.allowed`: such a snapshot is not to be chosen; 0 otherwise.
+    """
+
+    names = ("kid", "kid_grader", "kid_random", "diversity", "copied", "ssim_among", "ssim_excess", "ssim_gap")
+
+    def __init__(self, folder: Path, chooses: str = "kid", tell: Callable[[str], None] = lambda text: None):
+        """folder: where graders of the release are kept. chooses: `config.checkpoint.best`. tell: is told of what takes
+        long."""
+        self._folder, self._with_grader, self._tell, self._real = Path(folder), chooses == "kid", tell, None
+
+    def __call__(self, fakes: np.ndarray, grades: np.ndarray, training: Split, validation: Split) -> dict[str, float]:
+        """fakes uint8 [N, R, R, C], N at least 2 -> numbers; those that lack photographs are left out."""
+        if self._real is None:
+            self._real = _Real(training, validation, self._folder if self._with_grader else None, self._tell)
+        real, out = self._real, {}
+        if real.grader is not None:
+            features = real.grader.extract(fakes)
+            out["kid_grader"] = distances.kid(features, real.features)
+            out["diversity"] = float(features.var(axis=0).sum() / max(real.variance, 1e-12))
+        out["kid_random"] = distances.kid(random_network.extract(fakes), real.random_features)
+        if real.grader is not None:
+            out["kid"] = (out["kid_grader"] + out["kid_random"]) / 2
+        if real.copies is not None:
+            copied = float((real.copies.likeness(fakes) >= copies.COPY).mean())
+            out |= {"copied": copied, "veto": float(copied > copies.allowed(len(fakes)))}
+        among = ssim_among(fakes)
+        out |= {"ssim_among": among}
+        if real.ssim_among is not None:
+            out |= {"ssim_excess": among - real.ssim_among, "ssim_gap": abs(among - real.ssim_among)}
+        return out
+
+
+class _Real:
+    """What the photographs alone say."""
+
+    def __init__(self, training, validation, folder, tell):
+        images = np.asarray(training.images)
+        enough = len(validation.grades) >= LEAST
+        reference = np.asarray(validation.images) if enough else images
+        self.grader = None
+        if folder is not None:
+            self.grader, _ = trained_grader.train(images, training.grades, folder, tell=tell)
+            self.features = self.grader.extract(reference)
+            self.variance = float(self.grader.extract(images).var(axis=0).sum())
+        self.random_features = random_network.extract(reference)
+        self.copies = copies.Training(images) if len(images) >= copies.LEAST else None
+        some = np.linspace(0, len(images) - 1, min(_alike(images), len(images))).astype(int)
+        self.ssim_among = ssim_among(images[some]) if len(some) > 1 else None
+
+
+def _alike(images) -> int:
+    return max(8, int(ALIKE * min(1, 128 / images.shape[1])))
+
+
+def ssim_among(images: np.ndarray) -> float:
+    """Mean SSIM of the first images, uint8 [N, R, R, C], with each other: high is bad, they are all alike."""
+    some = images[: _alike(images)].astype(np.float32) / 255
+    pairs = np.asarray(ssim_pairs(some, some))
+    return float(pairs[~np.eye(len(some), dtype=bool)].mean())

@@ -1,0 +1,135 @@
+"""Ways between latents and between grades, as a strip (PNG) or an animation (GIF) for people to look at.
+
+A latent goes to another along the sphere that both lie on; a grade goes to another along the line between their
+embeddings, which is how a generator takes grades in, so that its networks need not know of mixtures.
+"""
+
+import io
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from idrid_jax.data import atomic
+from idrid_jax.data.release import GRADES
+from idrid_jax.errors import UserError
+from idrid_jax.pictures import grid
+from idrid_jax.sampling import Sampler, encode
+from idrid_jax.training.step import to_uint8
+
+FRAMES = {".png": 9, ".gif": 24}  # images of one way; a GIF also goes back
+MILLISECONDS = 80  # of a GIF's frame
+
+
+def slerp(a, b, t) -> np.ndarray:
+    """Between latents a and b [L] at t float [T] in [0, 1]: float32 [T, L], `a` at 0 and `b` at 1 exactly.
+
+    Directions follow the great circle, norms change linearly: a normal latent lies near a sphere of radius sqrt(L),
+    and a straight line between two would cut through the inside, which training never visits. Along a straight line
+    where a and b point the same way or opposite ways, or one is 0. Source: Shoemake, "Animating rotation with
+    quaternion curves", SIGGRAPH 1985, section 3.3; for latents White, "Sampling Generative Networks",
+    arXiv:1609.04468, section 2.1.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    t = np.asarray(t, np.float64)[:, None]
+    norms = np.linalg.norm(a), np.linalg.norm(b)
+    way = (1 - t) * a + t * b
+    if min(norms) > 0:
+        angle = np.arccos(np.clip(a @ b / (norms[0] * norms[1]), -1, 1))
+        if np.sin(angle) > 1e-6:
+            parts = np.sin((1 - t) * angle) * a / norms[0] + np.sin(t * angle) * b / norms[1]
+            way = parts / np.sin(angle) * ((1 - t) * norms[0] + t * norms[1])
+    return np.where(t == 0, a, np.where(t == 1, b, way)).astype(np.float32)
+
+
+def mixtures(grades, frames: int) -> np.ndarray:
+    """The way through grades [K], two at least, in equal steps: shares of the five grades, float32 [frames, 5].
+
+    Each row sums to 1; the first and the last hold one grade alone. ValueError for fewer grades or frames than two.
+    """
+    if len(grades) < 2 or frames < 2:
+        raise ValueError(f"{len(grades)} grades and {frames} frames; a way needs two of each")
+    at = np.linspace(0, len(grades) - 1, frames)
+    shares = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(len(grades))))  # [frames, K], of each stop
+    return (shares @ np.eye(len(GRADES))[np.asarray(grades)]).astype(np.float32)
+
+
+def latents(sampler: Sampler, count: int, *, seed: int = 0) -> np.ndarray:
+    """The latents of `Sampler.images`'s first `count` images: float32 [count, L]."""
+    key = jax.random.key(seed)
+    draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), (sampler.network.latent,))
+    return np.asarray(jax.vmap(draw)(np.arange(count)))
+
+
+def draw(sampler: Sampler, z: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Latents [N, L] and shares of the five grades [N, 5] -> uint8 [N, R, R, C]; `shares` is ignored by an
+    unconditional generator. Raises UserError for one whose grades do not enter as an embedding."""
+    params, at_once = sampler.params, sampler.network.at_once
+    if sampler.network.conditional and "embedding" not in params.get("embed", {}):
+        raise UserError(f"{sampler.config.network}: its grades do not enter as an embedding, so they cannot be mixed")
+
+    @jax.jit
+    def of(params, stats, z, shares):
+        if sampler.network.conditional:  # a table with a row for each image, in place of one for each grade
+            table = params["embed"]["embedding"]
+            params = params | {"embed": params["embed"] | {"embedding": shares.astype(table.dtype) @ table}}
+        return to_uint8(sampler.generator.eval(params, stats, z, np.arange(at_once, dtype=np.int32)))
+
+    parts = []
+    for first in range(0, len(z), at_once):
+        part = [np.asarray(x[first : first + at_once], np.float32) for x in (z, shares)]
+        full = [np.concatenate([x, np.zeros((at_once - len(x), x.shape[1]), np.float32)]) for x in part]
+        parts.append(np.asarray(of(params, sampler.stats, *full))[: len(part[0])])
+    return np.concatenate(parts)
+
+
+def between_latents(sampler: Sampler, grades, frames: int, *, seed: int = 0) -> np.ndarray:
+    """Row r, of grade grades[r], goes from latent 2r of `sample --seed SEED` to latent 2r + 1: uint8
+    [rows, frames, R, R, C]."""
+    rows, t = len(grades), np.linspace(0, 1, frames)
+    ends = latents(sampler, 2 * rows, seed=seed)
+    z = np.concatenate([slerp(a, b, t) for a, b in zip(ends[::2], ends[1::2])])
+    shares = np.repeat(np.eye(len(GRADES), dtype=np.float32)[np.asarray(grades)], frames, axis=0)
+    return _in_rows(draw(sampler, z, shares), rows)
+
+
+def between_grades(sampler: Sampler, grades, rows: int, frames: int, *, seed: int = 0) -> np.ndarray:
+    """Row r draws latent r of `sample --seed SEED` while its grade goes through `grades`: uint8
+    [rows, frames, R, R, C]. Raises UserError for an unconditional generator."""
+    if not sampler.network.conditional:
+        raise UserError(f"{sampler.config.network} is unconditional: it has no grades to go between")
+    z = np.repeat(latents(sampler, rows, seed=seed), frames, axis=0)
+    return _in_rows(draw(sampler, z, np.tile(mixtures(grades, frames), (rows, 1))), rows)
+
+
+def _in_rows(images, rows):
+    return images.reshape(rows, -1, *images.shape[1:])
+
+
+def write(images: np.ndarray, out: Path | str) -> None:
+    """uint8 [rows, frames, R, R, C] -> `out`, whole or not at all, in place of what was there.
+
+    A PNG shows every row. A GIF shows the rows side by side, each going on and back, for ever. Raises UserError for
+    another suffix, or a file that cannot be written.
+    """
+    out = Path(out)
+    check(out)
+    if out.suffix.lower() == ".png":
+        flat = images.reshape(-1, *images.shape[2:])
+        content = encode(np.asarray(grid(flat, images.shape[1])), "png")
+    else:
+        shown = [*range(images.shape[1]), *range(images.shape[1] - 2, 0, -1)]
+        first, *others = [grid(images[:, frame], len(images)) for frame in shown]
+        buffer = io.BytesIO()
+        first.save(buffer, "GIF", save_all=True, append_images=others, duration=MILLISECONDS, loop=0)
+        content = buffer.getvalue()
+    atomic.write_bytes(out, content)
+
+
+def check(out: Path | str) -> None:
+    """Raises UserError where `write` would for the name alone."""
+    out = Path(out)
+    if out.suffix.lower() not in FRAMES:
+        raise UserError(f"--out {out}: its name ends in neither .png (a strip) nor .gif (an animation)")
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; name a file")

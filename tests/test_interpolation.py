@@ -1,0 +1,213 @@
+"""Ways between latents and grades: their ends are sample's own images, between them the mathematics holds."""
+
+import made_run
+import numpy as np
+import pytest
+from PIL import Image
+
+from idrid_jax import cli, interpolation, sampling
+from idrid_jax.data.prepare import prepare
+from idrid_jax.errors import UserError
+from idrid_jax.pictures import GAP
+
+
+@pytest.fixture(autouse=True)
+def quick(quick_compilation):
+    """It compiles much and computes little."""
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interpolation")
+    return prepare(made_run.write_release(folder / "made up"), folder / "data", tfds=False)[0]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, manifest):
+    return made_run.make_run(tmp_path_factory.mktemp("runs") / "cgan", manifest)
+
+
+@pytest.fixture(scope="module")
+def sampler(workdir):
+    return sampling.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def unconditional(tmp_path_factory, manifest):
+    return made_run.make_run(tmp_path_factory.mktemp("runs") / "dcgan", manifest, network="dcgan28")
+
+
+def sampled(sampler, grades, seed=0):
+    return np.stack(list(sampler.images(np.asarray(grades), seed=seed))).astype(int)
+
+
+# -- latents
+
+
+def test_slerp_against_the_rotation_in_the_plane_of_both():
+    """Independent of sines of parts of the angle: an orthonormal basis of the plane, turned."""
+    rng = np.random.default_rng(0)
+    t = np.linspace(0, 1, 7)
+    for _ in range(20):
+        a, b = (rng.standard_normal(100).astype(np.float32) for _ in range(2))
+        x = a.astype(np.float64)
+        first = x / np.linalg.norm(x)
+        second = b - (b @ first) * first
+        second /= np.linalg.norm(second)
+        angle = np.arctan2(b @ second, b @ first)
+        norm = (1 - t) * np.linalg.norm(a) + t * np.linalg.norm(b)
+        want = norm[:, None] * (np.cos(t * angle)[:, None] * first + np.sin(t * angle)[:, None] * second)
+        got = interpolation.slerp(a, b, t)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want, atol=2e-6)
+        assert np.array_equal(got[0], a) and np.array_equal(got[-1], b)
+
+
+def test_slerp_keeps_the_norm_where_a_straight_line_does_not():
+    a, b = np.eye(2, 50) * 7
+    t = np.linspace(0, 1, 9)
+    np.testing.assert_allclose(np.linalg.norm(interpolation.slerp(a, b, t), axis=1), 7, rtol=1e-6)
+    assert np.linalg.norm((a + b) / 2) < 5
+    angles = np.arccos(interpolation.slerp(a, b, t) @ a / 49)
+    np.testing.assert_allclose(np.diff(angles), np.pi / 16, atol=1e-4)  # at an even pace
+
+
+@pytest.mark.parametrize("b", [[2.0, 0], [-1.0, 0], [0.0, 0]])
+def test_slerp_of_latents_without_a_plane_is_a_straight_line(b):
+    way = interpolation.slerp([1.0, 0], b, np.array([0, 0.25, 1]))
+    np.testing.assert_allclose(way[:, 0], [1, 0.75 + 0.25 * b[0], b[0]], atol=1e-6)
+
+
+def test_rows_of_latents_end_in_sample_s_images(sampler):
+    grades = [3, 0, 2]
+    way = interpolation.between_latents(sampler, grades, 5, seed=4).astype(int)
+    assert way.shape == (3, 5, 32, 32, 3)
+    own = sampled(sampler, np.repeat(grades, 2), seed=4)
+    np.testing.assert_allclose(way[:, 0], own[::2], atol=1)  # rounded after another fusion
+    np.testing.assert_allclose(way[:, -1], own[1::2], atol=1)
+    assert (np.abs(np.diff(way, axis=1)).max((2, 3, 4)) > 1).all()  # and moves at every step
+
+
+# -- grades
+
+
+def test_mixtures_pass_through_the_grades():
+    want = [[1, 0, 0, 0, 0], [0.5, 0, 0, 0, 0.5], [0, 0, 0, 0, 1]]
+    np.testing.assert_allclose(interpolation.mixtures([0, 4], 3), want)
+    through = interpolation.mixtures([0, 1, 3], 5)
+    np.testing.assert_allclose(through @ np.arange(5), [0, 0.5, 1, 2, 3])
+    np.testing.assert_allclose(interpolation.mixtures([2, 0, 4, 1], 11).sum(1), 1, rtol=1e-6)
+    for grades, frames in (([1], 3), ([0, 4], 1)):
+        with pytest.raises(ValueError, match="a way needs two of each"):
+            interpolation.mixtures(grades, frames)
+
+
+def test_rows_of_grades_end_in_sample_s_images(sampler):
+    way = interpolation.between_grades(sampler, [1, 4, 0], 4, 5, seed=2).astype(int)
+    for frame, grade in ((0, 1), (2, 4), (4, 0)):
+        np.testing.assert_allclose(way[:, frame], sampled(sampler, [grade] * 4, seed=2), atol=1)
+    assert (np.abs(np.diff(way, axis=1)).max((2, 3, 4)) > 1).all()
+
+
+def test_a_mixture_is_the_generator_s_own_output_for_the_mixed_embedding(sampler):
+    """By hand: the table with the mixture in the place of grade 3, asked for grade 3."""
+    z = interpolation.latents(sampler, 2)
+    shares = np.array([0.3, 0, 0.7, 0, 0], np.float32)
+    table = np.asarray(sampler.params["embed"]["embedding"])
+    mixed = table.copy()
+    mixed[3] = 0.3 * table[0] + 0.7 * table[2]
+    params = sampler.params | {"embed": {"embedding": mixed}}
+    want = np.asarray(sampler.generator.eval(params, sampler.stats, z, np.array([3, 3])))
+    got = interpolation.draw(sampler, z, np.tile(shares, (2, 1)))
+    np.testing.assert_allclose(got, (want + 1) * 127.5, atol=0.51)
+
+
+def test_more_images_than_are_drawn_at_once(sampler):
+    way = interpolation.between_latents(sampler, [0] * 10, 9)
+    again = interpolation.between_latents(sampler, [0] * 2, 9)
+    assert len(way) * 9 > sampler.network.at_once
+    np.testing.assert_allclose(way[:2].astype(int), again, atol=1)
+
+
+# -- pictures
+
+
+def frames_of(path):
+    with Image.open(path) as picture:
+        info, frames = dict(picture.info), []
+        for frame in range(picture.n_frames):
+            picture.seek(frame)
+            frames.append(np.asarray(picture.convert("RGB"), int))
+    return info, frames
+
+
+def test_a_strip_shows_what_was_drawn(workdir, sampler, tmp_path, capsys):
+    out = tmp_path / "strip.png"
+    command = ["interpolate", f"--workdir={workdir}", f"--out={out}", "--seed=5"]
+    assert cli.main([*command, "--rows=3", "--frames=4"]) == 0
+    assert "of grades 0, 1, 2, 4 images each" in capsys.readouterr().out
+    picture, step = np.asarray(Image.open(out)), 32 + GAP
+    assert picture.shape == (3 * step - GAP, 4 * step - GAP, 3)
+    drawn = interpolation.between_latents(sampler, [0, 1, 2], 4, seed=5)
+    np.testing.assert_array_equal(picture[step : step + 32, 3 * step : 3 * step + 32], drawn[1, 3])
+    assert cli.main([*command, "--rows=2", "--grades=0,4"]) == 0  # in its place
+    assert Image.open(out).size == (9 * step - GAP, 2 * step - GAP)
+    assert [path.name for path in tmp_path.iterdir()] == ["strip.png"]
+
+
+def test_a_gif_goes_on_and_back_for_ever(workdir, sampler, tmp_path):
+    out = tmp_path / "walk.gif"
+    assert cli.main(["interpolate", f"--workdir={workdir}", f"--out={out}", "--rows=2", "--frames=6", "--grade=3"]) == 0
+    info, frames = frames_of(out)
+    assert len(frames) == 2 * 6 - 2 and info["loop"] == 0 and info["duration"] == interpolation.MILLISECONDS
+    drawn = interpolation.between_latents(sampler, [3, 3], 6)
+    for frame, shown in zip([0, 1, 2, 3, 4, 5, 4, 3, 2, 1], frames):
+        assert shown.shape == (32, 2 * 32 + GAP, 3)
+        assert np.abs(shown[:, :32] - drawn[0, frame]).mean() < 12  # 256 colours of noise
+    assert np.abs(frames[0] - frames[5]).mean() > 12
+
+
+def test_an_unconditional_generator_in_grey(unconditional, tmp_path):
+    for name in ("strip.png", "walk.GIF"):
+        out = tmp_path / name
+        assert cli.main(["interpolate", f"--workdir={unconditional}", f"--out={out}", "--frames=3"]) == 0
+    assert Image.open(tmp_path / "strip.png").size == (3 * 30 - GAP, 4 * 30 - GAP)
+    assert Image.open(tmp_path / "strip.png").mode == "L"
+    _, frames = frames_of(tmp_path / "walk.GIF")
+    own = sampled(sampling.load(unconditional), [0] * 8)
+    np.testing.assert_allclose(frames[0][:, :28, 0], own[0, ..., 0], atol=1)  # grey levels fit in a palette
+    np.testing.assert_allclose(frames[2][:, -28:, 0], own[7, ..., 0], atol=1)
+
+
+@pytest.mark.parametrize(
+    "which, given, says",
+    [
+        ("cgan", ["--out=a.jpg"], "--out a.jpg: its name ends in neither .png (a strip) nor .gif"),
+        ("cgan", ["--out=a.png", "--grades=0"], "--grades=0: give two grades or more, each 0 to 4"),
+        ("cgan", ["--out=a.png", "--grades=0,5"], "--grades=0,5: give two grades"),
+        ("cgan", ["--out=a.png", "--grade=1", "--grades=0,4"], "--grade and --grades exclude each other"),
+        ("cgan", ["--out=a.png", "--step=4"], "no checkpoint of step 4"),
+        ("cgan", ["--out=folder.png"], "--out folder.png: is a folder"),
+        ("cgan", ["--out=file/a.png", "--rows=1"], "cannot write under file"),
+        ("dcgan", ["--out=a.gif", "--grade=1"], "dcgan28 is unconditional, it has no grades: leave --grade out"),
+        ("dcgan", ["--out=a.gif", "--grades=0,4"], "it has no grades: leave --grades out"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    workdir, unconditional, tmp_path, monkeypatch, capsys, which, given, says
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["interpolate", f"--workdir={workdir if which == 'cgan' else unconditional}", *given]) == 2
+    told = capsys.readouterr().err.strip()
+    assert says in told and "\n" not in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_a_generator_whose_grades_are_no_embedding(sampler):
+    import dataclasses
+
+    other = dataclasses.replace(sampler, params={"dense": {}})
+    with pytest.raises(UserError, match="cgan32: its grades do not enter as an embedding"):
+        interpolation.between_grades(other, [0, 4], 1, 2)

@@ -1,0 +1,224 @@
+"""What a snapshot is measured by, the alarm that reads it, and BatchNorm's statistics of averaged weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import changed, score, stats, steps
+
+from idrid_jax import sampling
+from idrid_jax.data import cache
+from idrid_jax.evaluation import grader, protocol, snapshots
+from idrid_jax.evaluation.features import trained_grader
+from idrid_jax.training import build, standing
+from idrid_jax.training.alarm import alarm
+from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training.loop import TrainingCollapsed, train
+from idrid_jax.training.step import draw
+
+BUDGET = grader.Budget(steps=60, batch_size=16, learning_rate=3e-3)
+
+
+def eyes(count, seed):
+    """Round fields of random colour with a bright disc at a random place: no two alike."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32] - 15.5
+    images = np.zeros((count, 32, 32, 3))
+    grades = np.arange(count) % 5
+    for i in range(count):
+        place = rng.uniform(-9, 9, 2)
+        texture = np.kron(rng.uniform(-25, 25, (8, 8, 1)), np.ones((4, 4, 1)))
+        images[i] = rng.uniform(60, 160, 3) + texture
+        images[i][np.hypot(y - place[0], x - place[1]) < 4] += 60
+        images[i][:6] += 15 * grades[i]
+        images[i][np.hypot(y, x) > 15] = 0
+    ids = tuple(map(str, range(count)))
+    return cache.Split(images.clip(0, 255).astype(np.uint8), grades.astype(np.int32), np.zeros(count, np.int32), ids)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Measures of planted generators, as a snapshot would have them."""
+    training, validation, new = eyes(60, 0), eyes(20, 1), eyes(40, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        defaults = trained_grader.train.__kwdefaults__
+        patch.setattr(trained_grader.train, "__kwdefaults__", defaults | {"budget": BUDGET})
+        measures = snapshots.Measures(tmp_path_factory.mktemp("graders"))
+        rng = np.random.default_rng(3)
+        noise = rng.integers(-6, 7, (40, 32, 32, 3))
+        copies = (training.images[:40, :, ::-1] + noise).clip(0, 255).astype(np.uint8)
+        sets = {
+            "new": new.images,
+            "copies": copies,
+            "one": (np.repeat(new.images[:1], 40, axis=0) + noise // 3).clip(0, 255).astype(np.uint8),
+            "noise": rng.integers(0, 256, (40, 32, 32, 3), np.uint8),
+        }
+        yield {name: measures(images, new.grades, training, validation) for name, images in sets.items()}
+
+
+def test_new_images_are_nearest_and_most_diverse(measured):
+    kid = {name: of["kid"] for name, of in measured.items()}
+    assert kid["new"] < min(kid["one"], kid["noise"])
+    assert 0.4 < measured["new"]["diversity"] < 2.5 and measured["one"]["diversity"] < 0.1
+    assert all(np.isfinite(value) for of in measured.values() for value in of.values())
+
+
+def test_copies_are_vetoed_and_new_images_are_not(measured):
+    assert measured["copies"]["copied"] > 0.5 and measured["copies"]["veto"] == 1
+    assert measured["new"]["veto"] == measured["noise"]["veto"] == 0
+
+
+def test_ssim_tells_one_image_from_many(measured):
+    assert measured["one"]["ssim_excess"] > protocol.COLLAPSE > abs(measured["new"]["ssim_excess"])
+    for of in measured.values():
+        assert of["ssim_gap"] == abs(of["ssim_excess"])
+
+
+def test_without_validation_photographs_and_without_a_grader(tmp_path):
+    """Nothing that lacks photographs passes for a number, and nothing is trained that is not asked for."""
+    training = eyes(12, 0)
+    measures = snapshots.Measures(tmp_path, chooses="ssim_gap", tell=pytest.fail)
+    found = measures(eyes(8, 1).images, training.grades, training, training.part(np.arange(0)))
+    assert not {"kid", "diversity"} & found.keys() and found["veto"] == 0 and not any(tmp_path.iterdir())
+    one = training.part(np.arange(1))
+    found = snapshots.Measures(tmp_path, chooses="")(training.images[:5], None, training, one.part(np.arange(0)))
+    assert "ssim_excess" in found
+
+
+def test_a_grader_is_trained_once_and_a_torn_one_again(tmp_path):
+    images, grades = eyes(20, 0).images, eyes(20, 0).grades
+    told = []
+    budget = grader.Budget(steps=3, batch_size=4)
+    first, params = trained_grader.train(images, grades, tmp_path, budget=budget, tell=told.append)
+    again, _ = trained_grader.train(images, grades, tmp_path, budget=budget, tell=told.append)
+    np.testing.assert_array_equal(first.extract(images), again.extract(images))
+    assert first.name == again.name and first.extract(images[:3]).shape == (3, 64) and len(told) == 1
+    other, _ = trained_grader.train(images[1:], grades[1:], tmp_path, budget=budget, tell=told.append)
+    assert other.name != first.name and len(told) == 2
+    (kept,) = [
+        path for path in tmp_path.glob(f"*/{trained_grader.FILE}") if first.name.split("-v1-")[1][:8] in str(path)
+    ]
+    kept.write_bytes(kept.read_bytes()[:100])
+    trained_grader.train(images, grades, tmp_path, budget=budget, tell=told.append)
+    assert len(told) == 3
+    read = trained_grader.likelihood(params, images, grades)
+    best = trained_grader.best(params, images, grades, [1, 2, 0, 0, 4])
+    assert np.bincount(grades[best], minlength=5).tolist() == [1, 2, 0, 0, 4]
+    assert best[grades[best] == 0] == np.flatnonzero(grades == 0)[read[grades == 0].argmax()]
+
+
+# -- the alarm
+
+
+def rows(*diversity, real=0.7, fake=0.3):
+    """Two rows before each snapshot."""
+    plain = {"d_real": real, "d_fake_after": fake}
+    return [row for value in diversity for row in (plain, plain, plain | {"diversity": value})]
+
+
+def test_the_alarm_knows_a_collapse_from_a_beginning():
+    assert alarm(rows(0.01)) is None  # the first images are all alike
+    assert alarm(rows(0.01, 0.2, 0.6, 0.5)) is None
+    assert "diversity has fallen to 0.10 of photographs' (it was 0.60)" in alarm(rows(0.01, 0.6, 0.1))
+    assert alarm(rows(0.6, 0.1)[:-1]) is None and alarm([]) is None  # not at a snapshot
+
+
+def test_the_alarm_hears_a_discriminator_that_has_won():
+    assert "sure of everything (D(x) 0.998, D(G(z)) 0.001)" in alarm(rows(0.5, real=0.998, fake=0.001))
+    assert alarm(rows(0.5, real=0.998, fake=0.05)) is None
+    assert alarm(rows(0.5, real=0.998, fake=0.001) + rows(0.5)) is None  # over since
+
+
+def collapsing(fakes, *_):
+    collapsing.calls += 1
+    return {"diversity": 0.8 if collapsing.calls == 1 else 0.1}
+
+
+def test_a_collapse_warns_or_stops(config, tmp_path, capsys):
+    collapsing.calls = 0
+    train(config, tmp_path / "warned", on_snapshot=(collapsing,))
+    assert capsys.readouterr().err.count("diversity has fallen to 0.10") == 2  # at the second and the third snapshot
+    collapsing.calls = 0
+    with pytest.raises(TrainingCollapsed, match="^step 8: stopped, as config.on_collapse says: diversity has fallen"):
+        train(changed(config, on_collapse="stop"), tmp_path / "stopped", on_snapshot=(collapsing,))
+    assert steps(tmp_path / "stopped") == [4, 8] and stats(tmp_path / "stopped")[-1]["step"] == 8
+    collapsing.calls = 0
+    train(changed(config, on_collapse="ignore"), tmp_path / "ignored", on_snapshot=(collapsing,))
+    assert "diversity" not in capsys.readouterr().err
+
+
+# -- what is chosen
+
+
+def test_the_best_that_is_not_vetoed_is_chosen_and_sampled(config, tmp_path):
+    scores = iter([(3.0, 0), (1.0, 1), (2.0, 0)])
+
+    def measure(*_):
+        value, veto = next(scores)
+        return {"score": value, "veto": veto}
+
+    measure.names = score.names
+    train(changed(config, checkpoint__best="score", checkpoint__keep_last=1), tmp_path, on_snapshot=(measure,))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.chosen() == 12 and checkpoints.steps() == [12]
+    assert sampling.load(tmp_path).step == 12
+
+    scores = iter([(1.0, 0), (3.0, 0), (2.0, 0)])
+    train(changed(config, checkpoint__best="score", checkpoint__keep_last=1), tmp_path / "b", on_snapshot=(measure,))
+    assert steps(tmp_path / "b") == [4, 12] and sampling.load(tmp_path / "b").step == 4
+    assert sampling.load(tmp_path / "b", 12).step == 12
+
+
+def test_validation_photographs_are_not_trained_on(config, tmp_path):
+    """By what is handed to the measures, and by the batches' own order."""
+    config = changed(config, data__validation_folds=4)
+    seen = []
+    train(config, tmp_path, on_snapshot=(lambda fakes, grades, *splits: seen.append(splits) or {},))
+    training, validation = seen[0]
+    manifest = build.find_release(config)
+    assert len(training.ids) + len(validation.ids) == 32 and 5 <= len(validation.ids) <= 8
+    assert not set(training.ids) & set(validation.ids) and len(training.images) == len(training.ids)
+    held = cache.validation(manifest, 4)
+    whole = build.load_split(config, manifest, "train")
+    np.testing.assert_array_equal(whole.images[held], validation.images)
+    assert np.bincount(training.grades, minlength=5).min() > 0
+
+
+# -- standing statistics
+
+
+def test_standing_statistics_are_those_of_all_features(tiny, config):
+    """Against the plain mean and variance of what BatchNorm sees, in float64 NumPy."""
+    generator, _ = build.networks(config)
+    params, running = generator.init(jax.random.key(1))
+    grades = jnp.arange(5, dtype=jnp.int32)
+    found = standing.of(generator, params, running, 6, grades, 16)
+    z = np.asarray(jax.random.normal(jax.random.key(0), (standing.BATCHES * 16, 6)), np.float64)
+    mixture = np.asarray(jax.random.permutation(jax.random.key(1), jnp.resize(grades, standing.BATCHES * 16)))
+    table = np.asarray(params["embed"]["embedding"], np.float64)
+    seen = np.concatenate([z, table[mixture]], axis=-1) @ np.asarray(params["hidden"]["kernel"], np.float64)
+    seen += np.asarray(params["hidden"]["bias"], np.float64)
+    np.testing.assert_allclose(found["norm"]["mean"], seen.mean(0), atol=1e-5)
+    np.testing.assert_allclose(found["norm"]["var"], seen.var(0), rtol=1e-4)
+
+
+def test_an_average_draws_with_its_own_statistics_and_the_rest_with_running_ones(config, tmp_path):
+    averaged = changed(config, ema_kimg=0.05)
+    state = train(averaged, tmp_path)
+    generator, _ = build.networks(averaged)
+    z, grades = jax.random.normal(jax.random.key(5), (16, 6)), jnp.arange(16, dtype=jnp.int32) % 5
+    plain = np.asarray(draw(generator, state, z, grades, 8), int)
+    stats = standing.of(generator, state.ema, state.g.stats, 6, grades, 8)
+    wanted = (np.asarray(generator.eval(state.ema, stats, z, grades)) + 1) * 127.5
+    assert np.abs(plain - wanted).max() < 0.51
+    labels = np.arange(5)
+    by = {
+        s: np.stack(list(sampling.load(tmp_path, statistics=s).images(labels))) for s in ("auto", "standing", "running")
+    }
+    np.testing.assert_array_equal(by["auto"], by["standing"])
+    assert (by["auto"] != by["running"]).any()
+    train(config, tmp_path / "plain")
+    by = {
+        s: np.stack(list(sampling.load(tmp_path / "plain", statistics=s).images(labels))) for s in ("auto", "running")
+    }
+    np.testing.assert_array_equal(by["auto"], by["running"])
