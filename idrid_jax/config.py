@@ -8,6 +8,7 @@ from idrid_jax.data.order import SAMPLINGS
 from idrid_jax.data.preprocess import CROPS
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
+from idrid_jax.training.losses import LOSSES
 from idrid_jax.words import nearest
 
 WAYS = ("auto", "resident", "stream")
@@ -59,8 +60,15 @@ def default_config() -> ml_collections.ConfigDict:
                 b2=0.999,
                 clip_norm=0.0,  # gradients scaled to at most this global norm; 0 = off
             ),
-            loss=dict(
-                label_smoothing=0.0,  # of the real images' target, one-sided; 0 = off
+            loss=dict(  # see training/losses.py; weights of 0 = off
+                name="bce",  # bce | hinge | relativistic | wasserstein
+                label_smoothing=0.0,  # of the real images' target, one-sided; of bce
+                r1=0.0,  # gamma of the penalty gamma/2 |gradient of D|^2 on real images
+                r2=0.0,  # and on fake ones
+                gradient_penalty=0.0,  # of (|gradient of D| - 1)^2 between real and fake; 10: Gulrajani et al. 2017
+                penalty_every=1,  # updates; these three then so many times as strong
+                lecam=0.0,  # of D's logits towards the other side's average; for little data
+                feature_matching=0.0,  # of the squared distance between D's mean features, added to G's loss
             ),
             ema_kimg=0.0,  # half-life of the generator's moving average, which samples then use; 0 = off
             data=dict(
@@ -112,6 +120,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, choices in (
         ("network", NETWORKS),
         ("dtype", DTYPES),
+        ("loss.name", LOSSES),
         ("data.way", WAYS),
         ("data.crop", CROPS),
         ("data.sampling", SAMPLINGS),
@@ -129,12 +138,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("total_kimg", "snapshot_kimg", "log_kimg"):
         if not 0 < given[name] < float("inf"):
             raise UserError(f"config.{name} = {given[name]}: must be above 0 and finite")
-    for name in ("batch_size", "dispatch_steps", "checkpoint.keep_last", "mesh.rows", "model.max_channels"):
+    counts = "batch_size", "dispatch_steps", "loss.penalty_every", "checkpoint.keep_last", "mesh.rows"
+    for name in (*counts, "model.max_channels"):
         if given[name] < 1:
             raise UserError(f"config.{name} = {given[name]}: must be at least 1")
     for name in (
         "ema_kimg",
         "checkpoint.keep_every_kimg",
+        *(f"loss.{name}" for name in ("r1", "r2", "gradient_penalty", "lecam", "feature_matching")),
         "optimizer.clip_norm",
         "optimizer.g_learning_rate",
         "optimizer.d_learning_rate",
@@ -145,12 +156,33 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("loss.label_smoothing", "optimizer.b1", "optimizer.b2"):
         if not 0 <= given[name] < 1:
             raise UserError(f"config.{name} = {given[name]}: must be in [0, 1)")
+    _check_loss(config.loss)
     if given["data.validation_folds"] < 0 or given["data.validation_folds"] == 1:
         raise UserError(
             f"config.data.validation_folds = {given['data.validation_folds']}: must be 0 (none) or at least 2"
         )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed = {config.seed}: must be in [0, 2**32)")
+
+
+def _check_loss(loss) -> None:
+    """Values that are sound each, and of which one would do nothing, or harm, beside the others."""
+    if loss.label_smoothing and loss.name != "bce":
+        raise UserError(
+            f"config.loss.label_smoothing = {loss.label_smoothing}: {loss.name} has no labels to smooth, set it to 0; "
+            "only bce has them"
+        )
+    penalties = [name for name in ("r1", "r2", "gradient_penalty") if loss[name]]
+    if loss.name == "wasserstein" and not penalties:
+        raise UserError(
+            "config.loss.name = 'wasserstein': its discriminator needs a bounded slope: set "
+            "config.loss.gradient_penalty (10 in the paper) or config.loss.r1"
+        )
+    if loss.penalty_every > 1 and not penalties:
+        raise UserError(
+            f"config.loss.penalty_every = {loss.penalty_every}: no penalty is on, set config.loss.r1, r2 or "
+            "gradient_penalty, or 1"
+        )
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -41,6 +41,17 @@ ALL_ON = {  # options that change what a step does
     "optimizer__clip_norm": 1.0,
 }
 
+LOSSES_ON = {  # the others, which do not go with those above
+    "loss__name": "relativistic",
+    "loss__r1": 0.5,
+    "loss__r2": 0.2,
+    "loss__gradient_penalty": 0.3,
+    "loss__penalty_every": 3,
+    "loss__lecam": 0.1,
+    "loss__feature_matching": 0.5,
+    "data__flip": True,
+}
+
 
 @pytest.fixture(scope="session")
 def phantom_release(tmp_path_factory):
@@ -87,10 +98,15 @@ class TinyDiscriminator(nnx.Module):
         self.dropout = nnx.Dropout(0.3)
         self.logit = nnx.Linear(8, 1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images, grades, *, rngs=None):
+    def features(self, images, grades, *, rngs=None):
         x = jnp.concatenate([images.reshape(images.shape[0], -1), self.embed(grades).astype(images.dtype)], axis=-1)
-        x = nnx.leaky_relu(self.norm(self.hidden(x)), 0.2)
-        return self.logit(self.dropout(x, rngs=rngs))[:, 0]
+        return self.dropout(nnx.leaky_relu(self.norm(self.hidden(x)), 0.2), rngs=rngs)
+
+    def judge(self, features):
+        return self.logit(features)[:, 0]
+
+    def __call__(self, images, grades, *, rngs=None):
+        return self.judge(self.features(images, grades, rngs=rngs))
 
 
 TINY = {

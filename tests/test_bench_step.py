@@ -5,14 +5,16 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import changed
+from conftest import changed, make_config
 
 from idrid_jax import cli
 from idrid_jax.bench import memory, peer, program, step
 from idrid_jax.config import default_config
+from idrid_jax.errors import UserError
 
 CONFIG = """
 from idrid_jax.config import default_config
+from idrid_jax.errors import UserError
 
 def get_config():
     config = default_config()
@@ -143,6 +145,12 @@ def test_words_that_are_wrong(arguments, says, capsys, monkeypatch):
     assert cli.main(["bench", "step", *arguments]) == 2
     out, err = capsys.readouterr()
     assert says in err and err.count("\n") == 1 and not out
+
+
+def test_a_peer_without_the_loss_is_refused():
+    config = make_config("", "dcgan28", loss__r1=1.0)
+    with pytest.raises(UserError, match="--peer torch: it has binary cross-entropy alone, not config.loss.r1 = 1.0"):
+        step.run(config, peer="torch")
 
 
 def test_a_peer_that_is_not_installed(monkeypatch, capsys):

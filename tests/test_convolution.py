@@ -187,6 +187,31 @@ def test_every_form_equals_the_native_one(form, batch, parts, monkeypatch):
         assert_close(ours, theirs, 1e-12)
 
 
+@pytest.mark.parametrize(
+    "form, platform",
+    [*((form, "cpu") for form in FORMS if form != "native"), ("thin images", "cuda"), ("dense", "cuda")],
+)
+def test_second_derivatives_of_every_form_are_the_native_ones(form, platform, monkeypatch):
+    """Of the three maps, in both arguments, in float64, the batch in parts: what gradient penalties ask of a layer. The
+    forms of a GPU run here in the place of a CPU's."""
+    for module in (blocking, winograd, columns):
+        monkeypatch.setattr(module, "parts_of", lambda *_: 3)
+    if platform == "cuda":
+        monkeypatch.setattr(Layer, "cpu", lambda layer, inputs, outputs: layer.cuda(inputs))
+    (size, kernel, stride, padding, inputs, outputs), _ = FORMS[form]
+    case = size, kernel, stride, padding
+    with jax.enable_x64(True):
+        x, w, g = arrays(*case, batch=3, inputs=inputs, outputs=outputs)
+        at = ((x, w), (g, w), (x, g))
+        gradients = [jax.grad(functools.partial(penalty, f), (0, 1)) for f in maps(*case)[0]]
+        run = lambda: [gradient(*two) for gradient, two in zip(gradients, at, strict=True)]
+        ours = jax.jit(lambda: run())()
+        with lowering("native"):
+            theirs = jax.jit(lambda: run())()
+        assert all(np.abs(a).max() > 0 for a in jax.tree.leaves(ours))
+        assert_close(ours, theirs, 1e-12)
+
+
 # The same -> what of `pixel_blocks` or `columns` an NVIDIA GPU takes; None: lax's own
 CUDA_FORMS = {
     "images of few channels": (((16, 20), 16, 4, (6, 6), 3, 6), "strided"),

@@ -18,6 +18,7 @@ from idrid_jax.models import NETWORKS
 from idrid_jax.training import build, mesh
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import train
+from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import init_state
 from idrid_jax.training.step import Update
 
@@ -36,13 +37,21 @@ def made_up(size, channels):
 
 
 @functools.cache
-def some_steps(name, data, *, rows=1, fsdp=False, way="resident", steps=1, batch=BATCH, dtype="float32"):
+def some_steps(name, data, *, rows=1, fsdp=False, way="resident", steps=1, batch=BATCH, dtype="float32", losses=""):
     """SGD, whose update is the gradient: -> state before, state after, metrics of each step. Parameters are float32."""
     with jax.enable_x64(dtype == "float64"):
-        return _some_steps(name, data, rows, fsdp, way, steps, batch, dtype)
+        return _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses)
 
 
-def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype):
+WEIGHTS = {  # between them all that a step differentiates twice, or carries along
+    "": Weights(),
+    "relativistic": Weights(r1=0.5, r2=0.3, lecam=0.3),
+    "wasserstein": Weights(gradient_penalty=2.0, feature_matching=0.1),
+    "hinge": Weights(r1=0.5, penalty_every=2),
+}
+
+
+def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
     network = NETWORKS[name]
     config = make_config(
         "", name, mesh__data=data, mesh__rows=rows, mesh__fsdp=fsdp, dtype=dtype, batch_size=batch, dispatch_steps=steps
@@ -52,9 +61,10 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype):
         config.data.resident_mib = 0.0
     generator, discriminator = build.networks(config)
     tx = optax.sgd(1e-2, momentum=0.5)
-    update = Update(generator, discriminator, tx, tx, latent=network.latent)
+    weights = WEIGHTS[losses]
+    update = Update(generator, discriminator, tx, tx, latent=network.latent, loss=losses or "bce", weights=weights)
     the_mesh = mesh.of_config(config, network.size)
-    init = lambda key: init_state(key, generator, discriminator, tx, tx, ema=False)
+    init = lambda key: init_state(key, generator, discriminator, tx, tx, ema=False, lecam=bool(weights.lecam))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "make_update", lambda *_: (update, init))
         state = build.fresh_state(config, init, the_mesh)
@@ -86,6 +96,9 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype):
         ("dcgan128", dict(data=8)),
         ("dcgan128", dict(data=1, rows=8, batch=2, way="resident in parts")),
         ("dcgan256", dict(data=2, rows=4, batch=2)),
+        ("cgan32", dict(data=8, losses="relativistic")),
+        ("dcgan28", dict(data=2, rows=2, batch=2, fsdp=True, losses="wasserstein")),
+        ("dcgan64", dict(data=8, losses="hinge")),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value,
 )
@@ -102,7 +115,7 @@ def test_a_mesh_computes_what_one_device_does(network, options, monkeypatch):
             NETWORKS, network, dataclasses.replace(wide, generator=generator, discriminator=discriminator)
         )
     before, one, metrics = some_steps(
-        network, 1, steps=options.get("steps", 1), batch=options.get("batch", BATCH), dtype=dtype
+        network, 1, dtype=dtype, **{name: options[name] for name in ("steps", "batch", "losses") if name in options}
     )
     same_start, several, metrics_of_several = some_steps(network, dtype=dtype, **options)
     assert_same(before, same_start)

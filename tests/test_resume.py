@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ALL_ON, assert_same, changed, make_config, score, stats, steps
+from conftest import ALL_ON, LOSSES_ON, assert_same, changed, make_config, score, stats, steps
 
 from idrid_jax.training.checkpoint import FOLDER, Checkpoints
 from idrid_jax.training.loop import train
@@ -35,7 +35,7 @@ def stop_at(number, sent=signal.SIGTERM):
 
 
 @ways
-@pytest.mark.parametrize("options", [{}, ALL_ON], ids=["plain", "all on"])
+@pytest.mark.parametrize("options", [{}, ALL_ON, LOSSES_ON], ids=["plain", "all on", "losses"])
 def test_resumed_is_uninterrupted(config, tmp_path, capsys, way, options):
     """Bit for bit, all of the state; interrupted between two snapshots, and once more at one."""
     config = changed(config, data__way=way, **options)
@@ -56,7 +56,7 @@ def test_resumed_is_uninterrupted(config, tmp_path, capsys, way, options):
         assert_same(a.restore(whole), b.restore(whole))
     by_step = [row["step"] for row in stats(tmp_path / "parts")]
     assert by_step == sorted(set(by_step)) and {2, 4, 5, 8, 9, 12} <= set(by_step)
-    assert (float(whole.best) < np.inf) == bool(options)
+    assert (float(whole.best) < np.inf) == ("checkpoint__best" in options)
     for name in ("reals.png", "fakes_000000.096.png"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

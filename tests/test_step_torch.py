@@ -21,13 +21,14 @@ from torch import nn  # noqa: E402
 from idrid_jax.bench import torch_networks  # noqa: E402
 from idrid_jax.models import convolution, dcgan  # noqa: E402
 from idrid_jax.models.functional import functional  # noqa: E402
+from idrid_jax.training.objectives import Weights  # noqa: E402
 from idrid_jax.training.state import NetworkState, TrainState  # noqa: E402
 from idrid_jax.training.step import Update  # noqa: E402
 
 BATCH, SIZE = 8, 64
 
 
-def ours(width, dtype, g_tx, d_tx):
+def ours(width, dtype, g_tx, d_tx, **options):
     """The update, its state, and the two modules that the state was taken from; weights as the tutorial draws them."""
     networks, states, modules = [], [], []
     for make, tx, seed in ((dcgan.Generator, g_tx, 1), (dcgan.Discriminator, d_tx, 2)):
@@ -38,7 +39,7 @@ def ours(width, dtype, g_tx, d_tx):
         networks.append(functional(lambda rngs, make=make: make(dtype=dtype, rngs=rngs)))
         states.append(NetworkState(params, stats, tx.init(params)))
         modules.append(module)
-    update = Update(*networks, g_tx, d_tx, latent=100)
+    update = Update(*networks, g_tx, d_tx, latent=100, **options)
     return update, TrainState(jnp.zeros((), jnp.int32), *states, {}, jnp.float32(np.inf)), modules
 
 
@@ -48,19 +49,26 @@ def ours_of(peer, name, array):
     return a.transpose(2, 3, 1, 0) if a.ndim == 4 else a
 
 
-def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z):
-    """One turn of the tutorial's inner loop; its numbers under our names."""
+def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z, r1=0.0, r2=0.0):
+    """One turn of the tutorial's inner loop; its numbers under our names. r1, r2: weights of the zero-centred
+    penalties, which it does not have: differentiated twice by autograd."""
+
+    def squared_gradient(output, images):
+        (gradient,) = torch.autograd.grad(output.sum(), images, create_graph=True)
+        return (gradient**2).flatten(1).sum(1).mean()
+
     criterion = nn.BCEWithLogitsLoss()
     ones, zeros = torch.ones(len(real), dtype=real.dtype), torch.zeros(len(real), dtype=real.dtype)
     net_d.zero_grad()
-    output = net_d(real, None)
-    err_d_real = criterion(output, ones)
-    err_d_real.backward()
+    output = net_d(real.requires_grad_(), None)
+    err_d_real, penalty_real = criterion(output, ones), squared_gradient(output, real)
+    (err_d_real + r1 / 2 * penalty_real).backward()
     d_x, right = output.sigmoid().mean().item(), (output > 0).sum().item()
     fake = net_g(z, None)
-    output = net_d(fake.detach(), None)
-    err_d_fake = criterion(output, zeros)
-    err_d_fake.backward()
+    apart = fake.detach().requires_grad_()
+    output = net_d(apart, None)
+    err_d_fake, penalty_fake = criterion(output, zeros), squared_gradient(output, apart)
+    (err_d_fake + r2 / 2 * penalty_fake).backward()
     d_g_z1, right = output.sigmoid().mean().item(), right + (output <= 0).sum().item()
     norm = lambda net: torch.sqrt(sum((p.grad**2).sum() for p in net.parameters())).item()
     norm_d = norm(net_d)
@@ -80,12 +88,14 @@ def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z):
         "d_accuracy": right / (2 * len(real)),
         "grad_norm_d": norm_d,
         "grad_norm_g": norm_g,
+        "r1": penalty_real.item(),
+        "r2": penalty_fake.item(),
     }
 
 
-def both(width, dtype, steps, tx, optimizer):
+def both(width, dtype, steps, tx, optimizer, r1=0.0, r2=0.0):
     """-> (our metrics, theirs) of each step, our state, their networks, at the end."""
-    update, state, modules = ours(width, dtype, tx(), tx())
+    update, state, modules = ours(width, dtype, tx(), tx(), weights=Weights(r1, r2))
     torch_type = getattr(torch, dtype)
     net_g, net_d = (
         torch_networks.Generator(SIZE, width).to(torch_type),
@@ -104,7 +114,7 @@ def both(width, dtype, steps, tx, optimizer):
         with jax.default_matmul_precision("highest"), convolution.lowering("native"):
             state, metrics = step(state, images, np.zeros(BATCH, np.int32), key)
         real = torch.from_numpy(np.moveaxis(images, -1, 1) / np.float32(127.5) - 1).to(torch_type)
-        theirs = tutorial_step(net_g, net_d, *optimizers, real, torch.from_numpy(z).to(torch_type))
+        theirs = tutorial_step(net_g, net_d, *optimizers, real, torch.from_numpy(z).to(torch_type), r1, r2)
         rows.append(({name: float(value) for name, value in metrics.items()}, theirs))
     return rows, state, (net_g, net_d)
 
@@ -126,8 +136,10 @@ def test_two_steps_of_adam_give_the_tutorial_s_numbers():
     assert metrics["d_fake_before"] != pytest.approx(metrics["d_fake_after"], rel=1e-2)  # the update in between is seen
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_a_step_leaves_the_tutorial_s_parameters(name):
+@pytest.mark.parametrize(
+    "name, penalties", [("sgd", {}), ("adam", {}), ("sgd", {"r1": 0.7, "r2": 0.3})], ids=["sgd", "adam", "penalties"]
+)
+def test_a_step_leaves_the_tutorial_s_parameters(name, penalties):
     """Two steps, every parameter of both networks, and the running means, in float64 (losses are float32 always)."""
     tx, optimizer = {
         "sgd": (lambda: optax.sgd(1e-2), lambda parameters: torch.optim.SGD(parameters, lr=1e-2)),
@@ -138,10 +150,11 @@ def test_a_step_leaves_the_tutorial_s_parameters(name):
         ),
     }[name]
     with jax.enable_x64():
-        rows, state, peers = both(8, "float64", 2, tx, optimizer)
+        rows, state, peers = both(8, "float64", 2, tx, optimizer, **penalties)
         _, start, _ = ours(8, "float64", tx(), tx())
     for metrics, theirs in rows:
-        assert metrics == pytest.approx(theirs, rel=1e-5)
+        assert metrics == pytest.approx({name: theirs[name] for name in metrics}, rel=1e-5)
+        assert ("r1" in metrics) == ("r2" in metrics) == bool(penalties)
     for after, before, peer in zip((state.g, state.d), (start.g, start.d), peers, strict=True):
         before = capture.by_layer(before.params)
         for (layer, array), a in capture.by_layer(after.params).items():

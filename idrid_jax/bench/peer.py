@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from idrid_jax import allocator
@@ -35,6 +36,14 @@ def check(peer: str) -> None:
         raise UserError(
             f"--peer {peer}: PyTorch is not installed: pip install 'idrid_jax[peer]' or bash launch/install.sh peer"
         )
+
+
+def check_loss(peer: str, loss: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Raises UserError for a `config.loss` that is not the default's but for the smoothing, which is all that the peer
+    has: its times would be of something else."""
+    for name, value in loss.items():
+        if name != "label_smoothing" and value != plain[name]:
+            raise UserError(f"--peer {peer}: it has binary cross-entropy alone, not config.loss.{name} = {value!r}")
 
 
 class Peer:

@@ -54,6 +54,8 @@ def run(
     Raises UserError for words and values that are none, a peer that is not there, and a batch that does not fit.
     """
     cases = list(_cases(config, batches, dtypes))
+    if peer and config is not None:
+        peer_lib.check_loss(peer, config.loss, config_lib.default_config().loss)
     with contextlib.ExitStack() as stack:
         stack.enter_context(program_lib.no_persistent_cache())
         peers = stack.enter_context(_start(peer)) if peer else None

@@ -1,7 +1,9 @@
 """The networks by name. A new one is a file beside these and an entry in `NETWORKS`.
 
 Every generator is called `(z, grades)` and every discriminator `(images, grades, rngs=)`: images NHWC in [-1, 1],
-grades int32 [B], logits [B]; the unconditional ones ignore the grades. Modules of this package know JAX and Flax alone.
+grades int32 [B], logits [B]; the unconditional ones ignore the grades. A discriminator's call is its `judge(features)`
+of its `features(images, grades, rngs=)` [B, ...], which feature matching compares. Modules of this package know JAX and
+Flax alone.
 """
 
 import dataclasses

@@ -61,10 +61,15 @@ class Discriminator(nnx.Module):
         self.dropout = nnx.Dropout(0.4)
         self.logit = nnx.Linear(8 * 8 * 128, 1, kernel_init=glorot_uniform, **arguments)
 
-    def __call__(self, images: jax.Array, grades: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def features(self, images: jax.Array, grades: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         grade = self.grade(self.embed(grades)).reshape(-1, 32, 32, 1)
         x = jnp.concatenate([images.astype(grade.dtype), grade], axis=-1)
         x = _leaky(self.down1(x))
         x = _leaky(self.down2(x))
-        x = self.dropout(x.reshape(x.shape[0], -1), rngs=rngs)
-        return self.logit(x)[:, 0]
+        return self.dropout(x.reshape(x.shape[0], -1), rngs=rngs)
+
+    def judge(self, features: jax.Array) -> jax.Array:
+        return self.logit(features)[:, 0]
+
+    def __call__(self, images: jax.Array, grades: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.judge(self.features(images, grades, rngs=rngs))

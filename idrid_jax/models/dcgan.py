@@ -49,12 +49,20 @@ class Discriminator28(nnx.Module):
         self.dropout = nnx.Dropout(0.3)
         self.logit = nnx.Linear(7 * 7 * 128, 1, kernel_init=glorot_uniform, **arguments)
 
-    def __call__(
+    def features(
         self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         x = self.dropout(_leaky_keras(self.down1(images)), rngs=rngs)
         x = self.dropout(_leaky_keras(self.down2(x)), rngs=rngs)
-        return self.logit(x.reshape(x.shape[0], -1))[:, 0]
+        return x.reshape(x.shape[0], -1)
+
+    def judge(self, features: jax.Array) -> jax.Array:
+        return self.logit(features)[:, 0]
+
+    def __call__(
+        self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        return self.judge(self.features(images, grades, rngs=rngs))
 
 
 def _last_layer(size: int) -> tuple[int, int, tuple[int, int]]:
@@ -133,14 +141,22 @@ class Discriminator(nnx.Module):
         self.logit = Conv(channels[-1], 1, 4, 1, (0, 0), **convolution)
         self.remat = remat
 
-    def __call__(
+    def features(
         self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         level = nnx.remat(_down) if self.remat else _down
         x = nnx.leaky_relu(self.image(images), 0.2)
         for down, norm in zip(self.down, self.norm):
             x = level(down, norm, x)
-        return self.logit(x)[:, 0, 0, 0]
+        return x
+
+    def judge(self, features: jax.Array) -> jax.Array:
+        return self.logit(features)[:, 0, 0, 0]
+
+    def __call__(
+        self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        return self.judge(self.features(images, grades, rngs=rngs))
 
 
 def _up(convolution: ConvTranspose, norm: nnx.BatchNorm, x: jax.Array) -> jax.Array:

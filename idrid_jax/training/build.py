@@ -17,6 +17,7 @@ from idrid_jax.models.functional import Functional, functional
 from idrid_jax.models.layers import rows_over
 from idrid_jax.training import ema, layer_table
 from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import TrainState, init_state
 from idrid_jax.training.step import Metrics, Update
 
@@ -63,18 +64,22 @@ def make_update(
         return optax.chain(*clip, optax.adam(learning_rate, b1=optimizer.b1, b2=optimizer.b2))
 
     g_tx, d_tx = adam(optimizer.g_learning_rate), adam(optimizer.d_learning_rate)
+    weights = Weights(**{field.name: config.loss[field.name] for field in dataclasses.fields(Weights)})
     update = Update(
         generator,
         discriminator,
         g_tx,
         d_tx,
         latent=NETWORKS[config.network].latent,
+        loss=config.loss.name,
+        weights=weights,
         smoothing=config.loss.label_smoothing,
         flip=config.data.flip,
         ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
         ema_ramp=not config.init_from,
     )
-    return update, lambda key: init_state(key, generator, discriminator, g_tx, d_tx, ema=bool(config.ema_kimg))
+    averages = dict(ema=bool(config.ema_kimg), lecam=bool(config.loss.lecam))
+    return update, lambda key: init_state(key, generator, discriminator, g_tx, d_tx, **averages)
 
 
 @dataclasses.dataclass(frozen=True)

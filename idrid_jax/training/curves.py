@@ -7,13 +7,24 @@ from pathlib import Path
 
 from idrid_jax.training.log import read_stats
 
+ADDED = "what is added to the losses, before its weight"  # a panel for runs that add something
 PANELS = (  # title, {key in stats.jsonl: caption}
-    ("losses (binary cross-entropy; D's is the sum of both halves)", {"loss_d": "D", "loss_g": "G"}),
+    ("adversarial losses (of binary cross-entropy, D's is the sum of both halves)", {"loss_d": "D", "loss_g": "G"}),
     (
         "D's mean probability of being real",
         {"d_real": "D(x)", "d_fake_before": "D(G(z)) before D's update", "d_fake_after": "D(G(z)) after"},
     ),
     ("gradient norms", {"grad_norm_d": "D", "grad_norm_g": "G"}),
+    (
+        ADDED,
+        {
+            "r1": "R1: |gradient of D|^2 on real images",
+            "r2": "R2: on fake ones",
+            "gradient_penalty": "gradient penalty between them",
+            "lecam": "LeCam",
+            "feature_matching": "feature matching",
+        },
+    ),
     (
         "KID of the snapshot's images to the validation photographs (the mean chooses the checkpoint)",
         {"kid_grader": "grader's features", "kid_random": "random features", "kid": "mean"},
@@ -39,8 +50,10 @@ def draw(workdir: Path) -> None:
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
     rows = read_stats(workdir)
-    figure = Figure(figsize=(10, 15), layout="constrained")
-    for axes, (title, curves) in zip(figure.subplots(len(PANELS), 1, sharex=True), PANELS):
+    there = set().union(*rows)
+    panels = [(title, curves) for title, curves in PANELS if title != ADDED or there & curves.keys()]
+    figure = Figure(figsize=(10, 3 * len(panels)), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels):
         for key, caption in curves.items():
             points = [(row["kimg"], row[key]) for row in rows if key in row]
             axes.plot(*zip(*points), label=caption, marker="." if len(points) < 40 else None) if points else None

@@ -26,7 +26,12 @@ class NetworkState:
     opt: Any
 
 
-@jax.tree_util.register_dataclass
+# Fields of `TrainState` that came later: not in its pytree while they are empty dicts, so that checkpoints of older
+# runs have the structure that is looked for.
+LATER = ("lecam",)
+
+
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """Both networks and the progress.
@@ -36,6 +41,7 @@ class TrainState:
       g, d: generator and discriminator.
       ema: moving average of the generator's parameters; an empty dict where it is off.
       best: float32 [], the best value so far of the measure that `config.checkpoint.best` names; +inf before the first.
+      lecam: LeCam's averages of D's logits, float32 [] "real" and "fake"; an empty dict where it is off.
     """
 
     step: jax.Array
@@ -43,6 +49,16 @@ class TrainState:
     d: NetworkState
     ema: Tree
     best: jax.Array
+    lecam: Tree = dataclasses.field(default_factory=dict)
+
+    def tree_flatten_with_keys(self):
+        there = lambda name: not (name in LATER and isinstance(part := getattr(self, name), dict) and not part)
+        names = tuple(field.name for field in dataclasses.fields(self) if there(field.name))
+        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], names
+
+    @classmethod
+    def tree_unflatten(cls, names, parts):
+        return cls(**dict(zip(names, parts, strict=True)))
 
 
 def init_state(
@@ -53,6 +69,7 @@ def init_state(
     d_tx: optax.GradientTransformation,
     *,
     ema: bool,
+    lecam: bool = False,
 ) -> TrainState:
     """A fresh state, a pure function of the key: run it under jit with the shardings that the state shall have."""
     g_key, d_key = jax.random.split(key)
@@ -64,6 +81,7 @@ def init_state(
         d=NetworkState(d_params, d_stats, d_tx.init(d_params)),
         ema=jax.tree.map(jnp.copy, g_params) if ema else {},
         best=jnp.full((), jnp.inf, jnp.float32),
+        lecam={name: jnp.zeros((), jnp.float32) for name in ("real", "fake")} if lecam else {},
     )
 
 

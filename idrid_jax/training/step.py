@@ -1,6 +1,7 @@
 """One update of the discriminator, then one of the generator; pure."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import optax
 from flax import nnx
 
 from idrid_jax.models.functional import Functional
-from idrid_jax.training import ema, losses, standing
+from idrid_jax.training import ema, losses, objectives, standing
+from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import NetworkState, TrainState, generator_params
 
 Metrics = dict[str, jax.Array]
@@ -20,12 +22,15 @@ class Update:
 
     The generator runs forward once: D's update takes its images as they are, and G's pulls its gradient back through
     the same pass. Real and fake images pass D apart (two BatchNorm batches), as in the PyTorch tutorial that the thesis
-    follows.
+    follows; R1 and R2 come from one pull-back of both passes, which D's losses share. Where G's loss asks for real
+    images ("relativistic", feature matching) they pass the updated D once more, before the fake ones.
 
     Attributes:
       generator, discriminator, g_tx, d_tx: networks and optimizers.
       latent: size of z.
-      smoothing: one-sided label smoothing of the real images' target.
+      loss: a name in `losses.LOSSES`.
+      weights: of what is added to it.
+      smoothing: one-sided label smoothing of the real images' target; of "bce" alone.
       flip: flips each real image left to right with probability 1/2.
       ema_decay: per step; None without a moving average.
       ema_ramp: the average is young at step 0; not so where it came from another run.
@@ -38,6 +43,8 @@ class Update:
     g_tx: optax.GradientTransformation
     d_tx: optax.GradientTransformation
     latent: int
+    loss: str = "bce"
+    weights: Weights = Weights()
     smoothing: float = 0.0
     flip: bool = False
     ema_decay: float | None = None
@@ -49,12 +56,17 @@ class Update:
     ) -> tuple[TrainState, Metrics]:
         """images uint8 [B, R, R, C], grades int32 [B], a key of (seed, step) -> the next state, float32 [] metrics."""
         z_key, flip_key, *drop_keys = jax.random.split(key, 5)
+        share_key, *more_drop_keys = jax.random.split(jax.random.fold_in(key, 5), 3)  # 0 to 4 would be those above
         z = jax.random.normal(z_key, (images.shape[0], self.latent))
         z = self._split(z, 0)
         real = to_float(images)
         if self.flip:
             mirrored = jax.random.bernoulli(flip_key, 0.5, (real.shape[0], 1, 1, 1))
             real = jnp.where(mirrored, real[:, :, ::-1], real)
+        loss, weights = losses.LOSSES[self.loss], self.weights
+        of_logits = loss.discriminator
+        if self.smoothing:
+            of_logits = functools.partial(of_logits, smoothing=self.smoothing)
         score = lambda params, stats, x, key: self.discriminator.train(
             params, stats, x, grades, rngs=nnx.Rngs(dropout=key)
         )
@@ -65,19 +77,48 @@ class Update:
 
         fake, pull_back, g_stats = jax.vjp(draw, state.g.params, has_aux=True)
 
-        def d_objective(params):
-            on_real, stats = score(params, state.d.stats, real, drop_keys[0])
-            on_fake, stats = score(params, stats, fake, drop_keys[1])
-            return losses.discriminator_bce(on_real, on_fake, self.smoothing), (on_real, on_fake, stats)
+        # -- The discriminator
+        share = self._split(jax.random.uniform(share_key, grades.shape), 0)
 
-        (d_loss, (on_real, on_fake, d_stats)), d_grads = jax.value_and_grad(d_objective, has_aux=True)(state.d.params)
+        def d_objective(params, due):
+            def pair(real, fake):
+                on_real, stats = score(params, state.d.stats, real, drop_keys[0])
+                on_fake, stats = score(params, stats, fake, drop_keys[1])
+                return (on_real, on_fake), stats
+
+            alone = lambda x: score(params, state.d.stats, x, more_drop_keys[0])[0]
+            return objectives.discriminator(
+                of_logits, weights, pair, alone, (real, fake), share, state.lecam, state.step, due=due
+            )
+
+        descent = lambda due: jax.value_and_grad(d_objective, has_aux=True)(state.d.params, due)
+        if weights.penalties and weights.penalty_every > 1:
+            due = state.step % weights.penalty_every == 0
+            (_, told), d_grads = jax.lax.cond(due, lambda: descent(True), lambda: descent(False))
+        else:
+            (_, told), d_grads = descent(True)
+        d_loss, added, (on_real, on_fake), d_stats, lecam = told
         d = _descend(self.d_tx, state.d, d_grads, d_stats)
 
-        def g_objective(fake):
-            logits, stats = score(d.params, d.stats, fake, drop_keys[2])
-            return losses.generator_bce(logits), (logits, stats)
+        # -- The generator
+        def look(stats, x, key):
+            """What D makes of images, features where they are to be matched, and its statistics."""
+            if weights.feature_matching:
+                return self.discriminator.train_features(d.params, stats, x, grades, rngs=nnx.Rngs(dropout=key))
+            logits, stats = score(d.params, stats, x, key)
+            return (logits, None), stats
 
-        (g_loss, (on_fake_after, d_stats)), fake_grad = jax.value_and_grad(g_objective, has_aux=True)(fake)
+        of_real, d_stats = (None, None), d.stats
+        if loss.pairs or weights.feature_matching:
+            of_real, d_stats = look(d_stats, real, more_drop_keys[1])
+
+        def g_objective(fake):
+            of_fake, stats = look(d_stats, fake, drop_keys[2])
+            total, told = objectives.generator(loss, weights, of_fake, of_real)
+            return total, (*told, of_fake[0], stats)
+
+        (_, told), fake_grad = jax.value_and_grad(g_objective, has_aux=True)(fake)
+        g_loss, added_to_g, on_fake_after, d_stats = told
         d = dataclasses.replace(d, stats=d_stats)
         (g_grads,) = pull_back(fake_grad)
         g = _descend(self.g_tx, state.g, g_grads, g_stats)
@@ -86,7 +127,7 @@ class Update:
         if self.ema_decay is not None:
             average = ema.update(average, g.params, self.ema_decay, state.step if self.ema_ramp else None)
         metrics = {
-            "loss_d": d_loss,
+            "loss_d": d_loss,  # adversarial alone: what is added to it stands by itself, before its weight
             "loss_g": g_loss,
             "d_real": _probability(on_real),  # D(x)
             "d_fake_before": _probability(on_fake),  # D(G(z)) before D's update, and
@@ -95,7 +136,8 @@ class Update:
             "grad_norm_d": optax.global_norm(d_grads),
             "grad_norm_g": optax.global_norm(g_grads),
         }
-        return TrainState(state.step + 1, g, d, average, state.best), metrics
+        state = TrainState(state.step + 1, g, d, average, state.best, lecam)
+        return state, metrics | added | added_to_g
 
     def _split(self, x, which):
         return x if self.over_devices is None else jax.lax.with_sharding_constraint(x, self.over_devices[which])
