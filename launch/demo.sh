@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way once, small: install, prepare, train, sample, evaluate. At most 10 minutes on two cores; a second call goes on.
+# The whole way once, small: install, prepare, train, sample, evaluate, report. At most 10 minutes on two cores; a second call goes on.
 #   bash launch/demo.sh
 #   IDRID_DIR=DIR     the release to take (as downloaded); without it a phantom one is drawn
 #   DEMO_DIR=DIR      where everything goes [runs/demo-phantom, or the release's name]
@@ -27,12 +27,13 @@ rm -rf "$out/samples" "$out/synthetic"  # of an earlier demo
 "$idrid" sample --workdir "$out/cgan32" --out "$out/samples" --per_grade 12 --format png
 "$idrid" sample --workdir "$out/cgan32" --out "$out/synthetic" --balance
 "$idrid" evaluate --workdir "$out/cgan32"
+"$idrid" report --workdir "$out/cgan32"
 
 cat <<EOF
 
 Images by grade, a row each:   $out/samples/contact_sheet.png  (real ones: $out/cgan32/reals.png)
 While training:                $out/cgan32/fakes_*.png, curves.png; events for TensorBoard in $out/cgan32/tensorboard
-Numbers:                       $out/cgan32/evaluation.json
+What they are worth, one page: $out/cgan32/report.html  (its numbers: evaluation.json)
 Class-balancing release:       $out/synthetic
 A few minutes of training show colours and outlines, no more: README, Results, has what longer runs give.
 EOF
