@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idrid_jax.data import atomic, cache
+from idrid_jax.data import atomic, cache, folds
 from idrid_jax.data.prepare import prepare
 from idrid_jax.data.preprocess import VERSION, preprocess
 from idrid_jax.data.release import ReleaseWriter, read_release
@@ -100,12 +100,12 @@ def test_what_the_audit_leaves_out_is_written_down_and_is_another_release(tmp_pa
 def test_validation_photographs_are_no_copies_of_those_that_are_trained_on(manifest):
     """Of 7 photographs, of which the first and the last are one, with enough of every grade that is asked."""
     for n in (2, 3):
-        held = cache.validation(manifest, n)
+        held = folds.validation(manifest, n)
         assert held.shape == (7,) and held.dtype == bool and held[0] == held[6]
-    assert not cache.validation(manifest, 0).any() and not cache.validation(manifest, 8).any()
+    assert not folds.validation(manifest, 0).any() and not folds.validation(manifest, 8).any()
     grades = np.array([photograph.grade for photograph in manifest.grading["train"]])
     scarce = np.bincount(grades, minlength=5)[grades] < 2
-    assert scarce.any() and not cache.validation(manifest, 2)[scarce].any() and cache.validation(manifest, 2).any()
+    assert scarce.any() and not folds.validation(manifest, 2)[scarce].any() and folds.validation(manifest, 2).any()
 
 
 def test_train_before_prepare(tmp_path):

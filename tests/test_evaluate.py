@@ -15,7 +15,8 @@ from idrid_jax.data.preprocess import preprocess
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import grader, protocol, run, usefulness
-from idrid_jax.evaluation.features import trained_grader
+from idrid_jax.evaluation.features import trained_grader, weights
+from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.image_quality import psnr, ssim
 from idrid_jax.training import build, saved
 from idrid_jax.training.step import to_float
@@ -192,3 +193,30 @@ def test_the_discriminator_s_scores_are_its_logits(workdir, training):
     np.testing.assert_allclose(others, wanted, atol=1e-5)
     np.testing.assert_allclose(members[:7], wanted, atol=1e-5)
     assert members.shape == training.grades.shape
+
+
+def test_features_of_networks_from_files_measure_too(workdir, monkeypatch, capsys):
+    plain = Network("brightness:12345678 (trained on nothing)", lambda images: images.mean((1, 2)).astype(np.float32))
+    monkeypatch.setattr(weights, "load", lambda path: {"a.npz": plain}[path])
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--weights=a.npz"]) == 0
+    written = json.loads((workdir / run.NAME).read_text())["closeness"]
+    assert written["networks"][-1] == plain.name and len(written["networks"]) == 3
+    assert np.isfinite(written["rows"]["generated"]["features"][plain.name]["kid"]["value"])
+    assert f"features: {plain.name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flag, says",
+    [
+        ("--weights=nowhere.npz", "nowhere.npz: no file of weights is there"),
+        ("--keep_share=0.5", "--keep_share is of the graders that --usefulness N trains"),
+        ("--edema", "--edema is of the graders"),
+        ("--grader_pixels=32", "--grader_pixels is of the graders"),
+        ("--batch_statistics=walking", "batch_statistics"),
+    ],
+)
+def test_mistakes_are_one_line_and_lose_nothing(workdir, result, capsys, flag, says):
+    before = (workdir / run.NAME).read_bytes()
+    assert cli.main(["evaluate", "--workdir", str(workdir), flag]) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1 and (workdir / run.NAME).read_bytes() == before

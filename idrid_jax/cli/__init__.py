@@ -8,7 +8,7 @@ import warnings
 from absl import flags
 
 from idrid_jax import allocator, compilation_cache
-from idrid_jax.cli import bench, data, plan, report, runs, sweep
+from idrid_jax.cli import bench, data, images, plan, report, runs, sweep
 from idrid_jax.cli.command import Command, Group
 from idrid_jax.cli.parsing import HELP, PROGRAM, describe, parse
 from idrid_jax.errors import UserError
@@ -18,9 +18,9 @@ COMMANDS = {
     "phantom": data.PHANTOM,
     "prepare": data.PREPARE,
     "train": runs.TRAIN,
-    "sample": runs.SAMPLE,
+    "sample": images.SAMPLE,
     "evaluate": runs.EVALUATE,
-    "interpolate": runs.INTERPOLATE,
+    "interpolate": images.INTERPOLATE,
     "report": report.REPORT,
     "sweep": sweep.SWEEP,
     "bench": bench.BENCH,

@@ -23,8 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from idrid_jax.data import atomic
-from idrid_jax.data.folds import folds
-from idrid_jax.data.layout import GRADES, SPLITS
+from idrid_jax.data.layout import SPLITS
 from idrid_jax.data.preprocess import VERSION, check_options, preprocess
 from idrid_jax.data.source import Source
 from idrid_jax.data.tensorflow import import_tensorflow
@@ -184,22 +183,6 @@ def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str)
         edema=np.array([photograph.edema for photograph in photographs], np.int32),
         ids=tuple(meta["ids"]),
     )
-
-
-def validation(manifest: Manifest, n: int) -> np.ndarray:
-    """Which training photographs are kept from the networks, to choose a checkpoint by: bool [N], in `load`'s order.
-
-    One of n folds, in which copies of a photograph stay together; 0: none. A grade of fewer than n photographs gives
-    none away.
-    """
-    photographs = manifest.grading["train"]
-    grades = np.array([photograph.grade for photograph in photographs], int)
-    if not n or len(photographs) < n:
-        return np.zeros(len(photographs), bool)
-    place = {photograph.id: i for i, photograph in enumerate(photographs)}
-    groups = [[place[name] for name in group if name in place] for group in manifest.groups]
-    scarce = np.bincount(grades, minlength=len(GRADES)) < n
-    return (folds(grades, groups, n, seed=0) == 0) & ~scarce[grades]
 
 
 def _read(folder: Path, meta: dict) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from idrid_jax.data.cache import Manifest
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 
@@ -30,3 +31,20 @@ def folds(grades: np.ndarray, groups: Sequence[Sequence[int]], n: int, seed: int
         result[unit] = fold
         np.add.at(counts[fold], of_unit, 1)
     return result
+
+
+def validation(manifest: Manifest, n: int) -> np.ndarray:
+    """Which training photographs are kept from the networks, to choose a checkpoint by: bool [N], as `cache.load` orders
+    them.
+
+    One of n folds, in which copies of a photograph stay together; 0: none. A grade of fewer than n photographs gives
+    none away.
+    """
+    photographs = manifest.grading["train"]
+    grades = np.array([photograph.grade for photograph in photographs], int)
+    if not n or len(photographs) < n:
+        return np.zeros(len(photographs), bool)
+    place = {photograph.id: i for i, photograph in enumerate(photographs)}
+    groups = [[place[name] for name in group if name in place] for group in manifest.groups]
+    scarce = np.bincount(grades, minlength=len(GRADES)) < n
+    return (folds(grades, groups, n, seed=0) == 0) & ~scarce[grades]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from idrid_jax import sampling
-from idrid_jax.data import atomic, cache
+from idrid_jax.data import atomic, cache, folds
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import closeness, copies, grader, membership, protocol, reading, usefulness
@@ -65,7 +65,7 @@ def evaluate(
     stages = 8 + len(GRADES) * conditional + arms
     tell = lambda text: progress(text, stages)
     manifest, training, held_out = _photographs(workdir, sampler, data_dir)
-    shown = training.part(~cache.validation(manifest, sampler.config.data.validation_folds))
+    shown = training.part(~folds.validation(manifest, sampler.config.data.validation_folds))
     count = len(training.grades) if count is None else count
     # the training split's own grades, in a drawn order, over and over: the same mixture for any count
     order = np.random.default_rng(seed).permutation(len(training.grades))
@@ -110,9 +110,7 @@ def evaluate(
 
 def _photographs(workdir, sampler: Sampler, data_dir) -> tuple[cache.Manifest, cache.Split, cache.Split]:
     """The release of a run, its training split, and its test split (of a release such as `sample` writes: empty)."""
-    config = sampler.config.copy_and_resolve_references()
-    config.data.release = sampler.run.fingerprint
-    config.data.data_dir = str(data_dir) or sampler.run.data_dir
+    config = saved.with_its_release(sampler.run, data_dir)
     try:
         manifest = build.find_release(config)
         training = build.load_split(config, manifest, "train")

@@ -21,7 +21,8 @@ LEAST = 10  # validation photographs; with fewer the training ones are the refer
 class Measures:
     """Handed to `loop.train`; what is of photographs alone is computed at the first call.
 
-    kid, kid_grader, diversity: only where `kid` chooses the checkpoint, as a grader has to be trained for them first.
+    kid, kid_grader, diversity: only where one of the first two chooses the checkpoint, as a grader has to be trained
+      for them.
     kid_grader, kid_random: to the validation photographs, unbiased, by the features of a grader (`trained_grader`) and
       by random ones. Not x1000. kid: the mean of both, which are of one order on photographs and noise. The grader's
       alone ends at 0 long before textures are right; the random ones alone are won by a blurred mean image.
@@ -32,12 +33,13 @@ class Measures:
     veto: 1 where more are copied than `copies.allowed`: such a snapshot is not to be chosen; 0 otherwise.
     """
 
-    names = ("kid", "kid_grader", "kid_random", "diversity", "copied", "ssim_among", "ssim_excess", "ssim_gap")
+    names = ("kid", "kid_grader", "kid_random", "copied", "ssim_among", "ssim_gap")  # those of which lower is better
 
     def __init__(self, folder: Path, chooses: str = "kid", tell: Callable[[str], None] = lambda text: None):
         """folder: where graders of the release are kept. chooses: `config.checkpoint.best`. tell: is told of what takes
         long."""
-        self._folder, self._with_grader, self._tell, self._real = Path(folder), chooses == "kid", tell, None
+        self._folder, self._with_grader = Path(folder), chooses in ("kid", "kid_grader")
+        self._tell, self._real = tell, None
 
     def __call__(self, fakes: np.ndarray, grades: np.ndarray, training: Split, validation: Split) -> dict[str, float]:
         """fakes uint8 [N, R, R, C], N at least 2 -> numbers; those that lack photographs are left out."""

@@ -12,6 +12,7 @@ from idrid_jax.sweep import results
 from idrid_jax.sweep.definition import Run, text
 from idrid_jax.sweep.results import FAILED, FINISHED, INTERRUPTED, RUNNING, Status
 from idrid_jax.training.checkpoint import FOLDER as CHECKPOINTS
+from idrid_jax.training.log import read_stats
 
 COMMAND = [sys.executable, "-m", "idrid_jax"]
 CHILD = Path(__file__).with_name("child.py")
@@ -89,7 +90,7 @@ class Job:
         return f"{status.status} after {status.seconds:.0f} s" + (f": {status.reason}" if status.reason else "")
 
     def progress(self) -> str:
-        lines = results.stats(self.folder)
+        lines = read_stats(self.folder)
         done = f" at {lines[-1]['kimg']:g} of {self.run.config.total_kimg:g} kimg" if lines else ""
         rate = f", {results.rate(lines):.0f} images/s" if lines and self._doing == "training" else ""
         return f"{self.run.name}: {self._doing}{done}{rate}"

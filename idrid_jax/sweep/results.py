@@ -1,6 +1,5 @@
 """What the runs of a sweep came to, read from their folders."""
 
-import contextlib
 import dataclasses
 import fcntl
 import json
@@ -12,6 +11,7 @@ import pandas as pd
 from idrid_jax.data import atomic
 from idrid_jax.evaluation.run import NAME as EVALUATION
 from idrid_jax.sweep.definition import Run, Sweep
+from idrid_jax.training.log import read_stats
 from idrid_jax.training.loop import steps
 
 STATUS = ".sweep.json"  # in a run's folder: what the sweep last knew of it
@@ -72,7 +72,7 @@ def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
     rows = []
     for run in sweep.runs:
         folder = workdir / run.name
-        known, lines = Status.read(folder), stats(folder)
+        known, lines = Status.read(folder), read_stats(folder)
         row = {"number": run.number, "name": run.name}
         row |= {name: _field(run.config, name) for name in sweep.fields()}
         if finished(run, folder):
@@ -98,16 +98,6 @@ def forgotten(sweep: Sweep, workdir: Path) -> list[str]:
     """Folders of runs that an earlier form of the sweep file named."""
     names = {run.name for run in sweep.runs}
     return sorted(path.parent.name for path in workdir.glob(f"*/{STATUS}") if path.parent.name not in names)
-
-
-def stats(folder: Path) -> list[dict]:
-    """The lines of a run's stats.jsonl; one that is being written is left out."""
-    lines = []
-    with contextlib.suppress(OSError):
-        for line in (folder / "stats.jsonl").read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
-    return lines
 
 
 def rate(lines: list[dict]) -> float:

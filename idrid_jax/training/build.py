@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from idrid_jax.data import cache, resident, stream
+from idrid_jax.data import cache, folds, resident, stream
 from idrid_jax.data.order import Order
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional, functional
@@ -41,7 +41,7 @@ def load_split(config: ml_collections.ConfigDict, manifest: cache.Manifest, spli
 def load_training(config: ml_collections.ConfigDict, manifest: cache.Manifest) -> tuple[cache.Split, cache.Split]:
     """The training split in two: what the networks are shown, and what only chooses a checkpoint (may be empty)."""
     whole = load_split(config, manifest, "train")
-    held = cache.validation(manifest, config.data.validation_folds)
+    held = folds.validation(manifest, config.data.validation_folds)
     return (whole.part(~held) if held.any() else whole), whole.part(held)
 
 

@@ -1,5 +1,6 @@
 """What a run tells: the console, stats.jsonl, TensorBoard, and grids of images."""
 
+import contextlib
 import io
 import json
 import os
@@ -142,13 +143,13 @@ class Quiet:
 
 
 def read_stats(workdir: Path) -> list[dict]:
-    """The rows of a run's stats.jsonl, oldest first; none where there is no such file. A line cut short is left out."""
-    path, rows = Path(workdir) / "stats.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+    """The rows of a run's stats.jsonl, oldest first; none where it cannot be read. A line cut short is left out."""
+    rows = []
+    with contextlib.suppress(OSError):
+        for line in (Path(workdir) / "stats.jsonl").read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                if isinstance(row := json.loads(line), dict) and {"step", "kimg"} <= row.keys():
+                    rows.append(row)
     return rows
 
 

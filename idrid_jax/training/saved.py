@@ -15,6 +15,27 @@ from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.state import TrainState, generator_params
 
 
+def read_record(workdir: Path | str) -> record.Record:
+    """What a run's folder says of it. Raises UserError where no run is, or its configuration is none."""
+    workdir = Path(workdir)
+    run = record.read(workdir)
+    if run is None:
+        raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
+    try:
+        config_lib.check(run.config)
+    except UserError as error:
+        raise UserError(f"{workdir / record.NAME}: {error}") from error
+    return run
+
+
+def with_its_release(run: record.Record, data_dir: Path | str = "") -> ml_collections.ConfigDict:
+    """A run's configuration that names the very release it was trained on, under `data_dir`, or where the run found
+    it."""
+    config = run.config.copy_and_resolve_references()
+    config.data.release, config.data.data_dir = run.fingerprint, str(data_dir) or run.data_dir
+    return config
+
+
 def read_run(
     workdir: Path | str, *, step: int | None = None, sharding: jax.sharding.Sharding | None = None
 ) -> tuple[record.Record, TrainState]:
@@ -27,13 +48,7 @@ def read_run(
     Raises UserError where no run is, its configuration is none, or no checkpoint (of that step) can be read.
     """
     workdir = Path(workdir)
-    run = record.read(workdir)
-    if run is None:
-        raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
-    try:
-        config_lib.check(run.config)
-    except UserError as error:
-        raise UserError(f"{workdir / record.NAME}: {error}") from error
+    run = read_record(workdir)
     _, init = build.make_update(run.config, *build.networks(run.config))
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.eval_shape(init, jax.random.key(0))
@@ -44,8 +59,11 @@ def read_run(
         if step is not None and step not in steps:
             there = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{workdir}: no checkpoint of step {step}; there are {there}")
-        chosen = checkpoints.chosen() if step is None else step
-        for candidate in sorted(steps, key=lambda s: (s == chosen, s), reverse=True) if step is None else [step]:
+        candidates = [step]
+        if step is None:
+            best = checkpoints.chosen()
+            candidates = sorted(steps, key=lambda one: (one == best, one), reverse=True)
+        for candidate in candidates:
             try:
                 state = checkpoints.restore(like, step=candidate)  # with a step it moves nothing
                 break

@@ -34,12 +34,19 @@ def features(images: np.ndarray, network: str, extract: Callable, folder: Path |
     except (OSError, ValueError, EOFError):
         pass
     found = np.asarray(extract(images), np.float32)
+    keep(target, lambda entry: np.save(entry / FILE, found))
+    return found
+
+
+def keep(target: Path, save: Callable[[Path], None]) -> None:
+    """The folder `target` with what `save` writes into an empty one, whole, in the place of what was there; where that
+    cannot be written, nothing."""
     try:
         with atomic.partial_folder(target.parent) as partial:
-            (partial / "entry").mkdir()
-            np.save(partial / "entry" / FILE, found)
+            entry = partial / "entry"
+            entry.mkdir()
+            save(entry)
             shutil.rmtree(target, ignore_errors=True)
-            atomic.publish(partial / "entry", target)
+            atomic.publish(entry, target)
     except (OSError, UserError):
         pass
-    return found

@@ -5,7 +5,6 @@ photographs from generated images, a repeated mean image and noise, in this orde
 """
 
 import hashlib
-import shutil
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from idrid_jax.data import atomic
-from idrid_jax.data.layout import GRADES
-from idrid_jax.errors import UserError
 from idrid_jax.evaluation import grader
+from idrid_jax.evaluation.features import kept
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.models.functional import Tree
 
@@ -43,11 +40,12 @@ def train(
     digest = hashlib.sha256(f"{NAME}|{budget}|{images.shape}|{np.asarray(grades).tolist()}|".encode())
     digest.update(np.ascontiguousarray(images).data)
     key = digest.hexdigest()[:32]
-    params = _kept(Path(folder) / key, images.shape)
+    params = _read(Path(folder) / key / FILE, images.shape)
     if params is None:
         tell(f"training the grader whose features measure: once for these {len(images)} photographs")
         params = grader.train(images, grades, np.ones(len(images)), seeds=[0], budget=budget)
-        _keep(Path(folder) / key, params)
+        arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
+        kept.keep(Path(folder) / key, lambda entry: np.savez(entry / FILE, **arrays))
     name = f"{NAME}-{key[:8]} (trained on the training photographs)"
     return Network(name, partial(grader.features, params, budget=budget)), params
 
@@ -57,40 +55,18 @@ def likelihood(params: Tree, images: np.ndarray, grades: np.ndarray) -> np.ndarr
     return grader.read(params, images)[0][np.arange(len(images)), grades]
 
 
-def best(params: Tree, images: np.ndarray, grades: np.ndarray, counts: list[int]) -> np.ndarray:
-    """Of each grade the counts[g] images that read most like it: their places, in order."""
-    read = likelihood(params, images, grades)
-    chosen = []
-    for grade, count in zip(range(len(GRADES)), counts):
-        of_grade = np.flatnonzero(grades == grade)
-        chosen.append(of_grade[np.argsort(-read[of_grade], kind="stable")[:count]])
-    return np.sort(np.concatenate(chosen))
-
-
 def _like(shape):
     """The parameters' structure."""
     init = lambda: grader.network(*shape[2:]).init(jax.random.key(0))[0]
     return jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], init()))
 
 
-def _kept(target: Path, shape) -> Tree | None:
+def _read(path: Path, shape) -> Tree | None:
     leaves, structure = jax.tree.flatten(_like(shape))
     try:
-        with np.load(target / FILE, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             arrays = [file[str(i)] for i in range(len(leaves))]
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
     fits = all(a.shape == x.shape and a.dtype == x.dtype and np.isfinite(a).all() for a, x in zip(arrays, leaves))
     return jax.tree.unflatten(structure, arrays) if fits else None
-
-
-def _keep(target: Path, params: Tree) -> None:
-    try:
-        with atomic.partial_folder(target.parent) as new:
-            (new / "entry").mkdir()
-            arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
-            np.savez(new / "entry" / FILE, **arrays)
-            shutil.rmtree(target, ignore_errors=True)
-            atomic.publish(new / "entry", target)
-    except (OSError, UserError):
-        pass

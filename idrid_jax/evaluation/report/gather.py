@@ -11,7 +11,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from idrid_jax import config as config_lib
 from idrid_jax import sampling
 from idrid_jax.data import cache
 from idrid_jax.data.layout import GRADES
@@ -19,7 +18,8 @@ from idrid_jax.errors import UserError
 from idrid_jax.evaluation import run as evaluation_run
 from idrid_jax.models import NETWORKS, Network
 from idrid_jax.pictures import GAP
-from idrid_jax.training import build, record
+from idrid_jax.training import build, record, saved
+from idrid_jax.training.log import read_stats
 
 PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
 PARTS = {  # of evaluation.json, and how deep they are objects of objects
@@ -90,18 +90,11 @@ def names(workdirs: list[Path]) -> list[str]:
 
 def gather(workdir: Path, name: str, data_dir: str = "") -> Run:
     """Reads a run. Raises UserError where no run is there, or config.json or evaluation.json is damaged."""
-    found = record.read(workdir)
-    if found is None:
-        raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
-    try:
-        config_lib.check(found.config)
-    except UserError as error:
-        raise UserError(f"{workdir / record.NAME}: {error}") from error
+    found = saved.read_record(workdir)
     evaluation, notes = _evaluation(workdir), {}
     seed = evaluation.get("seed") if isinstance(evaluation.get("seed"), int) else 0
     sampler = _sampler(workdir, evaluation.get("of", {}), notes)
-    config = found.config.copy_and_resolve_references()
-    config.data.release, config.data.data_dir = found.fingerprint, data_dir or found.data_dir
+    config = saved.with_its_release(found, data_dir)
     manifest, training = _release(config, workdir, notes)
     return Run(
         name=name,
@@ -109,7 +102,7 @@ def gather(workdir: Path, name: str, data_dir: str = "") -> Run:
         config=found.config,
         record=json.loads((workdir / record.NAME).read_text()),
         evaluation=evaluation,
-        stats=_stats(workdir),
+        stats=read_stats(workdir),
         step=None if sampler is None else sampler.step,
         samples=_samples(sampler, training, seed),
         pairs=_pairs(workdir, evaluation, NETWORKS[config.network].size, training),
@@ -140,17 +133,6 @@ def _evaluation(workdir) -> dict:
 def _nested(value, depth):
     """Whether it is an object, of objects below `depth` 1."""
     return isinstance(value, dict) and (depth == 1 or all(_nested(one, depth - 1) for one in value.values()))
-
-
-def _stats(workdir) -> list[dict]:
-    lines = []
-    with contextlib.suppress(OSError):
-        for line in (workdir / "stats.jsonl").read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):  # the last one of a run that was killed
-                row = json.loads(line)
-                if isinstance(row, dict) and "kimg" in row and "step" in row:
-                    lines.append(row)
-    return lines
 
 
 def _sampler(workdir, of, notes) -> sampling.Sampler | None:

@@ -1,4 +1,4 @@
-"""The five questions of a stranger, and what evaluation.json answers, in words."""
+"""The questions of a stranger, and what evaluation.json answers, in words."""
 
 import dataclasses
 
