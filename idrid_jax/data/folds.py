@@ -34,8 +34,8 @@ def folds(grades: np.ndarray, groups: Sequence[Sequence[int]], n: int, seed: int
 
 
 def validation(manifest: Manifest, n: int) -> np.ndarray:
-    """Which training photographs are kept from the networks, to choose a checkpoint by: bool [N], as `cache.load` orders
-    them.
+    """Which training photographs are kept from the networks, to choose a checkpoint by: bool [N], in the order of
+    `cache.load`.
 
     One of n folds, in which copies of a photograph stay together; 0: none. A grade of fewer than n photographs gives
     none away.
