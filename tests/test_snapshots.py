@@ -136,14 +136,14 @@ def collapsing(fakes, *_):
 def test_a_collapse_warns_or_stops(config, tmp_path, capsys):
     collapsing.calls = 0
     train(config, tmp_path / "warned", on_snapshot=(collapsing,))
-    assert capsys.readouterr().err.count("diversity has fallen to 0.10") == 2  # at the second and the third snapshot
+    assert capsys.readouterr().err.count("kimg: diversity has fallen to 0.10") == 2  # at the second and the third snapshot
     collapsing.calls = 0
     with pytest.raises(TrainingCollapsed, match="^step 8: stopped, as config.on_collapse says: diversity has fallen"):
         train(changed(config, on_collapse="stop"), tmp_path / "stopped", on_snapshot=(collapsing,))
     assert steps(tmp_path / "stopped") == [4, 8] and stats(tmp_path / "stopped")[-1]["step"] == 8
     collapsing.calls = 0
     train(changed(config, on_collapse="ignore"), tmp_path / "ignored", on_snapshot=(collapsing,))
-    assert "diversity" not in capsys.readouterr().err
+    assert "alarm" not in capsys.readouterr().err
 
 
 # -- what is chosen
