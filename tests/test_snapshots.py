@@ -136,7 +136,8 @@ def collapsing(fakes, *_):
 def test_a_collapse_warns_or_stops(config, tmp_path, capsys):
     collapsing.calls = 0
     train(config, tmp_path / "warned", on_snapshot=(collapsing,))
-    assert capsys.readouterr().err.count("kimg: diversity has fallen to 0.10") == 2  # at the second and the third snapshot
+    told = capsys.readouterr().err
+    assert told.count("kimg: diversity has fallen to 0.10") == 2  # at the second and the third snapshot
     collapsing.calls = 0
     with pytest.raises(TrainingCollapsed, match="^step 8: stopped, as config.on_collapse says: diversity has fallen"):
         train(changed(config, on_collapse="stop"), tmp_path / "stopped", on_snapshot=(collapsing,))

@@ -4,6 +4,7 @@ It looks where the grade is written: at 32 pixels its kappa on new photographs i
 photographs from generated images, a repeated mean image and noise, in this order, which random ones do not.
 """
 
+import dataclasses
 import hashlib
 import zipfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from idrid_jax.models.functional import Tree
 
 NAME = "dr-grader-v1"  # another architecture or way of training is another name: what is kept is keyed by it
 FILE = "parameters.npz"
+LEAST_STEPS = 100
 
 
 def train(
@@ -27,15 +29,18 @@ def train(
     grades: np.ndarray,
     folder: Path | str,
     *,
-    budget: grader.Budget = grader.Budget(),
+    budget: grader.Budget | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[Network, Tree]:
     """The features, and the parameters (of one seed, as `grader.train` gives them), of a grader of these photographs.
 
     images, grades: uint8 [N, R, R, C] and int [N], photographs that the generator is trained on, never those it is
-    judged by. folder: where graders are kept; one that cannot be written is done without. tell: is told where one has
-    to be trained first.
+    judged by. folder: where graders are kept; one that cannot be written is done without. budget: None: that of
+    `grader`, but for fewer photographs than its updates as many updates as photographs, at least LEAST_STEPS: more
+    would only learn these by heart. tell: is told where one has to be trained first.
     """
+    usual = grader.Budget()
+    budget = budget or dataclasses.replace(usual, steps=min(usual.steps, max(LEAST_STEPS, len(images))))
     images = grader.shrunk(images, budget.side)
     digest = hashlib.sha256(f"{NAME}|{budget}|{images.shape}|{np.asarray(grades).tolist()}|".encode())
     digest.update(np.ascontiguousarray(images).data)
