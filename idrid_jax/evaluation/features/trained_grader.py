@@ -36,11 +36,11 @@ def train(
 
     images, grades: uint8 [N, R, R, C] and int [N], photographs that the generator is trained on, never those it is
     judged by. folder: where graders are kept; one that cannot be written is done without. budget: None: that of
-    `grader`, but for fewer photographs than its updates as many updates as photographs, at least LEAST_STEPS: more
-    would only learn these by heart. tell: is told where one has to be trained first.
+    `grader`, but for few photographs two updates for each, at least LEAST_STEPS: more would only learn these by
+    heart. tell: is told where one has to be trained first.
     """
     usual = grader.Budget()
-    budget = budget or dataclasses.replace(usual, steps=min(usual.steps, max(LEAST_STEPS, len(images))))
+    budget = budget or dataclasses.replace(usual, steps=min(usual.steps, max(LEAST_STEPS, 2 * len(images))))
     images = grader.shrunk(images, budget.side)
     digest = hashlib.sha256(f"{NAME}|{budget}|{images.shape}|{np.asarray(grades).tolist()}|".encode())
     digest.update(np.ascontiguousarray(images).data)
