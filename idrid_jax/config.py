@@ -1,6 +1,6 @@
 """Every field of a configuration, with its unit; a file in `configs/` changes some of them and says why."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import ml_collections
 
@@ -63,14 +63,23 @@ def default_config() -> ml_collections.ConfigDict:
             loss=dict(  # see training/losses.py; weights of 0 = off
                 name="bce",  # bce | hinge | relativistic | wasserstein
                 label_smoothing=0.0,  # of the real images' target, one-sided; of bce
-                r1=0.0,  # gamma of the penalty gamma/2 |gradient of D|^2 on real images
-                r2=0.0,  # and on fake ones
+                r1=0.0,  # gamma of the penalty gamma/2 |gradient of D|^2 on real images; -1 = auto
+                r2=0.0,  # and on fake ones; -1 = auto
                 gradient_penalty=0.0,  # of (|gradient of D| - 1)^2 between real and fake; 10: Gulrajani et al. 2017
                 penalty_every=1,  # updates; these three then so many times as strong
                 lecam=0.0,  # of D's logits towards the other side's average; for little data
                 feature_matching=0.0,  # of the squared distance between D's mean features, added to G's loss
             ),
-            ema_kimg=0.0,  # half-life of the generator's moving average, which samples then use; 0 = off
+            ema_kimg=0.0,  # half-life of the generator's moving average, which samples then use; 0 = off, -1 = auto
+            schedule=dict(  # along a cosine, then constant
+                kimg=0.0,  # how long; 0 = constant from the start
+                learning_rate=1.0,  # of both networks, at the end, as a multiple of its first
+                penalty=1.0,  # of r1, r2 and gradient_penalty, likewise
+            ),
+            conditioning=dict(  # retina networks learn without the grades first: transitional training
+                start_kimg=0.0,  # until then the grade is not heard
+                ramp_kimg=0.0,  # and over so many more it comes in; 0 = at once
+            ),
             data=dict(
                 release="",  # fingerprint (or its beginning) or path of a prepared one; empty = prepared last
                 data_dir="",  # where `prepare` wrote; empty = $TFDS_DATA_DIR, else ~/tensorflow_datasets
@@ -135,6 +144,13 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"config.model.{name} = {config.model[name]!r}: {config.network} has no such choice, it is for {having}"
             )
+    fades = [name for name in ("start_kimg", "ramp_kimg") if config.conditioning[name]]
+    if fades and not NETWORKS[config.network].fades_in:
+        having = ", ".join(network for network, made in NETWORKS.items() if made.fades_in)
+        raise UserError(
+            f"config.conditioning.{fades[0]} = {config.conditioning[fades[0]]}: {config.network} always hears its "
+            f"grades, or none; it is for {having}"
+        )
     for name in ("total_kimg", "snapshot_kimg", "log_kimg"):
         if not 0 < given[name] < float("inf"):
             raise UserError(f"config.{name} = {given[name]}: must be above 0 and finite")
@@ -150,7 +166,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         "optimizer.g_learning_rate",
         "optimizer.d_learning_rate",
         "data.resident_mib",
+        *(f"schedule.{name}" for name in config.schedule),
+        *(f"conditioning.{name}" for name in config.conditioning),
     ):
+        if given[name] == -1 and name in AUTO:
+            continue
         if not 0 <= given[name] < float("inf"):
             raise UserError(f"config.{name} = {given[name]}: must be finite and not negative")
     for name in ("loss.label_smoothing", "optimizer.b1", "optimizer.b2"):
@@ -163,6 +183,29 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed = {config.seed}: must be in [0, 2**32)")
+
+
+# What -1 stands for, of the network's size, pixels a side, and the batch.
+AUTO = {
+    "loss.r1": lambda size, batch: 0.0002 * size**2 / batch,
+    "loss.r2": lambda size, batch: 0.0002 * size**2 / batch,
+    "ema_kimg": lambda size, batch: batch * 10 / 32,
+}
+
+
+def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy in which `AUTO` has taken the place of every -1."""
+    whole = ml_collections.ConfigDict(config.to_dict())
+    size = NETWORKS[config.network].size
+    for name, value in automatic(config).items():
+        whole.update_from_flattened_dict({name: value(size, config.batch_size)})
+    return whole
+
+
+def automatic(config: ml_collections.ConfigDict) -> dict[str, Callable[[int, int], float]]:
+    """The entries of `AUTO` that `config` asks for."""
+    given = dict(fields(config))
+    return {name: value for name, value in AUTO.items() if given[name] == -1}
 
 
 def _check_loss(loss) -> None:

@@ -1,7 +1,7 @@
 """Ways between latents and between grades, as a strip (PNG) or an animation (GIF) for people to look at.
 
 A latent goes to another along the sphere that both lie on; a grade goes to another along the line between their
-embeddings, which is how a generator takes grades in, so that its networks need not know of mixtures.
+embeddings.
 """
 
 import io
@@ -15,6 +15,7 @@ from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.pictures import grid
 from idrid_jax.sampling import Sampler, encode
+from idrid_jax.training import build
 from idrid_jax.training.step import to_uint8
 
 FRAMES = {".png": 9, ".gif": 24}  # images of one way; a GIF also goes back
@@ -63,23 +64,16 @@ def latents(sampler: Sampler, count: int, *, seed: int = 0) -> np.ndarray:
 
 def draw(sampler: Sampler, z: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Latents [N, L] and shares of the five grades [N, 5] -> uint8 [N, R, R, C]; `shares` is ignored by an
-    unconditional generator. Raises UserError for one whose grades do not enter as an embedding."""
-    params, at_once = sampler.params, sampler.network.at_once
-    if sampler.network.conditional and "embedding" not in params.get("embed", {}):
-        raise UserError(f"{sampler.config.network}: its grades do not enter as an embedding, so they cannot be mixed")
-
-    @jax.jit
-    def of(params, stats, z, shares):
-        if sampler.network.conditional:  # a table with a row for each image, in place of one for each grade
-            table = params["embed"]["embedding"]
-            params = params | {"embed": params["embed"] | {"embedding": shares.astype(table.dtype) @ table}}
-        return to_uint8(sampler.generator.eval(params, stats, z, np.arange(at_once, dtype=np.int32)))
-
+    unconditional generator."""
+    at_once, hears = sampler.network.at_once, build.hears(sampler.config)
+    of = jax.jit(
+        lambda params, stats, z, shares: to_uint8(sampler.generator.eval(params, stats, z, hears(shares, sampler.step)))
+    )
     parts = []
     for first in range(0, len(z), at_once):
         part = [np.asarray(x[first : first + at_once], np.float32) for x in (z, shares)]
         full = [np.concatenate([x, np.zeros((at_once - len(x), x.shape[1]), np.float32)]) for x in part]
-        parts.append(np.asarray(of(params, sampler.stats, *full))[: len(part[0])])
+        parts.append(np.asarray(of(sampler.params, sampler.stats, *full))[: len(part[0])])
     return np.concatenate(parts)
 
 

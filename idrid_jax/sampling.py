@@ -42,13 +42,13 @@ class Sampler:
 
     def images(self, grades: np.ndarray, *, seed: int = 0) -> Iterator[np.ndarray]:
         """grades int32 [N] -> N images, uint8 [R, R, C]; image i is a function of (seed, i, its grade) alone."""
-        key, at_once = jax.random.key(seed), self.network.at_once
+        key, at_once, hears = jax.random.key(seed), self.network.at_once, build.hears(self.config)
 
         @jax.jit
         def draw(params, stats, first, grades):
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(at_once))
             z = jax.vmap(lambda key: jax.random.normal(key, (self.network.latent,)))(keys)
-            return to_uint8(self.generator.eval(params, stats, z, grades))
+            return to_uint8(self.generator.eval(params, stats, z, hears(grades, self.step)))
 
         for first in range(0, len(grades), at_once):
             part = np.zeros(at_once, np.int32)

@@ -28,6 +28,7 @@ from idrid_jax.config import default_config  # noqa: E402
 from idrid_jax.data import phantom  # noqa: E402
 from idrid_jax.data.prepare import prepare  # noqa: E402
 from idrid_jax.models import NETWORKS, Network  # noqa: E402
+from idrid_jax.models.layers import GradeEmbedding  # noqa: E402
 from idrid_jax.training.checkpoint import Checkpoints  # noqa: E402
 
 SIZE, CHANNELS, LATENT = 8, 3, 6
@@ -78,7 +79,7 @@ class TinyGenerator(nnx.Module):
     """z [B, 6] and grades int32 [B] -> images [B, 8, 8, 3]: what a real one has, an embedding and BatchNorm."""
 
     def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.embed = nnx.Embed(5, 4, dtype=dtype, rngs=rngs)
+        self.embed = GradeEmbedding(4, dtype=dtype, rngs=rngs)
         self.hidden = nnx.Linear(LATENT + 4, 8, dtype=dtype, rngs=rngs)
         self.norm = nnx.BatchNorm(8, momentum=0.9, dtype=dtype, rngs=rngs)
         self.image = nnx.Linear(8, SIZE * SIZE * CHANNELS, dtype=dtype, rngs=rngs)
@@ -92,7 +93,7 @@ class TinyDiscriminator(nnx.Module):
     """Images [B, 8, 8, 3] and grades int32 [B] -> logits [B]: an embedding, BatchNorm and dropout."""
 
     def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.embed = nnx.Embed(5, 4, dtype=dtype, rngs=rngs)
+        self.embed = GradeEmbedding(4, dtype=dtype, rngs=rngs)
         self.hidden = nnx.Linear(SIZE * SIZE * CHANNELS + 4, 8, dtype=dtype, rngs=rngs)
         self.norm = nnx.BatchNorm(8, momentum=0.9, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(0.3)
@@ -102,7 +103,7 @@ class TinyDiscriminator(nnx.Module):
         x = jnp.concatenate([images.reshape(images.shape[0], -1), self.embed(grades).astype(images.dtype)], axis=-1)
         return self.dropout(nnx.leaky_relu(self.norm(self.hidden(x)), 0.2), rngs=rngs)
 
-    def judge(self, features):
+    def judge(self, features, grades=None):
         return self.logit(features)[:, 0]
 
     def __call__(self, images, grades, *, rngs=None):

@@ -163,7 +163,8 @@ def _scores(workdir, step, training, held_out, held_out_grades):
     """The discriminator's logits of training and of held-out photographs, and a list of the same of untrained ones."""
     run, state = saved.read_run(workdir, step=step)
     _, discriminator = build.networks(run.config)
-    of = jax.jit(lambda arrays, images, grades: discriminator.eval(*arrays, to_float(images), grades))
+    hears = build.hears(run.config)
+    of = jax.jit(lambda arrays, images, grades: discriminator.eval(*arrays, to_float(images), hears(grades, step)))
     splits = (training.images, training.grades), (held_out, held_out_grades)
     at_once = NETWORKS[run.config.network].at_once
     logits = lambda arrays: _logits(functools.partial(of, arrays), splits, at_once)

@@ -1,8 +1,9 @@
 """The networks by name. A new one is a file beside these and an entry in `NETWORKS`.
 
 Every generator is called `(z, grades)` and every discriminator `(images, grades, rngs=)`: images NHWC in [-1, 1],
-grades int32 [B], logits [B]; the unconditional ones ignore the grades. A discriminator's call is its `judge(features)`
-of its `features(images, grades, rngs=)` [B, ...], which feature matching compares. Modules of this package know JAX and
+grades int32 [B] or shares of the five, float32 [B, 5]; logits [B]; the unconditional ones ignore the grades. A
+discriminator's call is its `judge(features, grades)` of its `features(images, grades, rngs=)` [B, ...], which feature
+matching compares. Modules of this package know JAX and
 Flax alone.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable
 
 from flax import nnx
 
-from idrid_jax.models import cgan, dcgan
+from idrid_jax.models import cgan, dcgan, retina
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Network:
     channels: int
     conditional: bool
     latent: int = 100
+    fades_in: bool = False  # takes shares of grades that sum to less than 1: `config.conditioning`
     options: tuple[str, ...] = ()  # fields of `config.model` that both modules take as arguments
 
     @property
@@ -44,6 +46,19 @@ def _dcgan(size: int) -> Network:
     )
 
 
+def _retina(size: int) -> Network:
+    return Network(
+        functools.partial(retina.Generator, size),
+        functools.partial(retina.Discriminator, size),
+        size=size,
+        channels=3,
+        conditional=True,
+        latent=retina.LATENT,
+        fades_in=True,
+        options=("remat", "max_channels"),
+    )
+
+
 NETWORKS = {
     "cgan32": Network(cgan.Generator, cgan.Discriminator, size=32, channels=3, conditional=True),
     "dcgan28": Network(dcgan.Generator28, dcgan.Discriminator28, size=28, channels=1, conditional=False),
@@ -52,4 +67,5 @@ NETWORKS = {
     "dcgan256": _dcgan(256),
     "dcgan512": _dcgan(512),
     "dcgan1024": _dcgan(1024),
+    **{f"retina{size}": _retina(size) for size in (64, 128, 256, 512, 1024)},
 }

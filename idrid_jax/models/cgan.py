@@ -8,26 +8,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrid_jax.models.layers import Conv, ConvTranspose, glorot_uniform
-
-GRADES = 5
-
+from idrid_jax.models.layers import Conv, ConvTranspose, GradeEmbedding, glorot_uniform
 
 def _leaky(x):
     return nnx.leaky_relu(x, 0.2)
 
 
-def _embedding(rngs: nnx.Rngs, dtype) -> nnx.Embed:
+def _embedding(rngs: nnx.Rngs, dtype) -> GradeEmbedding:
     """Keras's Embedding(5, 50), uniform in [-0.05, 0.05]."""
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
-    return nnx.Embed(GRADES, 50, embedding_init=init, dtype=dtype, rngs=rngs)
+    return GradeEmbedding(50, init=init, dtype=dtype, rngs=rngs)
 
 
 class Generator(nnx.Module):
-    """z [B, 100] and grades int32 [B] -> images [B, 32, 32, 3] in [-1, 1]."""
+    """z [B, 100] and grades -> images [B, 32, 32, 3] in [-1, 1]."""
 
     def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
@@ -49,7 +46,7 @@ class Generator(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Images [B, 32, 32, 3] in [-1, 1] and grades int32 [B] -> logits [B]; dropout takes its key at the call."""
+    """Images [B, 32, 32, 3] in [-1, 1] and grades -> logits [B]; dropout takes its key at the call."""
 
     def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
@@ -68,7 +65,7 @@ class Discriminator(nnx.Module):
         x = _leaky(self.down2(x))
         return self.dropout(x.reshape(x.shape[0], -1), rngs=rngs)
 
-    def judge(self, features: jax.Array) -> jax.Array:
+    def judge(self, features: jax.Array, grades: jax.Array | None = None) -> jax.Array:
         return self.logit(features)[:, 0]
 
     def __call__(self, images: jax.Array, grades: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:

@@ -56,7 +56,7 @@ class Discriminator28(nnx.Module):
         x = self.dropout(_leaky_keras(self.down2(x)), rngs=rngs)
         return x.reshape(x.shape[0], -1)
 
-    def judge(self, features: jax.Array) -> jax.Array:
+    def judge(self, features: jax.Array, grades: jax.Array | None = None) -> jax.Array:
         return self.logit(features)[:, 0]
 
     def __call__(
@@ -150,7 +150,7 @@ class Discriminator(nnx.Module):
             x = level(down, norm, x)
         return x
 
-    def judge(self, features: jax.Array) -> jax.Array:
+    def judge(self, features: jax.Array, grades: jax.Array | None = None) -> jax.Array:
         return self.logit(features)[:, 0, 0, 0]
 
     def __call__(

@@ -48,7 +48,7 @@ class Functional:
         """A discriminator's `train`: (its logits, the features [B, ...] that they are made of), running statistics."""
         module = nnx.merge(self.train_graph, params, stats)
         features = module.features(*args, **kwargs)
-        return (module.judge(features), features), nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+        return (module.judge(features, *args[1:]), features), nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
     def eval(self, params: Tree, stats: Tree, *args, method: Callable | None = None) -> jax.Array:
         """Output with the running statistics and without dropout; of `method` (module, *args) where it is given."""

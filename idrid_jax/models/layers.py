@@ -18,6 +18,7 @@ glorot_uniform = nnx.initializers.glorot_uniform()
 normal_02 = nnx.initializers.normal(0.02)  # N(0, 0.02): Radford et al. 2016, section 4
 
 
+GRADES = 5
 LEAST_ROWS = 4  # of a layer on each device
 _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
@@ -45,6 +46,25 @@ def _split(x: jax.Array) -> jax.Array:
     each, over = divmod(x.shape[1], mesh.shape["rows"])
     rows = "rows" if not over and each >= LEAST_ROWS else None
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", rows)))
+
+
+def variance_scaled(gain: float) -> Initializer:
+    """N(0, gain^2 / fan in): He et al. 2015 ("Delving deep into rectifiers"), section 2.2; zeros where gain is 0."""
+    if not gain:
+        return nnx.initializers.zeros_init()
+    return nnx.initializers.variance_scaling(gain**2, "fan_in", "normal")
+
+
+class GradeEmbedding(nnx.Embed):
+    """Grades int32 [B] -> [B, features], or shares of the five, float32 [B, 5] -> the embeddings' weighted sum."""
+
+    def __init__(self, features: int, *, init: Initializer = nnx.initializers.normal(1.0), dtype, rngs: nnx.Rngs):
+        super().__init__(GRADES, features, embedding_init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, grades: jax.Array) -> jax.Array:
+        if jnp.issubdtype(grades.dtype, jnp.integer):
+            return super().__call__(grades)
+        return grades.astype(self.dtype) @ self.embedding[...].astype(self.dtype)
 
 
 def normal_scale(key, shape, dtype=jnp.float32, out_sharding=None):

@@ -15,7 +15,8 @@ from idrid_jax.data.order import Order
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional, functional
 from idrid_jax.models.layers import rows_over
-from idrid_jax.training import ema, layer_table
+from idrid_jax import config as config_lib
+from idrid_jax.training import ema, layer_table, schedules
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import TrainState, init_state
@@ -57,9 +58,14 @@ def make_update(
     config: ml_collections.ConfigDict, generator: Functional, discriminator: Functional
 ) -> tuple[Update, Callable]:
     """The update of `config`, and the function key -> fresh TrainState that goes with it."""
-    optimizer = config.optimizer
+    config = config_lib.resolved(config)
+    optimizer, schedule = config.optimizer, config.schedule
+    factor = lambda last: lambda step: schedules.cosine(step * (config.batch_size / 1000), schedule.kimg, last)
 
     def adam(learning_rate):
+        if schedule.kimg and schedule.learning_rate != 1:
+            now, learning_rate = factor(schedule.learning_rate), learning_rate
+            learning_rate = lambda step, first=learning_rate: first * now(step)
         clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
         return optax.chain(*clip, optax.adam(learning_rate, b1=optimizer.b1, b2=optimizer.b2))
 
@@ -77,9 +83,20 @@ def make_update(
         flip=config.data.flip,
         ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
         ema_ramp=not config.init_from,
+        hears=hears(config),
+        **dict(penalty_scale=factor(schedule.penalty)) if schedule.kimg and schedule.penalty != 1 else {},
     )
     averages = dict(ema=bool(config.ema_kimg), lecam=bool(config.loss.lecam))
     return update, lambda key: init_state(key, generator, discriminator, g_tx, d_tx, **averages)
+
+
+def hears(config: ml_collections.ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(grades int32 [B] or shares float32 [B, 5], step) -> what the networks of `config` take in their place there."""
+    start, length = config.conditioning.start_kimg, config.conditioning.ramp_kimg
+    if not start and not length:
+        return lambda grades, step: grades
+    kimg = config.batch_size / 1000
+    return lambda grades, step: schedules.faded(grades, schedules.ramp(step * kimg, start, length))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,6 +62,7 @@ def train(
     """
     start = time.monotonic()
     config_lib.check(config)
+    config = config_lib.resolved(config)
     _check_best(config, on_snapshot)
     workdir, peers = Path(workdir), processes.current()
 
@@ -108,20 +109,19 @@ def train(
         grid_z = jax.random.normal(
             jax.random.fold_in(jax.random.key(config.seed), 0x6121D), (len(grid_grades), network.latent)
         )
-        fakes_of = jax.jit(
-            lambda state: draw(generator, state, grid_z, jnp.asarray(grid_grades), network.at_once),
+        hears = build.hears(config)
+        drawn = lambda z, grades: jax.jit(
+            lambda state: draw(generator, state, z, hears(jnp.asarray(grades), state.step), network.at_once),
             out_shardings=mesh_lib.replicated(mesh),
         )
+        fakes_of = drawn(grid_z, grid_grades)
         # -- and of the images that snapshots are measured by, with grades as often as photographs have them
         mixture = np.random.default_rng(config.seed).permutation(split.grades)
         measured_grades = np.resize(mixture, max(40, int(MEASURED * min(1, 128 / network.size))))
         measured_z = jax.random.normal(
             jax.random.fold_in(jax.random.key(config.seed), 0x3EA5), (len(measured_grades), network.latent)
         )
-        measured_of = jax.jit(
-            lambda state: draw(generator, state, measured_z, jnp.asarray(measured_grades), network.at_once),
-            out_shardings=mesh_lib.replicated(mesh),
-        )
+        measured_of = drawn(measured_z, measured_grades)
 
         def measure(state):
             fakes = np.asarray(measured_of(state)) if on_snapshot else None

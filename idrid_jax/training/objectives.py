@@ -35,9 +35,11 @@ class Weights:
         """Those on gradients that are on."""
         return tuple(name for name in ("r1", "r2", "gradient_penalty") if getattr(self, name))
 
-    def added_to(self, loss: jax.Array, found: Found) -> jax.Array:
+    def added_to(self, loss: jax.Array, found: Found, scale: jax.Array | float = 1.0) -> jax.Array:
+        """scale: of the penalties on gradients."""
         for name, term in found.items():
-            loss = loss + (0.5 if name in ("r1", "r2") else 1.0) * getattr(self, name) * term
+            factor = (0.5 if name in ("r1", "r2") else 1.0) * (scale if name in self.penalties else 1.0)
+            loss = loss + factor * getattr(self, name) * term
         return loss
 
 
@@ -52,6 +54,7 @@ def discriminator(
     step: jax.Array,
     *,
     due: bool,
+    scale: jax.Array | float = 1.0,
 ):
     """D's objective, to be differentiated in what `pair` and `alone` close over.
 
@@ -66,6 +69,7 @@ def discriminator(
       share: of the real image in what `gradient_penalty` looks at, float32 [B] in [0, 1].
       averages, step: of LeCam, and updates done.
       due: whether the penalties on gradients are taken at this update.
+      scale: of their weights at this update.
 
     Returns the objective, and (loss, found, logits of real and of fake, statistics, averages). Penalties are found
     times `penalty_every`, and 0 where they are not due, so that means over updates are what they are on average.
@@ -86,7 +90,7 @@ def discriminator(
         averages = losses.lecam_averages(averages, *logits, step)
         found["lecam"] = losses.lecam(*logits, averages)
     adversarial = loss(*logits)
-    return weights.added_to(adversarial, found), (adversarial, found, logits, stats, averages)
+    return weights.added_to(adversarial, found, scale), (adversarial, found, logits, stats, averages)
 
 
 def generator(

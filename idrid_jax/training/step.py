@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ class Update:
       flip: flips each real image left to right with probability 1/2.
       ema_decay: per step; None without a moving average.
       ema_ramp: the average is young at step 0; not so where it came from another run.
+      hears: (grades, step) -> what the networks are told of them at this update.
+      penalty_scale: step -> factor of the penalties' weights at this update.
       over_devices: how latents and images are split. Nothing ties the latents to the real images, so each device would
         otherwise draw and judge all the fakes; None on one device.
     """
@@ -49,6 +52,8 @@ class Update:
     flip: bool = False
     ema_decay: float | None = None
     ema_ramp: bool = True
+    hears: Callable[[jax.Array, jax.Array], jax.Array] = lambda grades, step: grades
+    penalty_scale: Callable[[jax.Array], jax.Array | float] = lambda step: 1.0
     over_devices: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None
 
     def __call__(
@@ -59,7 +64,7 @@ class Update:
         share_key, *more_drop_keys = jax.random.split(jax.random.fold_in(key, 5), 3)  # 0 to 4 would be those above
         z = jax.random.normal(z_key, (images.shape[0], self.latent))
         z = self._split(z, 0)
-        real = to_float(images)
+        real, grades = to_float(images), self.hears(grades, state.step)
         if self.flip:
             mirrored = jax.random.bernoulli(flip_key, 0.5, (real.shape[0], 1, 1, 1))
             real = jnp.where(mirrored, real[:, :, ::-1], real)
@@ -78,7 +83,8 @@ class Update:
         fake, pull_back, g_stats = jax.vjp(draw, state.g.params, has_aux=True)
 
         # -- The discriminator
-        share = self._split(jax.random.uniform(share_key, grades.shape), 0)
+        share = self._split(jax.random.uniform(share_key, grades.shape[:1]), 0)
+        scale = self.penalty_scale(state.step)
 
         def d_objective(params, due):
             def pair(real, fake):
@@ -88,7 +94,7 @@ class Update:
 
             alone = lambda x: score(params, state.d.stats, x, more_drop_keys[0])[0]
             return objectives.discriminator(
-                of_logits, weights, pair, alone, (real, fake), share, state.lecam, state.step, due=due
+                of_logits, weights, pair, alone, (real, fake), share, state.lecam, state.step, due=due, scale=scale
             )
 
         descent = lambda due: jax.value_and_grad(d_objective, has_aux=True)(state.d.params, due)
@@ -154,7 +160,7 @@ def to_uint8(images: jax.Array) -> jax.Array:
 
 
 def draw(generator: Functional, state: TrainState, z: jax.Array, grades: jax.Array, at_once: int) -> jax.Array:
-    """What samples of this state look like: z [N, latent] and grades int32 [N] -> uint8 [N, R, R, C]. Pure.
+    """What samples of this state look like: z [N, latent] and grades [N, ...] -> uint8 [N, R, R, C]. Pure.
 
     at_once: images in memory with their features; the largest divisor of N up to it is taken.
     """
@@ -165,7 +171,7 @@ def draw(generator: Functional, state: TrainState, z: jax.Array, grades: jax.Arr
     some = next(n for n in range(min(at_once, len(z)), 0, -1) if len(z) % n == 0)
     if some == len(z):
         return of((z, grades))
-    parts = jax.lax.map(of, (z.reshape(-1, some, z.shape[1]), grades.reshape(-1, some)))
+    parts = jax.lax.map(of, (z.reshape(-1, some, z.shape[1]), grades.reshape(-1, some, *grades.shape[1:])))
     return parts.reshape(-1, *parts.shape[2:])
 
 

@@ -1,0 +1,267 @@
+"""The residual networks without normalisation, what they hear of grades, and schedules, against formulas in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from idrid_jax import config as config_lib
+from idrid_jax.errors import UserError
+from idrid_jax.models import NETWORKS, convolution, retina
+from idrid_jax.models.functional import functional
+from idrid_jax.training import build, losses, schedules
+from idrid_jax.training.objectives import Weights
+from idrid_jax.training.step import Update
+
+SIZE = 16
+GENERATOR = functional(functools.partial(retina.Generator, SIZE, max_channels=16))
+DISCRIMINATOR = functional(functools.partial(retina.Discriminator, SIZE, max_channels=16))
+
+
+def perturbed(network, seed=0, dtype=jnp.float32):
+    """Parameters away from the start, where every residual branch is 0."""
+    params, stats = network.init(jax.random.key(seed))
+    assert stats == {}
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    moved = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)]
+    return jax.tree.unflatten(tree, [x.astype(dtype) for x in moved])
+
+
+def latents(count=4):
+    return jax.random.normal(jax.random.key(3), (count, retina.LATENT))
+
+
+def images(count=4, seed=5):
+    return jax.random.uniform(jax.random.key(seed), (count, SIZE, SIZE, 3), minval=-1, maxval=1)
+
+
+# -- Resampling
+
+
+def test_up_is_bilinear_interpolation():
+    x = np.random.default_rng(0).standard_normal((2, 5, 7, 3))
+    at = [(np.arange(2 * size) + 0.5) / 2 - 0.5 for size in x.shape[1:3]]
+    grid = np.meshgrid(*at, indexing="ij")
+    each = lambda image: np.stack(
+        [scipy.ndimage.map_coordinates(image[..., c], grid, order=1, mode="nearest") for c in range(3)], -1
+    )
+    np.testing.assert_allclose(retina.up(jnp.asarray(x, jnp.float32)), np.stack([each(i) for i in x]), atol=1e-6)
+
+
+def test_down_is_the_filter_of_1_3_3_1():
+    x = np.random.default_rng(0).standard_normal((2, 8, 12, 3))
+    want = x
+    for axis in (1, 2):
+        filtered = scipy.ndimage.correlate1d(want, np.array([1, 3, 3, 1]) / 8, axis=axis, mode="nearest", origin=0)
+        # of four taps SciPy's centre is the third: output i covers i - 2 .. i + 1
+        want = np.take(filtered, np.arange(1, want.shape[axis], 2), axis=axis)
+    np.testing.assert_allclose(retina.down(jnp.asarray(x, jnp.float32)), want, atol=1e-6)
+
+
+def test_what_is_between_two_pixels_makes_no_grid():
+    flat = jnp.ones((1, 8, 8, 1))
+    np.testing.assert_allclose(retina.up(flat), 1)
+    np.testing.assert_allclose(retina.down(flat), 1)
+    checkers = jnp.asarray(np.indices((16, 16)).sum(0) % 2 * 2.0 - 1)[None, :, :, None]
+    np.testing.assert_allclose(retina.down(checkers)[:, 1:-1, 1:-1], 0, atol=1e-6)
+
+
+# -- The networks
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512, 1024])
+def test_sizes_of_every_member_of_the_family(size):
+    network = NETWORKS[f"retina{size}"]
+    assert (network.size, network.conditional, network.fades_in) == (size, True, True)
+    config = config_lib.default_config()
+    config.network = f"retina{size}"
+    generator, discriminator = build.networks(config)
+    g, d = (jax.eval_shape(part.init, jax.random.key(0))[0] for part in (generator, discriminator))
+    fake = jax.eval_shape(
+        lambda g: generator.eval(g, {}, jnp.zeros((2, network.latent)), jnp.zeros(2, jnp.int32)), g
+    )
+    assert fake.shape == (2, size, size, 3)
+    logits = jax.eval_shape(lambda d: discriminator.eval(d, {}, jnp.zeros(fake.shape), jnp.zeros(2, jnp.int32)), d)
+    assert (logits.shape, logits.dtype) == ((2,), jnp.float32)
+    assert len(g["up"]) == len(d["down"]) == size.bit_length() - 3
+
+
+def test_parameter_counts_of_64():
+    config = config_lib.default_config()
+    config.network, config.model.max_channels = "retina64", 256
+    counts = [
+        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(part.init, jax.random.key(0))))
+        for part in build.networks(config)
+    ]
+    assert counts == [2_424_931, 2_855_713]
+
+
+def test_an_image_depends_on_no_other_of_its_batch():
+    d, x, grades = perturbed(DISCRIMINATOR), images(), jnp.array([0, 1, 2, 3])
+    together = DISCRIMINATOR.eval(d, {}, x, grades)
+    alone = jnp.concatenate([DISCRIMINATOR.eval(d, {}, x[i : i + 1], grades[i : i + 1]) for i in range(4)])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_shares_of_grades():
+    g, z = perturbed(GENERATOR), latents()
+    of = lambda grades: GENERATOR.eval(g, {}, z, jnp.asarray(grades))
+    one_hot = np.eye(5, dtype=np.float32)[[0, 4, 2, 2]]
+    np.testing.assert_allclose(of([0, 4, 2, 2]), of(one_hot), atol=1e-6)
+    assert np.abs(of([0, 4, 2, 2]) - of([1, 3, 0, 4])).max() > 0.01
+    unheard = of(np.zeros((4, 5), np.float32))
+    assert np.abs(unheard - of(one_hot)).max() > 0.01
+
+
+def test_a_grade_that_is_not_heard_is_not_in_the_logit():
+    d, x = perturbed(DISCRIMINATOR), images()
+    of = lambda grades, share: DISCRIMINATOR.eval(d, {}, x, schedules.faded(jnp.asarray(grades), share))
+    np.testing.assert_array_equal(of([0, 1, 2, 3], 0.0), of([4, 4, 0, 0], 0.0))
+    half, whole = of([0, 1, 2, 3], 0.5), of([0, 1, 2, 3], 1.0)
+    np.testing.assert_allclose(half, (of([0, 1, 2, 3], 0.0) + whole) / 2, atol=1e-5)  # a projection is linear
+
+
+def test_all_grades_share_the_coarse_levels():
+    """A generator that ends at 8 x 8 never hears them."""
+    coarse = functional(functools.partial(retina.Generator, retina.COARSE, max_channels=16))
+    g, z = perturbed(coarse), latents()
+    of = lambda grades: coarse.eval(g, {}, z, jnp.asarray(grades))
+    np.testing.assert_array_equal(of([0, 1, 2, 3]), of([4, 4, 4, 4]))
+
+
+def test_residual_branches_begin_at_0():
+    g, _ = GENERATOR.init(jax.random.key(0))
+    d, _ = DISCRIMINATOR.init(jax.random.key(0))
+    for level in (*g["up"].values(), *d["down"].values()):
+        assert not np.any(level["last"]["kernel"])
+    fake = GENERATOR.eval(g, {}, latents(64), jnp.zeros(64, jnp.int32))
+    assert 0.1 < float(fake.std()) < 0.9  # neither grey nor saturated
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_penalties_differentiate_twice_through_every_lowering(remat):
+    """Gradients of R1 + R2 in D's parameters: the platform's convolutions against lax's own, in float64."""
+    with jax.enable_x64(True):
+        network = functional(
+            functools.partial(retina.Discriminator, SIZE, max_channels=16, remat=remat, dtype=jnp.float64)
+        )
+        d = perturbed(network, dtype=jnp.float64)
+        x, grades = images().astype(jnp.float64), jnp.array([0, 1, 2, 3])
+
+        def penalty(d):
+            slope = jax.grad(lambda x: network.eval(d, {}, x, grades).sum())(x)
+            return losses.zero_centred(slope)
+
+        ours = jax.jit(jax.grad(penalty))(d)
+        with convolution.lowering("native"):
+            plain = jax.jit(jax.grad(lambda d: penalty(d)))(d)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5 * max(1e-3, float(np.abs(b).max())))
+
+
+def test_bfloat16_is_float32_within_its_rounding():
+    low = functional(functools.partial(retina.Discriminator, SIZE, max_channels=16, dtype=jnp.bfloat16))
+    d, x, grades = perturbed(DISCRIMINATOR), images(32), jnp.arange(32) % 5
+    want, got = DISCRIMINATOR.eval(d, {}, x, grades), low.eval(d, {}, x, grades)
+    assert got.dtype == jnp.float32
+    assert np.abs(got - want).max() < 0.05 * np.abs(want - want.mean()).max() + 0.05
+
+
+# -- Schedules
+
+
+def test_the_cosine():
+    at = np.array([0, 10, 25, 50, 80.0])
+    want = 0.1 + 0.9 * (1 + np.cos(np.pi * np.minimum(at / 50, 1))) / 2
+    np.testing.assert_allclose([schedules.cosine(kimg, 50, 0.1) for kimg in at], want, rtol=1e-6)
+
+
+def test_the_ramp():
+    at = [0, 10, 15, 20, 30.0]
+    np.testing.assert_allclose([schedules.ramp(kimg, 10, 10) for kimg in at], [0, 0, 0.5, 1, 1], atol=1e-6)
+    np.testing.assert_allclose([schedules.ramp(kimg, 10, 0) for kimg in (10.0, 10.1)], [0, 1], atol=1e-6)
+
+
+def configured(**changes):
+    config = config_lib.default_config()
+    config.network, config.batch_size = "retina64", 32
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_minus_1_is_automatic_and_resolved_once():
+    config = configured(**{"loss.r1": -1.0, "ema_kimg": -1.0})
+    config_lib.check(config)
+    assert set(config_lib.automatic(config)) == {"loss.r1", "ema_kimg"}
+    whole = config_lib.resolved(config)
+    assert config.loss.r1 == -1 and whole.loss.r2 == 0
+    assert whole.loss.r1 == config_lib.AUTO["loss.r1"](64, 32) and whole.ema_kimg == 10
+    assert config_lib.resolved(whole).to_dict() == whole.to_dict()
+    larger = config_lib.resolved(configured(**{"loss.r1": -1.0, "network": "retina256"}))
+    assert larger.loss.r1 == pytest.approx(16 * whole.loss.r1)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"loss.r1": -2.0}, "config.loss.r1 = -2.0: must be finite and not negative"),
+        ({"loss.lecam": -1.0}, "config.loss.lecam = -1.0: must be finite and not negative"),
+        ({"schedule.kimg": -5.0}, "config.schedule.kimg = -5.0: must be finite and not negative"),
+        (
+            {"network": "cgan32", "conditioning.ramp_kimg": 5.0},
+            "config.conditioning.ramp_kimg = 5.0: cgan32 always hears its grades, or none; it is for retina64, ",
+        ),
+        ({"network": "retina96"}, "config.network = 'retina96': "),
+    ],
+)
+def test_refused(changes, says):
+    with pytest.raises(UserError) as caught:
+        config_lib.check(configured(**changes))
+    assert says in str(caught.value)
+
+
+def test_what_the_networks_hear():
+    hears = build.hears(configured(**{"conditioning.start_kimg": 0.32, "conditioning.ramp_kimg": 0.64}))
+    grades = jnp.array([0, 3])
+    for step, share in ((0, 0), (10, 0), (20, 0.5), (30, 1), (500, 1)):
+        np.testing.assert_allclose(hears(grades, jnp.int32(step)), share * np.eye(5)[[0, 3]], atol=1e-5)
+    assert build.hears(configured())(grades, jnp.int32(0)) is grades
+
+
+def test_learning_rate_and_penalty_follow_the_cosine():
+    """With plain gradient descent a parameter's step is the rate: read off Adam's first moments being 0."""
+    config = configured(**{"schedule.kimg": 0.64, "schedule.learning_rate": 0.0, "schedule.penalty": 0.25})
+    config.optimizer.b1, config.optimizer.b2 = 0.0, 0.0  # every step is the rate times the gradient's sign
+    update, _ = build.make_update(config, GENERATOR, DISCRIMINATOR)
+    params, sizes = {"w": jnp.zeros(())}, []
+    opt = update.g_tx.init(params)
+    for _ in range(22):
+        moved, opt = update.g_tx.update({"w": jnp.ones(())}, opt, params)
+        sizes.append(-float(moved["w"]))
+    want = config.optimizer.g_learning_rate * (1 + np.cos(np.pi * np.minimum(np.arange(22) / 20, 1))) / 2
+    np.testing.assert_allclose(sizes, want, rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(update.penalty_scale(jnp.int32(10)), 0.25 + 0.75 / 2, rtol=1e-5)
+    np.testing.assert_allclose(update.penalty_scale(jnp.int32(99)), 0.25, rtol=1e-5)
+
+
+def test_a_penalty_s_scale_is_in_the_gradients():
+    """Twice the scale is twice the weight."""
+    import optax
+
+    def stepped(weight, scale):
+        update = Update(
+            GENERATOR, DISCRIMINATOR, optax.sgd(0.1), optax.sgd(0.1), latent=retina.LATENT, loss="relativistic",
+            weights=Weights(r1=weight, r2=weight), penalty_scale=lambda step: scale,
+        )  # fmt: skip
+        from idrid_jax.training.state import init_state
+
+        state = init_state(jax.random.key(0), GENERATOR, DISCRIMINATOR, update.g_tx, update.d_tx, ema=False)
+        x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3)), jnp.uint8)
+        return jax.jit(update)(state, x, jnp.array([0, 1, 2, 3]), jax.random.key(1))[0]
+
+    for a, b in zip(jax.tree.leaves(stepped(1.0, 2.0)), jax.tree.leaves(stepped(2.0, 1.0)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
