@@ -120,6 +120,7 @@ def compile_step(
         seed=config.seed,
         batch_size=config.batch_size,
         sampling=config.data.sampling,
+        temperature=config.data.temperature,
         first_step=first_step,
         process=jax.process_index(),
         processes=jax.process_count(),
@@ -186,7 +187,11 @@ def fresh_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.sha
 def _resident(config, update, mesh, split) -> tuple[jax.stages.Wrapped, bool]:
     """The jitted step that takes its batches from `split` on the devices, and whether that lies there in parts."""
     order = Order(
-        np.asarray(split.grades), seed=config.seed, batch_size=config.batch_size, sampling=config.data.sampling
+        np.asarray(split.grades),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        sampling=config.data.sampling,
+        temperature=config.data.temperature,
     )
     parts = in_parts(config, split, mesh)
     batch = lambda state, *data: resident.batch(order, *data, state.step, mesh, parts=parts)

@@ -83,7 +83,7 @@ def train(
                 split, validation = build.load_training(config, manifest)
             peers.gather("data", lambda: None)
         if build.way_in(config, split, mesh) == "stream":
-            stream.check_shares(split.grades, config.data.sampling, peers.count)
+            stream.check_shares(split.grades, config.data.sampling, peers.count, config.data.temperature)
 
         # -- Networks, optimizers, state
         generator, discriminator = build.networks(config)
