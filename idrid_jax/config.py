@@ -80,6 +80,7 @@ def default_config() -> ml_collections.ConfigDict:
                 sampling="natural",  # natural | balanced by grade | tempered: between them
                 temperature=2.0,  # of "tempered": grades come as (their photographs) ** (1 / temperature); 1 = natural
                 flip=False,  # real images mirrored left to right at random
+                one_side=False,  # or those with the disc on the left alone; as many generated ones are mirrored back
                 validation_folds=8,  # one of so many folds of the training split only chooses the checkpoint; 0 = none
             ),
             mesh=dict(
@@ -168,6 +169,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.data.temperature = {given['data.temperature']}: {given['data.sampling']} sampling has none, set "
             "config.data.sampling to tempered"
+        )
+    if config.data.one_side and config.data.flip:
+        raise UserError(
+            "config.data.flip = True: half of what config.data.one_side turns would be turned back: set one of "
+            "the two to False"
         )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed = {config.seed}: must be in [0, 2**32)")

@@ -63,7 +63,8 @@ def latents(sampler: Sampler, count: int, *, seed: int = 0) -> np.ndarray:
 
 def draw(sampler: Sampler, z: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Latents [N, L] and shares of the five grades [N, 5] -> uint8 [N, R, R, C]; `shares` is ignored by an
-    unconditional generator. Raises UserError for one whose grades do not enter as an embedding."""
+    unconditional generator. Nothing is mirrored, as `Sampler.images` does where `config.data.one_side` was on: a way is
+    not to jump. Raises UserError for a generator whose grades do not enter as an embedding."""
     params, at_once = sampler.params, sampler.network.at_once
     if sampler.network.conditional and "embedding" not in params.get("embed", {}):
         raise UserError(f"{sampler.config.network}: its grades do not enter as an embedding, so they cannot be mixed")

@@ -1,4 +1,4 @@
-"""On which side of a photograph the optic disc lies, from its pixels alone.
+"""On which side of a photograph the optic disc lies, from its pixels alone; photographs turned to one side.
 
 The disc is a bright blob of a sixth of the field's width near the horizontal midline. The fovea, a dark one, lies two
 and a half disc diameters to the temporal side of it and a little lower (4.8 mm: Jonas et al., "Optic disc - fovea
@@ -17,7 +17,7 @@ from idrid_jax.data.preprocess import field_of_view, square_within
 
 SIDE = 32  # pixels of the field's square at which it is looked at: more make it no surer
 DISC, FOVEA, AROUND = 0.055, 0.06, 0.2  # standard deviations of the blurs, in sides of the square, as all below
-APART, LOWER = 0.47, 0.05  # the fovea from the disc, sideways and downwards; medians of IDRiD's part C
+APART, LOWER = 0.47, 0.05  # the fovea from the disc, sideways and downwards, about as in IDRiD's part C
 LOOSE = 0.12  # how wide and high is the place where the fovea may be
 MIDLINE, OFF = -0.02, 0.15  # of discs' heights above and below the middle: mean, and a generous standard deviation
 DARK = 0.15  # of the photograph's bright end: darker is no retina
@@ -28,6 +28,14 @@ NOWHERE = -9.0  # where a disc cannot be
 def disc_on_right(images: np.ndarray) -> np.ndarray:
     """Photographs uint8 [N, R, R, C], R of 28 or more, C 1 or 3, of either crop -> bool [N]."""
     return margins(images) > 0
+
+
+def turned(images: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """uint8 [N, R, R, C] with those mirrored for which bool [N] says so, in memory: where these have the disc on the
+    left, all have it on the right. A left eye's mirror image has a right eye's anatomy."""
+    out = np.array(images)
+    out[left] = out[left][:, :, ::-1]
+    return out
 
 
 def margins(images: np.ndarray) -> np.ndarray:

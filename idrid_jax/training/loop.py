@@ -99,7 +99,8 @@ def train(
         elif config.init_from:
             state = saved.start_from(config, state)
         first_step, last_step = int(state.step), steps(config.total_kimg, config)
-        peers.first("record", lambda: record.write(workdir, config, manifest))
+        left = 0.0 if split.left is None else float(split.left.mean())
+        peers.first("record", lambda: record.write(workdir, config, manifest, left))
 
         # -- The compiled step and the fixed latents of the grids
         step = build.compile_step(config, update, mesh, split, first_step)
@@ -109,7 +110,7 @@ def train(
             jax.random.fold_in(jax.random.key(config.seed), 0x6121D), (len(grid_grades), network.latent)
         )
         fakes_of = jax.jit(
-            lambda state: draw(generator, state, grid_z, jnp.asarray(grid_grades), network.at_once),
+            lambda state: draw(generator, state, grid_z, jnp.asarray(grid_grades), network.at_once, left),
             out_shardings=mesh_lib.replicated(mesh),
         )
         # -- and of the images that snapshots are measured by, with grades as often as photographs have them
@@ -119,7 +120,7 @@ def train(
             jax.random.fold_in(jax.random.key(config.seed), 0x3EA5), (len(measured_grades), network.latent)
         )
         measured_of = jax.jit(
-            lambda state: draw(generator, state, measured_z, jnp.asarray(measured_grades), network.at_once),
+            lambda state: draw(generator, state, measured_z, jnp.asarray(measured_grades), network.at_once, left),
             out_shardings=mesh_lib.replicated(mesh),
         )
 
