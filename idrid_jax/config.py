@@ -86,8 +86,10 @@ def default_config() -> ml_collections.ConfigDict:
                 way="auto",  # resident | stream | auto = resident while the split fits resident_mib
                 resident_mib=4096.0,  # device memory, MiB, that a resident split may take
                 crop="field_of_view",  # field_of_view | letterbox (the thesis: whole frame, aspect kept)
-                sampling="natural",  # natural | balanced by grade
+                sampling="natural",  # natural | balanced by grade | tempered: between them
+                temperature=2.0,  # of "tempered": grades come as (their photographs) ** (1 / temperature); 1 = natural
                 flip=False,  # real images mirrored left to right at random
+                one_side=False,  # or those with the disc on the left alone; as many generated ones are mirrored back
                 validation_folds=8,  # one of so many folds of the training split only chooses the checkpoint; 0 = none
             ),
             mesh=dict(
@@ -180,6 +182,18 @@ def check(config: ml_collections.ConfigDict) -> None:
     if given["data.validation_folds"] < 0 or given["data.validation_folds"] == 1:
         raise UserError(
             f"config.data.validation_folds = {given['data.validation_folds']}: must be 0 (none) or at least 2"
+        )
+    if not 0 < given["data.temperature"] < float("inf"):
+        raise UserError(f"config.data.temperature = {given['data.temperature']}: must be above 0 and finite")
+    if given["data.temperature"] != known["data.temperature"] and given["data.sampling"] != "tempered":
+        raise UserError(
+            f"config.data.temperature = {given['data.temperature']}: {given['data.sampling']} sampling has none, set "
+            "config.data.sampling to tempered"
+        )
+    if config.data.one_side and config.data.flip:
+        raise UserError(
+            "config.data.flip = True: half of what config.data.one_side turns would be turned back: set one of "
+            "the two to False"
         )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed = {config.seed}: must be in [0, 2**32)")

@@ -64,7 +64,8 @@ def latents(sampler: Sampler, count: int, *, seed: int = 0) -> np.ndarray:
 
 def draw(sampler: Sampler, z: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Latents [N, L] and shares of the five grades [N, 5] -> uint8 [N, R, R, C]; `shares` is ignored by an
-    unconditional generator."""
+    unconditional generator. Nothing is mirrored, as `Sampler.images` does where `config.data.one_side` was on: a way is
+    not to jump."""
     at_once, hears = sampler.network.at_once, build.hears(sampler.config)
     of = jax.jit(
         lambda params, stats, z, shares: to_uint8(sampler.generator.eval(params, stats, z, hears(shares, sampler.step)))

@@ -19,7 +19,7 @@ from idrid_jax.models.functional import Functional
 from idrid_jax.pictures import grid
 from idrid_jax.training import build, record, saved, standing
 from idrid_jax.training.state import generator_params
-from idrid_jax.training.step import to_uint8
+from idrid_jax.training.step import mirrored, to_uint8
 
 SHEET = "contact_sheet.png"
 SHEET_COLUMNS, SHEET_ROWS = 12, 20
@@ -41,14 +41,22 @@ class Sampler:
         return NETWORKS[self.config.network]
 
     def images(self, grades: np.ndarray, *, seed: int = 0) -> Iterator[np.ndarray]:
-        """grades int32 [N] -> N images, uint8 [R, R, C]; image i is a function of (seed, i, its grade) alone."""
-        key, at_once, hears = jax.random.key(seed), self.network.at_once, build.hears(self.config)
+        """grades int32 [N] -> N images, uint8 [R, R, C]; image i is a function of (seed, i, its grade) alone.
+
+        A generator that was shown photographs of one side (`config.data.one_side`) draws right-sided ones, of which so
+        many are mirrored as of its photographs were: a coin for each image.
+        """
+        key, at_once, left = jax.random.key(seed), self.network.at_once, self.run.left
+        hears = build.hears(self.config)
 
         @jax.jit
         def draw(params, stats, first, grades):
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(at_once))
             z = jax.vmap(lambda key: jax.random.normal(key, (self.network.latent,)))(keys)
-            return to_uint8(self.generator.eval(params, stats, z, hears(grades, self.step)))
+            images = to_uint8(self.generator.eval(params, stats, z, hears(grades, self.step)))
+            if not left:
+                return images
+            return mirrored(images, jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), left))(keys))
 
         for first in range(0, len(grades), at_once):
             part = np.zeros(at_once, np.int32)

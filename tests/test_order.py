@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from idrid_jax.data import resident, stream
-from idrid_jax.data.order import Order
+from idrid_jax.data.order import TABLE, Order, shares, turns
 from idrid_jax.errors import UserError
 from idrid_jax.training import mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRADES = np.repeat(np.arange(5, dtype=np.int32), (9, 2, 7, 4, 3))[np.random.default_rng(0).permutation(25)]
-samplings = pytest.mark.parametrize("sampling", ["natural", "balanced"])
+samplings = pytest.mark.parametrize("sampling", ["natural", "balanced", "tempered"])
 
 
 def walk(order, steps, first=0):
@@ -22,8 +22,8 @@ def walk(order, steps, first=0):
     return np.concatenate([np.asarray(call(np.int32(step))) for step in range(first, first + steps)])
 
 
-def order(sampling="natural", seed=0, batch_size=4, grades=GRADES):
-    return Order(grades, seed=seed, batch_size=batch_size, sampling=sampling)
+def order(sampling="natural", seed=0, batch_size=4, grades=GRADES, temperature=2.0):
+    return Order(grades, seed=seed, batch_size=batch_size, sampling=sampling, temperature=temperature)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 25, 60])  # within an epoch, across its end, an epoch, several
@@ -57,6 +57,66 @@ def test_balanced_epochs_within_a_grade_are_permutations():
         assert len(epochs) >= 5 and (np.sort(epochs, axis=1) == members).all()
 
 
+def test_balanced_is_what_it_was_before_there_were_tables():
+    """Bit for bit, so that older runs go on: position k is photograph k // 5 of the walk of grade k % 5."""
+    for batch_size in (1, 7, 32):
+        this = order("balanced", seed=3, batch_size=batch_size)
+        for step in (0, 1, 9, 1_000_003):
+            position = step * batch_size + np.arange(batch_size, dtype=np.int32)
+            expected = np.zeros_like(position)
+            for grade in range(5):
+                members = np.flatnonzero(GRADES == grade).astype(np.int32)
+                walked = this._walk(jax.random.fold_in(this._key, grade), jax.numpy.asarray(position // 5), members)
+                expected = np.where(position % 5 == grade, walked, expected)
+            assert (np.asarray(this(step)) == expected).all()
+
+
+# -- Tempered
+
+IDRID = (134, 20, 136, 74, 49)
+
+
+@pytest.mark.parametrize("counts", [(9, 2, 7, 4, 3), IDRID])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 5.0, 1e6])
+def test_tempered_grades_come_by_the_formula(counts, temperature):
+    grades = np.repeat(np.arange(5, dtype=np.int32), counts)
+    walked = walk(order("tempered", batch_size=60, grades=grades, temperature=temperature), 5 * TABLE // 60)
+    found = np.bincount(grades[walked], minlength=5) / len(walked)
+    expected = np.asarray(counts) ** (1 / temperature)
+    np.testing.assert_allclose(found, expected / expected.sum(), atol=1 / TABLE)
+    if temperature == 1e6:
+        assert (found == 1 / 5).all()
+
+
+def test_tempered_grades_are_spread_and_none_is_left_out():
+    counts = shares([5000, 1, 3000, 10, 1], 1.0)
+    assert counts.sum() == TABLE and counts.min() == 1
+    for counts in (counts, shares(IDRID, 2.0), shares(IDRID, 1.0)):
+        table = turns(counts)
+        assert (np.bincount(table) == counts).all()
+        for grade, count in enumerate(counts):  # any stretch has its share of each, give or take three
+            so_far = np.concatenate([[0], np.cumsum(np.tile(table, 2) == grade)])
+            length = np.arange(TABLE)
+            found = so_far[length[:, None] + length] - so_far[length][:, None]
+            assert np.abs(found - length * count / TABLE).max() < 3
+    assert turns(np.array([3, 3, 3])).tolist() == [0, 1, 2] * 3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_tempered_shows_the_photographs_of_a_grade_equally_often(temperature):
+    this = order("tempered", batch_size=60, grades=GRADES, temperature=temperature)
+    walked = walk(this, 8)
+    for end in (100, 333, len(walked)):
+        for grade in range(5):
+            of_grade = np.bincount(walked[:end], minlength=len(GRADES))[GRADES == grade]
+            assert of_grade.max() - of_grade.min() <= 1, (end, grade)
+    for grade in range(5):  # and every epoch is a permutation
+        members = np.flatnonzero(GRADES == grade)
+        of_grade = walked[GRADES[walked] == grade]
+        epochs = of_grade[: len(of_grade) // len(members) * len(members)].reshape(-1, len(members))
+        assert len(epochs) >= 5 and (np.sort(epochs, axis=1) == members).all()
+
+
 @samplings
 def test_jit_changes_nothing(sampling):
     this = order(sampling)
@@ -72,9 +132,10 @@ def test_seeds_differ(sampling):
 @pytest.mark.parametrize("missing, name", [(1, "MILD"), (4, "PROLIFERATIVE")])
 def test_a_missing_grade_is_refused_where_grades_are_balanced(missing, name):
     without = GRADES[GRADES != missing]
-    with pytest.raises(UserError, match=f"no photograph of grade {name} ") as error:
-        order("balanced", grades=without)
-    assert "\n" not in str(error.value)
+    for sampling in ("balanced", "tempered"):
+        with pytest.raises(UserError, match=f"'{sampling}', but no photograph of grade {name} ") as error:
+            order(sampling, grades=without)
+        assert "\n" not in str(error.value)
     assert sorted(walk(order(batch_size=len(without), grades=without), 1)) == list(range(len(without)))
 
 
@@ -96,7 +157,7 @@ def images_of(grades):
 
 
 def streamed(count, *, grades=GRADES, images=None, **options):
-    options = dict(seed=0, batch_size=8, sampling="natural", first_step=0) | options
+    options = dict(seed=0, batch_size=8, sampling="natural", temperature=2.0, first_step=0) | options
     return list(
         itertools.islice(stream.batches(images_of(grades) if images is None else images, grades, **options), count)
     )

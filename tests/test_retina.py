@@ -81,9 +81,7 @@ def test_sizes_of_every_member_of_the_family(size):
     config.network = f"retina{size}"
     generator, discriminator = build.networks(config)
     g, d = (jax.eval_shape(part.init, jax.random.key(0))[0] for part in (generator, discriminator))
-    fake = jax.eval_shape(
-        lambda g: generator.eval(g, {}, jnp.zeros((2, network.latent)), jnp.zeros(2, jnp.int32)), g
-    )
+    fake = jax.eval_shape(lambda g: generator.eval(g, {}, jnp.zeros((2, network.latent)), jnp.zeros(2, jnp.int32)), g)
     assert fake.shape == (2, size, size, 3)
     logits = jax.eval_shape(lambda d: discriminator.eval(d, {}, jnp.zeros(fake.shape), jnp.zeros(2, jnp.int32)), d)
     assert (logits.shape, logits.dtype) == ((2,), jnp.float32)

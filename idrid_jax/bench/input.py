@@ -135,6 +135,7 @@ def _stream(config, split):
         seed=config.seed,
         batch_size=config.batch_size,
         sampling=config.data.sampling,
+        temperature=config.data.temperature,
         first_step=0,
     )
 

@@ -67,17 +67,22 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Split:
-    """A split ready for training. images: uint8 [N, R, R, C], memory-mapped, read-only; grades, edema: int32 [N]."""
+    """A split ready for training. images: uint8 [N, R, R, C], memory-mapped, read-only; grades, edema: int32 [N].
+
+    left: bool [N], those that networks are shown mirrored, as their disc lies on the left; None: none of them.
+    """
 
     images: np.ndarray
     grades: np.ndarray
     edema: np.ndarray
     ids: tuple[str, ...]
+    left: np.ndarray | None = None
 
     def part(self, which: np.ndarray) -> "Split":
         """The photographs at places int [M], or where bool [N] says so; in memory."""
         index = np.flatnonzero(which) if which.dtype == bool else which
-        return Split(self.images[index], self.grades[index], self.edema[index], tuple(self.ids[i] for i in index))
+        left = None if self.left is None else self.left[index]
+        return Split(self.images[index], self.grades[index], self.edema[index], tuple(self.ids[i] for i in index), left)
 
 
 def default_data_dir() -> Path:

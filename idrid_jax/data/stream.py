@@ -22,11 +22,12 @@ def share(n: int, process: int, processes: int) -> slice:
     return slice(start, start + each + (process < more))
 
 
-def check_shares(grades: np.ndarray, sampling: str, processes: int) -> None:
+def check_shares(grades: np.ndarray, sampling: str, processes: int, temperature: float | None = None) -> None:
     """Raises UserError where one of the processes, no matter which, would get a share that `Order` refuses: on all."""
     for process in range(processes) if processes > 1 else ():
+        mine = np.asarray(grades)[share(len(grades), process, processes)]
         try:
-            Order(np.asarray(grades)[share(len(grades), process, processes)], seed=0, batch_size=1, sampling=sampling)
+            Order(mine, seed=0, batch_size=1, sampling=sampling, temperature=temperature)
         except UserError as error:
             raise UserError(f"process {process} of {processes}: {error}; 'resident' has no shares") from error
 
@@ -39,6 +40,7 @@ def batches(
     batch_size: int,
     sampling: str,
     first_step: int,
+    temperature: float | None = None,
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -47,7 +49,7 @@ def batches(
 
     b = batch_size / processes. Raises UserError where `Order` does.
     """
-    check_shares(grades, sampling, processes)
+    check_shares(grades, sampling, processes, temperature)
     mine = share(len(grades), process, processes)
     images, grades = images[mine], np.asarray(grades[mine], np.int32)
     # one process: the very batches of the resident way; several: each its own walk
@@ -56,6 +58,7 @@ def batches(
         seed=seed if processes == 1 else seed * processes + process,
         batch_size=batch_size // processes,
         sampling=sampling,
+        temperature=temperature,
     )
     return _read(images, grades, order, first_step)
 

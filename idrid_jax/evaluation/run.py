@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from idrid_jax import sampling
-from idrid_jax.data import atomic, cache, folds
+from idrid_jax.data import atomic, cache, eyes, folds
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import closeness, copies, grader, membership, protocol, reading, usefulness
@@ -165,7 +165,9 @@ def _scores(workdir, step, training, held_out, held_out_grades):
     _, discriminator = build.networks(run.config)
     hears = build.hears(run.config)
     of = jax.jit(lambda arrays, images, grades: discriminator.eval(*arrays, to_float(images), hears(grades, step)))
-    splits = (training.images, training.grades), (held_out, held_out_grades)
+    # as it was shown them: it would take photographs of the other side for fakes, whoever's they are
+    seen = lambda images: eyes.turned(images, ~eyes.disc_on_right(images)) if run.config.data.one_side else images
+    splits = (seen(training.images), training.grades), (seen(held_out), held_out_grades)
     at_once = NETWORKS[run.config.network].at_once
     logits = lambda arrays: _logits(functools.partial(of, arrays), splits, at_once)
     untrained = [discriminator.init(jax.random.key(seed)) for seed in range(UNTRAINED)]

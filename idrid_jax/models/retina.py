@@ -109,9 +109,7 @@ class Generator(nnx.Module):
       remat: activations within a level are computed again in the backward pass.
     """
 
-    def __init__(
-        self, size: int, *, max_channels: int = 512, remat: bool = False, dtype=jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, size: int, *, max_channels: int = 512, remat: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
         width = [channels(size, side, max_channels) for side in _sides(size)]
         self.embed = GradeEmbedding(LATENT, rngs=rngs, dtype=dtype)
@@ -136,9 +134,7 @@ class Discriminator(nnx.Module):
     all grades teach is kept. Arguments as `Generator`.
     """
 
-    def __init__(
-        self, size: int, *, max_channels: int = 512, remat: bool = False, dtype=jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, size: int, *, max_channels: int = 512, remat: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
         width = [channels(size, side, max_channels) for side in _sides(size)][::-1]
         self.image = Conv(3, width[0], 3, 1, (1, 1), bias=True, init=variance_scaled(1.0), **arguments)

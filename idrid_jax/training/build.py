@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from idrid_jax.data import cache, folds, resident, stream
+from idrid_jax.data import cache, eyes, folds, resident, stream
 from idrid_jax.data.order import Order
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional, functional
@@ -40,8 +40,14 @@ def load_split(config: ml_collections.ConfigDict, manifest: cache.Manifest, spli
 
 
 def load_training(config: ml_collections.ConfigDict, manifest: cache.Manifest) -> tuple[cache.Split, cache.Split]:
-    """The training split in two: what the networks are shown, and what only chooses a checkpoint (may be empty)."""
+    """The training split in two: what the networks are shown, and what only chooses a checkpoint (may be empty).
+
+    Under `config.data.one_side` both know which of their photographs have the disc on the left; the images stay as they
+    are, so that whatever else looks at them sees the photographs.
+    """
     whole = load_split(config, manifest, "train")
+    if config.data.one_side:
+        whole = dataclasses.replace(whole, left=~eyes.disc_on_right(whole.images))
     held = folds.validation(manifest, config.data.validation_folds)
     return (whole.part(~held) if held.any() else whole), whole.part(held)
 
@@ -122,10 +128,13 @@ def compile_step(
 ) -> Step:
     """The step of `config`, by the way in that `config.data.way` names, beginning at `first_step`.
 
-    A call makes `config.dispatch_steps` updates. The state is donated. Batches are functions of (seed, step): the first
+    A call makes `config.dispatch_steps` updates. The state is donated. Photographs of `split.left` are shown mirrored,
+    from a copy in memory. Batches are functions of (seed, step): the first
     call must be with the state of `first_step`.
     """
     steps = config.dispatch_steps
+    if split.left is not None:
+        split = dataclasses.replace(split, images=eyes.turned(split.images, split.left), left=None)
     if way_in(config, split, mesh) == "resident":
         jitted, parts = _resident(config, update, mesh, split)
         data = resident.put(split.images, split.grades, mesh, parts=parts)
@@ -137,6 +146,7 @@ def compile_step(
         seed=config.seed,
         batch_size=config.batch_size,
         sampling=config.data.sampling,
+        temperature=config.data.temperature,
         first_step=first_step,
         process=jax.process_index(),
         processes=jax.process_count(),
@@ -203,7 +213,11 @@ def fresh_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.sha
 def _resident(config, update, mesh, split) -> tuple[jax.stages.Wrapped, bool]:
     """The jitted step that takes its batches from `split` on the devices, and whether that lies there in parts."""
     order = Order(
-        np.asarray(split.grades), seed=config.seed, batch_size=config.batch_size, sampling=config.data.sampling
+        np.asarray(split.grades),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        sampling=config.data.sampling,
+        temperature=config.data.temperature,
     )
     parts = in_parts(config, split, mesh)
     batch = lambda state, *data: resident.batch(order, *data, state.step, mesh, parts=parts)

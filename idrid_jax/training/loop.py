@@ -84,7 +84,7 @@ def train(
                 split, validation = build.load_training(config, manifest)
             peers.gather("data", lambda: None)
         if build.way_in(config, split, mesh) == "stream":
-            stream.check_shares(split.grades, config.data.sampling, peers.count)
+            stream.check_shares(split.grades, config.data.sampling, peers.count, config.data.temperature)
 
         # -- Networks, optimizers, state
         generator, discriminator = build.networks(config)
@@ -100,7 +100,8 @@ def train(
         elif config.init_from:
             state = saved.start_from(config, state)
         first_step, last_step = int(state.step), steps(config.total_kimg, config)
-        peers.first("record", lambda: record.write(workdir, config, manifest))
+        left = 0.0 if split.left is None else float(split.left.mean())
+        peers.first("record", lambda: record.write(workdir, config, manifest, left))
 
         # -- The compiled step and the fixed latents of the grids
         step = build.compile_step(config, update, mesh, split, first_step)
@@ -111,7 +112,7 @@ def train(
         )
         hears = build.hears(config)
         drawn = lambda z, grades: jax.jit(
-            lambda state: draw(generator, state, z, hears(jnp.asarray(grades), state.step), network.at_once),
+            lambda state: draw(generator, state, z, hears(jnp.asarray(grades), state.step), network.at_once, left),
             out_shardings=mesh_lib.replicated(mesh),
         )
         fakes_of = drawn(grid_z, grid_grades)

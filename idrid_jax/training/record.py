@@ -29,6 +29,7 @@ class Record:
     release: str  # that release's name, for people
     counts: list[int]  # its training photographs by grade
     data_dir: str  # where it was prepared
+    left: float = 0.0  # share of photographs with the disc on the left, which networks were shown mirrored
 
 
 def read(workdir: Path) -> Record | None:
@@ -38,12 +39,14 @@ def read(workdir: Path) -> Record | None:
         return None
     try:
         content = json.loads(path.read_text())
+        config = complete(ml_collections.ConfigDict(content["config"]))
         return Record(
-            complete(ml_collections.ConfigDict(content["config"])),
+            config,
             content["data"]["fingerprint"],
             content["data"]["name"],
             list(content["data"]["counts"]["grading"]["train"]),
             content["data"]["data_dir"],
+            content["data"]["left"] if config.data.one_side else 0.0,  # older records have none
         )
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(
@@ -51,8 +54,11 @@ def read(workdir: Path) -> Record | None:
         ) from error
 
 
-def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest) -> None:
-    """Writes or renews the record, whole or not at all."""
+def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest, left: float = 0.0) -> None:
+    """Writes or renews the record, whole or not at all.
+
+    left: see `Record`; it is written down, as those who sample a run need not have its photographs.
+    """
     content = {
         "config": config.to_dict(),
         "data": {
@@ -61,6 +67,7 @@ def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest) 
             "release": str(manifest.release),
             "data_dir": str(manifest.folder.absolute().parent.parent),
             "counts": manifest.counts,
+            "left": left,
         },
         "revision": revision(),
         "versions": versions(),

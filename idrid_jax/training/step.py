@@ -159,11 +159,24 @@ def to_uint8(images: jax.Array) -> jax.Array:
     return jnp.clip(jnp.round((images.astype(jnp.float32) + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
-def draw(generator: Functional, state: TrainState, z: jax.Array, grades: jax.Array, at_once: int) -> jax.Array:
+def mirrored(images: jax.Array, which: jax.Array) -> jax.Array:
+    """[N, R, R, C] with those mirrored left to right for which bool [N] says so."""
+    return jnp.where(which[:, None, None, None], images[:, :, ::-1], images)
+
+
+def draw(
+    generator: Functional, state: TrainState, z: jax.Array, grades: jax.Array, at_once: int, left: float = 0.0
+) -> jax.Array:
     """What samples of this state look like: z [N, latent] and grades [N, ...] -> uint8 [N, R, R, C]. Pure.
 
     at_once: images in memory with their features; the largest divisor of N up to it is taken.
+    left: the share that is mirrored, always the same ones: of a generator of right-sided images alone.
     """
+    images = _drawn(generator, state, z, grades, at_once)
+    return mirrored(images, jax.random.bernoulli(jax.random.key(0x51DE), left, (len(z),))) if left else images
+
+
+def _drawn(generator, state, z, grades, at_once):
     params, stats = generator_params(state), state.g.stats
     if state.ema and stats:  # the running ones are of other weights
         stats = standing.of(generator, params, stats, z.shape[1], grades, at_once)

@@ -1,0 +1,82 @@
+"""On which side the optic disc lies: on made-up eyes, whose disc is known, and on real ones with a mask or a centre."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from idrid_jax.data import eyes
+from idrid_jax.data.masks import read_mask
+from idrid_jax.data.phantom import draw_photograph
+from idrid_jax.data.preprocess import field_of_view, load, preprocess, square_within
+from idrid_jax.data.release import read_release
+
+HEIGHT, WIDTH = 178, 268
+
+
+@pytest.fixture(scope="module")
+def made_up():
+    """PNGs of 40 eyes of all grades, and whether the disc is right of the field's middle."""
+    drawn = [draw_photograph(np.random.default_rng([7, i]), i % 5, HEIGHT, WIDTH) for i in range(40)]
+    middles = [np.mean(field_of_view(phantom.image)[::2]) for phantom in drawn]
+    return [phantom.image for phantom in drawn], np.array([p.disc[0] > x for p, x in zip(drawn, middles)])
+
+
+def small(images, size, channels, crop="field_of_view"):
+    return np.stack([preprocess(png(image), "x", size=size, channels=channels, crop=crop) for image in images])
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("size", [28, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("crop", ["field_of_view", "letterbox"])
+def test_made_up_eyes(made_up, size, channels, crop):
+    images, right = made_up
+    found = eyes.disc_on_right(small(images, size, channels, crop))
+    assert found.shape == (40,) and found.dtype == bool and 10 <= right.sum() <= 30
+    assert (found == right).mean() >= 0.95
+
+
+def test_a_mirrored_eye_is_on_the_other_side(made_up):
+    images = small(made_up[0], 64, 3)
+    np.testing.assert_allclose(eyes.margins(images[:, :, ::-1]), -eyes.margins(images), atol=1e-4)
+
+
+def test_each_photograph_is_judged_by_itself(made_up):
+    images = small(made_up[0], 64, 3)
+    np.testing.assert_array_equal(eyes.margins(images)[5:9], eyes.margins(images[5:9]))
+    assert eyes.disc_on_right(images[:0]).shape == (0,)
+
+
+def test_without_an_eye_it_is_a_number():
+    nothing = np.stack([np.full((32, 32, 3), value, np.uint8) for value in (0, 90, 255)])
+    assert np.isfinite(eyes.margins(nothing)).all() and np.abs(eyes.margins(nothing)).max() < 1e-3
+
+
+def in_square(record, x):
+    """A column of a photograph as a share of its field's square."""
+    left, _, right, _ = square_within(field_of_view(load(record.image.read(), str(record.image))))
+    return (x - left) / (right - left)
+
+
+@pytest.mark.parametrize("folder", ["IDRID_DIR", "IDRID_SAMPLE_DIR"])
+def test_real_photographs(folder):
+    if folder not in os.environ:
+        pytest.skip(f"{folder} is not set")
+    release = read_release(os.environ[folder])
+    columns = [(record, np.nonzero(read_mask(record.masks["OD"]))[1].mean()) for record in release.segmentation]
+    columns += [(record, record.disc[0]) for record in release.localization]
+    right = np.array([in_square(*one) > 0.5 for one in columns])
+    data = [record.image.read() for record, _ in columns]
+    for size, channels, crop in (
+        (128, 3, "field_of_view"), (64, 3, "field_of_view"), (28, 3, "field_of_view"), (28, 1, "letterbox")
+    ):  # fmt: skip
+        images = np.stack([preprocess(one, "x", size=size, channels=channels, crop=crop) for one in data])
+        assert (eyes.disc_on_right(images) == right).mean() >= 0.97, (size, channels, crop)
