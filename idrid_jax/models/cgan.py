@@ -10,6 +10,7 @@ from flax import nnx
 
 from idrid_jax.models.layers import Conv, ConvTranspose, GradeEmbedding, glorot_uniform
 
+
 def _leaky(x):
     return nnx.leaky_relu(x, 0.2)
 

@@ -60,20 +60,25 @@ def _neighbours(x, axis, beyond=None):
     return before, after
 
 
+def edged(x: jax.Array) -> jax.Array:
+    """[N, H, W, C] -> [N, H + 2, W + 2, C], edges repeated: black beyond them would show as squares within the image."""
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+
+
 class _Up(nnx.Module):
     """One level of the generator: features [N, H, W, I] and styles [N, S] -> [N, 2H, 2W, O]."""
 
     def __init__(self, inputs: int, outputs: int, style: int, *, dtype, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
         self.style = nnx.Linear(style, inputs, kernel_init=variance_scaled(0.25), **arguments)
-        self.first = Conv(inputs, outputs, 3, 1, (1, 1), bias=True, init=variance_scaled(RECTIFIED), **arguments)
-        self.last = Conv(outputs, outputs, 3, 1, (1, 1), bias=True, init=variance_scaled(0.0), **arguments)
+        self.first = Conv(inputs, outputs, 3, 1, (0, 0), bias=True, init=variance_scaled(RECTIFIED), **arguments)
+        self.last = Conv(outputs, outputs, 3, 1, (0, 0), bias=True, init=variance_scaled(0.0), **arguments)
         short = dict(bias=False, init=variance_scaled(1.0), **arguments)
         self.short = Conv(inputs, outputs, 1, 1, (0, 0), **short) if inputs != outputs else None
 
     def __call__(self, x: jax.Array, style: jax.Array) -> jax.Array:
         gain = 1 + self.style(style)[:, None, None]
-        branch = self.last(_leaky(up(self.first(_leaky(x) * gain))))
+        branch = self.last(edged(_leaky(up(self.first(edged(_leaky(x) * gain))))))
         return up(x if self.short is None else self.short(x)) + branch
 
 
@@ -115,7 +120,7 @@ class Generator(nnx.Module):
         self.embed = GradeEmbedding(LATENT, rngs=rngs, dtype=dtype)
         self.latent = nnx.Linear(LATENT, 4 * 4 * width[0], kernel_init=variance_scaled(1.0), **arguments)
         self.up = nnx.List([_Up(i, o, LATENT, **arguments) for i, o in zip(width, width[1:])])
-        self.image = Conv(width[-1], 3, 3, 1, (1, 1), bias=True, init=variance_scaled(1.0), **arguments)
+        self.image = Conv(width[-1], 3, 3, 1, (0, 0), bias=True, init=variance_scaled(1.0), **arguments)
         self.remat = remat
 
     def __call__(self, z: jax.Array, grades: jax.Array) -> jax.Array:
@@ -124,7 +129,7 @@ class Generator(nnx.Module):
         x = self.latent(z).reshape(z.shape[0], 4, 4, -1)
         for block in self.up:
             x = level(block, x, z if 2 * x.shape[1] <= COARSE else style)
-        return jnp.tanh(self.image(_leaky(x)))
+        return jnp.tanh(self.image(edged(_leaky(x))))
 
 
 class Discriminator(nnx.Module):

@@ -10,12 +10,12 @@ import ml_collections
 import numpy as np
 import optax
 
+from idrid_jax import config as config_lib
 from idrid_jax.data import cache, eyes, folds, resident, stream
 from idrid_jax.data.order import Order
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional, functional
 from idrid_jax.models.layers import rows_over
-from idrid_jax import config as config_lib
 from idrid_jax.training import ema, layer_table, schedules
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.objectives import Weights
