@@ -13,6 +13,7 @@ import numpy as np
 from idrid_jax.data import atomic
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
+from idrid_jax.models.pooled import Pooled
 from idrid_jax.pictures import grid
 from idrid_jax.sampling import Sampler, encode
 from idrid_jax.training.step import to_uint8
@@ -69,12 +70,16 @@ def draw(sampler: Sampler, z: np.ndarray, shares: np.ndarray) -> np.ndarray:
     if sampler.network.conditional and "embedding" not in params.get("embed", {}):
         raise UserError(f"{sampler.config.network}: its grades do not enter as an embedding, so they cannot be mixed")
 
+    generator = sampler.generator
+    if isinstance(generator, Pooled):  # told here, as what it is given below are rows of a table and no grades
+        shares, generator = np.asarray(generator.told(np.asarray(shares))), generator.plain
+
     @jax.jit
     def of(params, stats, z, shares):
         if sampler.network.conditional:  # a table with a row for each image, in place of one for each grade
             table = params["embed"]["embedding"]
             params = params | {"embed": params["embed"] | {"embedding": shares.astype(table.dtype) @ table}}
-        return to_uint8(sampler.generator.eval(params, stats, z, np.arange(at_once, dtype=np.int32)))
+        return to_uint8(generator.eval(params, stats, z, np.arange(at_once, dtype=np.int32)))
 
     parts = []
     for first in range(0, len(z), at_once):
