@@ -15,7 +15,8 @@ from PIL import Image
 
 from idrid_jax import config as config_lib
 from idrid_jax import interpolation, sampling
-from idrid_jax.data import cache, eyes, pools
+from idrid_jax.data import cache, eyes, phantom, pools
+from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import run
 from idrid_jax.models.pooled import Pooled
@@ -254,3 +255,57 @@ def test_idrid_has_enough_of_each_grade_by_itself():
     counts = [116, 17, 117, 63, 42]  # after the audit, without the validation photographs
     least = config_lib.default_config().data.least_of_grade
     pools.check_enough(np.repeat(np.arange(5), counts), "", least, "cgan32")
+
+
+# -- Networks larger than the photographs
+
+
+@pytest.fixture(scope="module")
+def release_of_150(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("150")
+    few = dict(train=(2, 1, 1, 1, 1), test=(1, 0, 0, 0, 0), segmentation=(0, 0), localization=False)
+    return prepare(phantom.draw_release(folder / "release", height=150, **few), folder / "data", tfds=False)[0]
+
+
+@pytest.mark.parametrize(
+    "network, crop, words",
+    [
+        ("dcgan128", "field_of_view", None),
+        ("dcgan128", "letterbox", None),
+        ("dcgan256", "field_of_view", "draws 256 pixels a side, .* release hold 1[45].: .* is 128, take dcgan128"),
+        ("dcgan1024", "letterbox", "draws 1024 pixels a side, .* hold 226: .* is 128, take dcgan128"),
+    ],
+)
+def test_a_network_larger_than_the_photographs_is_refused(release_of_150, tmp_path, network, crop, words):
+    config = make_config(release_of_150.folder.parent.parent, network, data__crop=crop)
+    if words is None:
+        build.check_size(config, release_of_150)
+        return
+    with pytest.raises(UserError, match=words) as error:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(error.value) and not (release_of_150.folder / "cache").exists()
+
+
+def test_where_the_release_is_gone_its_cache_will_do(release_of_150):
+    gone = tuple(
+        dataclasses.replace(one, source=dataclasses.replace(one.source, path=one.source.path / "gone"))
+        for one in release_of_150.grading["train"]
+    )
+    manifest = dataclasses.replace(release_of_150, grading=release_of_150.grading | {"train": gone})
+    build.check_size(make_config("", "dcgan1024"), manifest)
+
+
+@pytest.mark.parametrize("folder, side", [("IDRID_DIR", 712), ("IDRID_SAMPLE_DIR", 2848)])
+def test_what_real_photographs_hold(folder, side, tmp_path):
+    if folder not in os.environ:
+        pytest.skip(f"{folder} is not set")
+    manifest, _ = prepare(os.environ[folder], tmp_path, tfds=False)
+    assert abs(cache.size_held(manifest, "field_of_view", 1024) - side) <= 0.01 * side
+    assert cache.size_held(manifest, "field_of_view", 128) >= 128
+    config = make_config("", "dcgan1024")
+    if side > 1024:
+        build.check_size(config, manifest)
+    else:
+        with pytest.raises(UserError, match="largest size that fits is 512, take dcgan512"):
+            build.check_size(config, manifest)
+    assert cache.size_held(manifest, "letterbox", 1024) == {712: 1072, 2848: 4288}[side]
