@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import ml_collections
 
+from idrid_jax.data import pools
 from idrid_jax.data.order import SAMPLINGS
 from idrid_jax.data.preprocess import CROPS
 from idrid_jax.errors import UserError
@@ -27,6 +28,7 @@ FREE_ON_RESUME = (
     "data.release",
     "data.way",
     "data.resident_mib",
+    "data.least_of_grade",
     "mesh",
     "model.remat",
     "checkpoint.keep_last",
@@ -90,6 +92,8 @@ def default_config() -> ml_collections.ConfigDict:
                 temperature=2.0,  # of "tempered": grades come as (their photographs) ** (1 / temperature); 1 = natural
                 flip=False,  # real images mirrored left to right at random
                 one_side=False,  # or those with the disc on the left alone; as many generated ones are mirrored back
+                pools="",  # "0 1+2 3+4": grades joined by + are one class to the networks; empty = each its own
+                least_of_grade=5,  # training photographs of a class, with fewer no conditional network is trained
                 validation_folds=8,  # one of so many folds of the training split only chooses the checkpoint; 0 = none
             ),
             mesh=dict(
@@ -195,6 +199,14 @@ def check(config: ml_collections.ConfigDict) -> None:
             "config.data.flip = True: half of what config.data.one_side turns would be turned back: set one of "
             "the two to False"
         )
+    pools.classes(given["data.pools"])
+    if given["data.pools"] and not NETWORKS[config.network].conditional:
+        raise UserError(
+            f"config.data.pools = {given['data.pools']!r}: {config.network} is unconditional, it has no grades to "
+            "pool: leave it empty"
+        )
+    if given["data.least_of_grade"] < 0:
+        raise UserError(f"config.data.least_of_grade = {given['data.least_of_grade']}: must not be negative")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed = {config.seed}: must be in [0, 2**32)")
 

@@ -164,11 +164,14 @@ def _sheet(images, grades) -> bytes:
 
 
 def _notice(sampler, seed):
+    pools = sampler.config.data.pools
+    pooled = f"Grades that are joined by + were one and the same to it: {' '.join(pools.split())}. " if pools else ""
     return (
         "Synthetic images: no photograph of any patient. Drawn by idrid_jax "
         f"({sampler.config.network}, step {sampler.step}, seed {seed}), "
         f"trained on release {sampler.run.release} ({sampler.run.fingerprint}).\n"
         "Grades are those the generator was asked for; nobody has graded the images. "
+        f"{pooled}"
         "Oedema risk is unknown and left empty.\n"
         "Not for diagnosis. If the training release is IDRiD: (c) P. Porwal, S. Pachade, M. Kokare, "
         "CC BY 4.0, DOI 10.21227/H25W98.\n"

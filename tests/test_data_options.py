@@ -15,9 +15,11 @@ from PIL import Image
 
 from idrid_jax import config as config_lib
 from idrid_jax import interpolation, sampling
-from idrid_jax.data import cache, eyes
+from idrid_jax.data import cache, eyes, phantom, pools
+from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import run
+from idrid_jax.models.pooled import Pooled
 from idrid_jax.training import build, mesh, record
 from idrid_jax.training.loop import train
 from idrid_jax.training.step import draw
@@ -32,11 +34,21 @@ pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwa
         ({"data__sampling": "tempered", "data__temperature": 0.0}, "config.data.temperature = 0.0: must be above 0"),
         ({"data__temperature": 3.0}, "config.data.temperature = 3.0: natural sampling has none, set config.data.sampl"),
         ({"data__one_side": True, "data__flip": True}, "config.data.flip = True: .*config.data.one_side"),
+        (
+            {"data__pools": "0 1+2 3"},
+            "config.data.pools = '0 1\\+2 3': 4 is there 0 times; name each grade, 0 to 4, exactly once",
+        ),
+        ({"data__pools": "0 1+2 2+3 4"}, "config.data.pools = .*: 2 is there 2 times"),
+        ({"data__pools": "0,1+2 3 4"}, "config.data.pools = .*: '0,1' is no grade"),
+        ({"data__pools": "0 1+ 2 3 4"}, "config.data.pools = .*: '' is no grade"),
+        ({"data__pools": "0 1+2 3+5"}, "config.data.pools = .*: '5' is no grade"),
+        ({"network": "dcgan28", "data__pools": "0 1+2 3 4"}, "config.data.pools = .*: dcgan28 is unconditional"),
+        ({"data__least_of_grade": -1}, "config.data.least_of_grade = -1: must not be negative"),
     ],
 )
 def test_mistakes_are_one_line(changes, words):
     with pytest.raises(UserError, match=words) as error:
-        config_lib.check(make_config("", "cgan32", **changes))
+        config_lib.check(changed(make_config("", "cgan32"), **changes))
     assert "\n" not in str(error.value)
 
 
@@ -48,8 +60,12 @@ def interrupt(*_):
 
 @pytest.mark.parametrize(
     "options",
-    [{"data__sampling": "tempered", "data__temperature": 3.0}, {"data__one_side": True}],
-    ids=["tempered", "one side"],
+    [
+        {"data__sampling": "tempered", "data__temperature": 3.0},
+        {"data__one_side": True},
+        {"data__pools": "0 1+2 3+4", "data__sampling": "balanced", "loss__feature_matching": 0.5},
+    ],
+    ids=["tempered", "one side", "pools"],
 )
 def test_resumed_is_uninterrupted_and_the_way_in_does_not_matter(config, tmp_path, options):
     resident, stream = (changed(config, data__way=way, **options) for way in ("resident", "stream"))
@@ -165,3 +181,131 @@ def test_the_discriminator_is_asked_about_photographs_as_it_was_shown_them(confi
     scores = [run._scores(tmp_path, None, one, split.images, split.grades) for one in (split, mirrored)]
     np.testing.assert_array_equal(scores[0][0], scores[1][0])
     np.testing.assert_array_equal(scores[0][0], scores[0][1])
+
+
+# -- Pools of grades
+
+POOLS, CLASSES = "0 1+2  4+3", (0, 1, 1, 3, 3)
+
+
+def test_pools_are_read():
+    assert pools.classes(POOLS) == CLASSES
+    assert pools.classes("") == pools.classes("4 3 2 1 0") == (0, 1, 2, 3, 4)
+    assert pools.classes("0+1+2+3+4") == (0,) * 5
+
+
+@pytest.mark.parametrize("options", [{}, {"loss__feature_matching": 0.5, "ema_kimg": 1.0}], ids=["plain", "features"])
+def test_grades_of_a_pool_are_one_to_the_networks(config, options):
+    """Whatever is done with grades, it is what the plain networks do with the classes."""
+    pooled, plain = changed(config, data__pools=POOLS, **options), changed(config, **options)
+    rng = np.random.default_rng(0)
+    images, grades = rng.integers(0, 256, (10, 8, 8, 3), np.uint8), np.arange(10, dtype=np.int32) % 5
+    told, z = np.asarray(CLASSES, np.int32)[grades], rng.standard_normal((10, 6), np.float32)
+    results = []
+    for some, labels in ((pooled, grades), (plain, told)):
+        generator, discriminator = build.networks(some)
+        update, init = build.make_update(some, generator, discriminator)
+        state, metrics = jax.jit(update)(jax.jit(init)(jax.random.key(0)), images, labels, jax.random.key(1))
+        drawn = draw(generator, state, jnp.asarray(z), jnp.asarray(labels), 10)
+        read = discriminator.eval(state.d.params, state.d.stats, jnp.asarray(images, jnp.float32), jnp.asarray(labels))
+        results.append((state, metrics, drawn, read))
+    assert_same(*results)
+
+
+def test_a_pooled_run_is_sampled_and_interpolated_by_grade(tmp_path, phantom_data, tiny):
+    manifest = cache.prepared(phantom_data)
+    make = lambda name, **changes: sampling.load(
+        made_run.make_run(tmp_path / name, manifest, network="tiny", **changes), statistics="running"
+    )
+    pooled, plain = make("pooled", **{"data.pools": POOLS}), make("plain")
+    assert isinstance(pooled.generator, Pooled) and not isinstance(plain.generator, Pooled)
+    grades = np.arange(20) % 5
+    images = lambda sampler, grades: np.stack(list(sampler.images(grades)))
+    np.testing.assert_array_equal(images(pooled, grades), images(plain, np.asarray(CLASSES)[grades]))
+    way = interpolation.between_grades(pooled, [1, 2], 2, 3)
+    assert (way[:, 0] == way[:, 1]).all() and (way[:, 0] == way[:, 2]).all()
+    np.testing.assert_array_equal(
+        interpolation.between_grades(pooled, [0, 2, 4], 2, 5), interpolation.between_grades(plain, [0, 1, 3], 2, 5)
+    )
+    np.testing.assert_array_equal(
+        interpolation.between_latents(pooled, [4, 2], 3), interpolation.between_latents(plain, [3, 1], 3)
+    )
+    sampling.write_release(pooled, tmp_path / "out", [1] * 5)
+    assert "joined by + were one and the same to it: 0 1+2 4+3." in (tmp_path / "out" / "README.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"least_of_grade": 6}, "'tiny' would learn MILD from 5 .*least_of_grade = 6.*pools='0 1\\+2 3 4'"),
+        ({"least_of_grade": 9}, "NO_DR from 8 .*pools='0\\+1 2 3 4'"),
+        ({"least_of_grade": 12, "pools": "0+1 2 3+4"}, "learn MODERATE from 8 .*pools='0\\+1 2\\+3\\+4'"),
+        ({"least_of_grade": 14, "pools": "0+1+2 3+4"}, "SEVERE and PROLIFERATIVE from 11 .*pools='0\\+1\\+2\\+3\\+4'"),
+    ],
+)
+def test_too_few_photographs_of_a_class_are_refused(config, tmp_path, options, words):
+    config = changed(config, total_kimg=0.008, **{f"data__{name}": value for name, value in options.items()})
+    with pytest.raises(UserError, match=words) as error:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert int(train(changed(config, network="tiny_unconditional", data__pools=""), tmp_path / "other").step) == 1
+
+
+def test_idrid_has_enough_of_each_grade_by_itself():
+    counts = [116, 17, 117, 63, 42]  # after the audit, without the validation photographs
+    least = config_lib.default_config().data.least_of_grade
+    pools.check_enough(np.repeat(np.arange(5), counts), "", least, "cgan32")
+
+
+# -- Networks larger than the photographs
+
+
+@pytest.fixture(scope="module")
+def release_of_150(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("150")
+    few = dict(train=(2, 1, 1, 1, 1), test=(1, 0, 0, 0, 0), segmentation=(0, 0), localization=False)
+    return prepare(phantom.draw_release(folder / "release", height=150, **few), folder / "data", tfds=False)[0]
+
+
+@pytest.mark.parametrize(
+    "network, crop, words",
+    [
+        ("dcgan128", "field_of_view", None),
+        ("dcgan128", "letterbox", None),
+        ("dcgan256", "field_of_view", "draws 256 pixels a side, .* release hold 1[45].: .* is 128, take dcgan128"),
+        ("dcgan1024", "letterbox", "draws 1024 pixels a side, .* hold 226: .* is 128, take dcgan128"),
+    ],
+)
+def test_a_network_larger_than_the_photographs_is_refused(release_of_150, tmp_path, network, crop, words):
+    config = make_config(release_of_150.folder.parent.parent, network, data__crop=crop)
+    if words is None:
+        build.check_size(config, release_of_150)
+        return
+    with pytest.raises(UserError, match=words) as error:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(error.value) and not (release_of_150.folder / "cache").exists()
+
+
+def test_where_the_release_is_gone_its_cache_will_do(release_of_150):
+    gone = tuple(
+        dataclasses.replace(one, source=dataclasses.replace(one.source, path=one.source.path / "gone"))
+        for one in release_of_150.grading["train"]
+    )
+    manifest = dataclasses.replace(release_of_150, grading=release_of_150.grading | {"train": gone})
+    build.check_size(make_config("", "dcgan1024"), manifest)
+
+
+@pytest.mark.parametrize("folder, side", [("IDRID_DIR", 712), ("IDRID_SAMPLE_DIR", 2848)])
+def test_what_real_photographs_hold(folder, side, tmp_path):
+    if folder not in os.environ:
+        pytest.skip(f"{folder} is not set")
+    manifest, _ = prepare(os.environ[folder], tmp_path, tfds=False)
+    assert abs(cache.size_held(manifest, "field_of_view", 1024) - side) <= 0.01 * side
+    assert cache.size_held(manifest, "field_of_view", 128) >= 128
+    config = make_config("", "dcgan1024")
+    if side > 1024:
+        build.check_size(config, manifest)
+    else:
+        with pytest.raises(UserError, match="largest size that fits is 512, take dcgan512"):
+            build.check_size(config, manifest)
+    assert cache.size_held(manifest, "letterbox", 1024) == {712: 1072, 2848: 4288}[side]

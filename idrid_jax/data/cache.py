@@ -24,7 +24,7 @@ import numpy as np
 
 from idrid_jax.data import atomic
 from idrid_jax.data.layout import SPLITS
-from idrid_jax.data.preprocess import VERSION, check_options, preprocess
+from idrid_jax.data.preprocess import VERSION, check_options, preprocess, side_held
 from idrid_jax.data.source import Source
 from idrid_jax.data.tensorflow import import_tensorflow
 from idrid_jax.errors import UserError
@@ -188,6 +188,18 @@ def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str)
         edema=np.array([photograph.edema for photograph in photographs], np.int32),
         ids=tuple(meta["ids"]),
     )
+
+
+def size_held(manifest: Manifest, crop: str, enough: int) -> int | None:
+    """The size that the training photographs hold, the median of three: see `preprocess.side_held`. None where they
+    cannot be read, and a cache is all that is left."""
+    photographs = manifest.grading["train"]
+    some = [photographs[i] for i in sorted({0, len(photographs) // 2, len(photographs) - 1})] if photographs else []
+    try:
+        sides = [side_held(one.source.read(), str(one.source), crop, enough) for one in some]
+    except UserError:
+        return None
+    return sorted(sides)[len(sides) // 2] if sides else None
 
 
 def _read(folder: Path, meta: dict) -> np.ndarray | None:

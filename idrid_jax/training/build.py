@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -11,16 +12,20 @@ import numpy as np
 import optax
 
 from idrid_jax import config as config_lib
-from idrid_jax.data import cache, eyes, folds, resident, stream
+from idrid_jax.data import cache, eyes, folds, pools, resident, stream
 from idrid_jax.data.order import Order
+from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional, functional
 from idrid_jax.models.layers import rows_over
+from idrid_jax.models.pooled import pooled
 from idrid_jax.training import ema, layer_table, schedules
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import TrainState, init_state
 from idrid_jax.training.step import Metrics, Update
+
+ENLARGED = 1.05  # as much as photographs may be enlarged for a network
 
 # Of XLA, for NVIDIA GPUs: what may be launched as one CUDA graph. Its defaults, and convolutions: without these a step
 # is torn into pieces, and one of a small batch takes as long as the host needs to launch some 300 kernels (dcgan28 at
@@ -43,20 +48,41 @@ def load_training(config: ml_collections.ConfigDict, manifest: cache.Manifest) -
     """The training split in two: what the networks are shown, and what only chooses a checkpoint (may be empty).
 
     Under `config.data.one_side` both know which of their photographs have the disc on the left; the images stay as they
-    are, so that whatever else looks at them sees the photographs.
+    are, so that whatever else looks at them sees the photographs. Raises UserError where `load_split` and
+    `check_size` do, or a conditional network would get fewer than `config.data.least_of_grade` of a class.
     """
+    check_size(config, manifest)
     whole = load_split(config, manifest, "train")
     if config.data.one_side:
         whole = dataclasses.replace(whole, left=~eyes.disc_on_right(whole.images))
     held = folds.validation(manifest, config.data.validation_folds)
-    return (whole.part(~held) if held.any() else whole), whole.part(held)
+    shown = whole.part(~held) if held.any() else whole
+    if NETWORKS[config.network].conditional:
+        pools.check_enough(shown.grades, config.data.pools, config.data.least_of_grade, config.network)
+    return shown, whole.part(held)
+
+
+def check_size(config: ml_collections.ConfigDict, manifest: cache.Manifest) -> None:
+    """Raises UserError where the network is larger than the photographs: it would learn what interpolation made up."""
+    size = NETWORKS[config.network].size
+    held = cache.size_held(manifest, config.data.crop, size)
+    if held is None or size <= ENLARGED * held:
+        return
+    fitting = 2 ** int(math.log2(ENLARGED * held))
+    named = " or ".join(name for name, network in NETWORKS.items() if network.size == fitting)
+    raise UserError(
+        f"config.network = {config.network!r} draws {size} pixels a side, and the photographs of {manifest.name} hold "
+        f"{held}: the largest size that fits is {fitting}" + (f", take {named}" if named else "")
+    )
 
 
 def networks(config: ml_collections.ConfigDict) -> tuple[Functional, Functional]:
-    """Generator and discriminator of `config.network`, computing in `config.dtype`."""
+    """Generator and discriminator of `config.network`, computing in `config.dtype`; whoever calls them gives grades,
+    and they are told the classes of `config.data.pools`."""
     network, dtype = NETWORKS[config.network], jnp.dtype(config.dtype)
     options = {name: config.model[name] for name in network.options}
-    make = lambda module: functional(lambda rngs: module(dtype=dtype, rngs=rngs, **options))
+    classes = pools.classes(config.data.pools)
+    make = lambda module: pooled(functional(lambda rngs: module(dtype=dtype, rngs=rngs, **options)), classes)
     return make(network.generator), make(network.discriminator)
 
 
