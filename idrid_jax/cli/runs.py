@@ -145,21 +145,27 @@ def _run_evaluate(values):
     from idrid_jax.cli.stages import Stages
     from idrid_jax.evaluation import run
 
-    result = run.evaluate(
-        values.workdir,
-        count=values.count,
-        seed=values.seed,
-        step=values.step,
-        statistics=values.batch_statistics,
-        data_dir=values.data_dir,
-        weights_files=values.weights,
-        seeds=values.usefulness,
-        keep_share=values.keep_share,
-        edema=values.edema,
-        side=values.grader_pixels,
-        progress=Stages(),
-        told=_print_evaluation,
-    )
+    with Stages() as stages:
+
+        def tell(result):
+            stages.close()
+            _print_evaluation(result)
+
+        result = run.evaluate(
+            values.workdir,
+            count=values.count,
+            seed=values.seed,
+            step=values.step,
+            statistics=values.batch_statistics,
+            data_dir=values.data_dir,
+            weights_files=values.weights,
+            seeds=values.usefulness,
+            keep_share=values.keep_share,
+            edema=values.edema,
+            side=values.grader_pixels,
+            progress=stages,
+            told=tell,
+        )
     print(f"\nwritten to {Path(values.workdir) / run.NAME}")
     return 2 if "weights_left_out" in result else None
 
