@@ -152,7 +152,7 @@ def _rows(generated, training, held_out, *, networks, seed, resamples, of=""):
         rows["noise"] = _set(rng.integers(0, 256, size=shape, dtype=np.uint8), networks), training
     else:
         rows |= {"mean_image": (training, training), "noise": (training, training)}
-    names = {"generated": "generated", "generated_few": "generated", "held_out_real": "held-out"}
+    names = {"generated": "generated", "generated_few": "generated (as many as held-out)", "held_out_real": "held-out"}
     out = {}
     for number, (key, (a, b)) in enumerate(rows.items()):
         who = names.get(key, "training")
