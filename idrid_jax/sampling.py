@@ -27,7 +27,10 @@ SHEET_COLUMNS, SHEET_ROWS = 12, 20
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """The generator of one checkpoint: its moving average where the run keeps one, and BatchNorm's statistics."""
+    """The generator of one checkpoint: its moving average where the run keeps one, and BatchNorm's statistics.
+
+    statistics: which these are, "running" or "standing"; "none" of a network without BatchNorm.
+    """
 
     config: ml_collections.ConfigDict
     run: record.Record
@@ -35,6 +38,7 @@ class Sampler:
     generator: Functional
     params: dict
     stats: dict
+    statistics: str
 
     @property
     def network(self) -> Network:
@@ -76,13 +80,15 @@ def load(workdir: Path | str, step: int | None = None, *, statistics: str = "aut
     network = NETWORKS[run.config.network]
     generator, _ = build.networks(run.config)
     params, stats = generator_params(state), state.g.stats
-    if stats and (statistics == "standing" or (statistics == "auto" and state.ema)):
+    if statistics == "auto":
+        statistics = "standing" if state.ema else "running"
+    if stats and statistics == "standing":
         mixture = np.repeat(np.arange(len(GRADES), dtype=np.int32), run.counts)
         of = jax.jit(
             lambda params, stats: standing.of(generator, params, stats, network.latent, mixture, network.at_once)
         )
         stats = of(params, stats)
-    return Sampler(run.config, run, int(state.step), generator, params, stats)
+    return Sampler(run.config, run, int(state.step), generator, params, stats, statistics if stats else "none")
 
 
 def balancing(counts: list[int]) -> list[int]:

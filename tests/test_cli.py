@@ -548,3 +548,17 @@ def test_ctrl_c_is_one_line(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == "idrid-jax: interrupted\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bar_is_cleared_before_anything_is_printed(monkeypatch, capsys):
+    """On a terminal; also where a mistake ends the stages."""
+    from idrid_jax.cli.stages import Stages
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with pytest.raises(ValueError), Stages() as stages:
+        stages("first", 2)
+        stages("second", 2)
+        stages.close()
+        shown = capsys.readouterr().err
+        raise ValueError("wrong")
+    assert "second" in shown and shown.rpartition("\r")[2].strip() == "" and not capsys.readouterr().err.strip()

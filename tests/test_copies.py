@@ -36,10 +36,12 @@ def noisy(images, seed=0):
 TRAINING, HELD_OUT, NEW = eyes(120, 0), eyes(60, 1), eyes(80, 2)
 
 
-def changed(images, seed=0, *, noise=0.0, bright=0.0, mirror=False, turn=0.0, move=0.0):
-    """With noise (grey levels), brighter or darker by up to a share, mirrored, turned by degrees, moved by pixels."""
+def changed(images, seed=0, *, noise=0.0, bright=0.0, mirror=False, upside_down=False, turn=0.0, move=0.0):
+    """With noise (grey levels), brighter or darker by up to a share, mirrored, upside down, turned by degrees, moved by
+    pixels."""
     rng = np.random.default_rng(seed)
     x = images[:, :, ::-1] if mirror else images
+    x = x[:, ::-1] if upside_down else x
     x = x.astype(float)
     if turn or move:
         for i in range(len(x)):
@@ -108,6 +110,8 @@ def test_few_copies_are_enough(form, share):
         {"noise": 10},
         {"bright": 0.15},
         {"mirror": True},
+        {"upside_down": True},
+        {"mirror": True, "upside_down": True, "noise": 8},
         {"turn": 2},
         {"turn": 4},
         {"move": 0.5},
@@ -150,9 +154,11 @@ def test_a_photograph_that_is_there_twice_does_not_hide_its_copies():
 
 
 def test_likeness_by_its_definition():
-    """Against loops: averaged to about 32 pixels, blurred, within the retina, mirrored or not, beside the next."""
+    """Against loops: averaged to about 32 pixels, blurred, within the retina, mirrored, upside down, both or neither,
+    beside the next."""
     inside = copies.retina(TRAINING)
-    assert inside.shape == (24, 24) and (inside == inside[:, ::-1]).all() and 0.2 < inside.mean() < 0.7
+    assert inside.shape == (24, 24) and 0.2 < inside.mean() < 0.7
+    assert (inside == inside[:, ::-1]).all() and (inside == inside[::-1]).all()
 
     def vector(image):
         x = image.astype(float).reshape(24, 2, 24, 2, 3).mean((1, 3))
@@ -161,7 +167,7 @@ def test_likeness_by_its_definition():
         return x / np.sqrt((x * x).sum())
 
     some, few = NEW[:5], TRAINING[:9]
-    apart = lambda x, y: min(np.linalg.norm(vector(z) - vector(y)) for z in (x, x[:, ::-1]))
+    apart = lambda x, y: min(np.linalg.norm(vector(z) - vector(y)) for z in (x, x[:, ::-1], x[::-1], x[::-1, ::-1]))
     want = np.array([[apart(x, y) for y in few] for x in some])
     looks = copies.look(few, inside)
     found = copies.distances(copies.look(some, inside), looks)
@@ -187,6 +193,38 @@ def test_c_t_is_the_z_of_mann_whitney():
     z = (u - 50 * 40 / 2) / np.sqrt(50 * 40 * 91 / 12)
     assert copies.data_copying(generated, held_out) == pytest.approx(z) and z > 0
     assert copies.data_copying(held_out, held_out) == 0
+
+
+def test_images_that_lie_nearer_than_new_ones_are_not_called_clean():
+    """Between two photographs each: copies of none, and yet nothing new."""
+    mixed = ((TRAINING[:60].astype(float) + TRAINING[60:]) / 2).astype(np.uint8)
+    result = copies.measure(mixed, TRAINING, HELD_OUT, IDS)
+    assert result["generated"]["copies"] == 0 and result["c_t"] < copies.NEARER
+    assert result["verdict"].startswith("nearer to the training photographs") and "below -3" in result["verdict"]
+
+
+def test_distances_by_features_too():
+    """A copycat lies nearer by features than held-out photographs do, new images do not; told in the units they say."""
+    colours = lambda images: images.reshape(len(images), -1, 3)[:, ::50].reshape(len(images), -1).astype(float)
+    sets = {"new": NEW, "copied": noisy(TRAINING[:80])}
+    found = {}
+    for name, images in sets.items():
+        features = {"pixels": (colours(images), colours(TRAINING), colours(HELD_OUT))}
+        result = copies.measure(images, TRAINING, HELD_OUT, IDS, features)
+        assert list(result["distances"]) == [copies.STRUCTURE, "pixels"]
+        assert result["distances"][copies.STRUCTURE]["c_t"] == result["c_t"]
+        assert result["distances"][copies.STRUCTURE]["generated"]["authentic"] == result["generated"]["authentic"]
+        assert "pixels" in copies.table(result) and "C_T below -3" in copies.table(result)
+        found[name] = result["distances"]["pixels"]
+    assert abs(found["new"]["c_t"]) < 3
+    apart = lambda a, b: np.linalg.norm(colours(a)[:, None] - colours(b), axis=-1)
+    own = apart(TRAINING, TRAINING) + np.diag(np.full(120, np.inf))
+    assert found["new"]["held_out"]["nearest"]["0.5"] == pytest.approx(
+        np.median(apart(HELD_OUT, TRAINING).min(1)) / np.median(own.min(1))
+    )
+    exact = copies.spread({"generated": apart(TRAINING[:50], TRAINING), "held_out": apart(HELD_OUT, TRAINING)}, own)
+    assert exact["c_t"] < -8 and exact["generated"] == {"nearest": dict.fromkeys(map(str, copies.QUANTILES), 0.0),
+                                                        "authentic": 0.0}  # fmt: skip
 
 
 def test_authenticity_by_its_definition():

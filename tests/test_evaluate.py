@@ -72,7 +72,7 @@ def test_the_keys_of_the_issue_hold_finite_numbers(workdir, result):
 def test_what_was_measured_is_written_with_it(manifest, result):
     assert result["of"] == {
         "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "chosen": "the newest checkpoint", "trained": 5,
-        "statistics": "auto", "release": "made up",
+        "statistics": "auto", "batch_statistics": "none", "release": "made up",
         "fingerprint": manifest.fingerprint,
         "size": 32, "channels": 3, "crop": "field_of_view"}
 
@@ -203,6 +203,47 @@ def test_features_of_networks_from_files_measure_too(workdir, monkeypatch, capsy
     assert written["networks"][-1] == plain.name and len(written["networks"]) == 3
     assert np.isfinite(written["rows"]["generated"]["features"][plain.name]["kid"]["value"])
     assert f"features: {plain.name}" in capsys.readouterr().out
+
+
+def test_a_file_that_holds_no_network_leaves_the_other_measures(workdir, result, tmp_path, capsys):
+    other, damaged = tmp_path / "run", tmp_path / "damaged.npz"
+    shutil.copytree(workdir, other)
+    damaged.write_text("no archive")
+    assert cli.main(["evaluate", "--workdir", str(other), f"--weights={damaged}"]) == 2
+    out, err = capsys.readouterr()
+    told = [line for line in err.splitlines() if not line.startswith("[")]
+    assert len(told) == 1 and str(damaged) in told[0] and told[0].endswith("measuring without it")
+    written = json.loads((other / run.NAME).read_text())
+    assert list(written["weights_left_out"]) == ["damaged.npz"] and written["closeness"] == result["closeness"]
+    assert "Not measured by damaged.npz: cannot be read" in out and "written to" in out
+
+
+def test_a_disk_that_is_full_at_the_end_takes_the_file_alone(workdir, monkeypatch, capsys):
+    before = (workdir / run.NAME).read_bytes()
+
+    def full(path, text):
+        raise UserError(f"cannot write under {path}: No space left on device")
+
+    monkeypatch.setattr(run.atomic, "write_text", full)
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--seed=1"]) == 2
+    out, err = capsys.readouterr()
+    assert "generated x training" in out and "written to" not in out and (workdir / run.NAME).read_bytes() == before
+    assert err.splitlines()[-1].endswith("No space left on device")
+
+
+def test_what_was_measured_by_an_older_version_is_the_same_subject(workdir, result, tmp_path):
+    path, newer = tmp_path / run.NAME, {"of": {"step": 3, "batch_statistics": "none"}, "seed": 0}
+    path.write_text(json.dumps({"of": {"step": 3}, "seed": 0, "usefulness": {"seeds": 2}}))
+    assert run._earlier(path, newer) == {"seeds": 2}
+    assert run._earlier(path, newer | {"of": {"step": 5}}) is None and run._earlier(path, newer | {"seed": 1}) is None
+
+
+def test_a_network_sees_the_same_images_once(training):
+    seen = []
+    network = run._remembered(Network("n", lambda images: seen.append(len(images)) or images.mean((1, 2))))
+    first = network.extract(training.images)
+    assert network.extract(np.array(training.images)) is first and seen == [len(training.images)]
+    assert len(network.extract(training.images[:3])) == 3 and network.name == "n"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from idrid_jax import cli, sampling
 from idrid_jax.data import cache, phantom
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.prepare import prepare
-from idrid_jax.evaluation import closeness, protocol, report, usefulness
+from idrid_jax.evaluation import closeness, copies, protocol, report, usefulness
 from idrid_jax.evaluation import run as evaluation_run
 from idrid_jax.evaluation.report import figures, page
 from idrid_jax.evaluation.report.markup import Markup, joined, table, tag
@@ -107,6 +107,9 @@ def evaluation(training, *, step=3, conditional=True):
             **{name: {"images": 12, "authentic": share,
                       "nearest": {"0.5": a, "0.9": a + 0.1, "0.99": a + 0.2, "1": 0.97}}
                for name, share, a in (("generated", 0.75, 0.5), ("held_out", 0.25, 0.6))},
+            "distances": {name: {key: {"nearest": {str(q): q + a for q in copies.QUANTILES}, "authentic": 0.125 + a}
+                                 for key, a in (("generated", b), ("held_out", b + 0.25))} | {"c_t": 4.5 - b}
+                          for name, b in ((copies.STRUCTURE, 0.1), (NETWORKS[0], 0.3))},
             "c_t": 1.0, "nearer": 0.2, "threshold": 0.05, "verdict": "copies: 20.0% are nearer, more than 5%",
             "pairs": [{"generated": i, "training": training.ids[i], "index": i, "similarity": 0.9 - i / 10}
                       for i in range(3)],
@@ -246,7 +249,7 @@ def test_the_verdicts_are_those_of_the_evaluation(shown, result):
     assert verdict.partition(": ")[2][1:] in said
     assert "Excess is +0.300. Collapsed within a grade: MILD." in said
     tones = [a["class"] for name, a in shown.tags if name == "div" and a.get("class", "").startswith("answer")]
-    assert [tones[i] for i in (1, 2, 4, 5)] == ["answer bad"] * 2 + ["answer good", "answer bad"]
+    assert [tones[i] for i in (1, 2, 4, 5)] == ["answer bad"] * 2 + ["answer open", "answer bad"]
 
 
 def test_close_images_are_not_told_apart(workdir, result, folder):
@@ -384,6 +387,18 @@ def test_a_measure_without_images_says_why(workdir, result, folder):
 
 # -- copies
 
+def test_images_that_lie_too_near_are_no_clean_copies(workdir, result, folder):
+    other = copied(workdir, folder / "near")
+    near = json.loads(json.dumps(result))
+    near["copies"] |= {"nearer": 0.0, "c_t": -4.0, "verdict": "nearer to the training photographs: 0.0%"}
+    near["weights_left_out"] = {"a.npz": "a network of another kind"}
+    (other / evaluation_run.NAME).write_text(json.dumps(near))
+    shown = shown_of(other)
+    tones = [a["class"] for name, a in shown.tags if name == "div" and a.get("class", "").startswith("answer")]
+    assert tones[1] == "answer open" and "Nearer" not in shown.text and "nearer to the training" in shown.text
+    assert "Not measured: by a.npz: a network of another kind." in shown.text
+
+
 def test_pairs_are_those_that_were_measured(shown, training):
     found = [(alt, pixels(picture)) for picture in shown.pictures for alt in [picture[0]]]
     drawn = [image for alt, image in found if alt == "generated image"]
@@ -393,6 +408,11 @@ def test_pairs_are_those_that_were_measured(shown, training):
     assert f"0.80 {training.ids[1]}" in shown.text
     assert ["generated", "0.50", "0.60", "0.70", "0.97", "75%"] in shown.rows
     assert ["held-out real", "0.60", "0.70", "0.80", "0.97", "25%"] in shown.rows
+
+
+def test_distances_stand_beside_those_of_held_out_photographs(shown):
+    assert ["generated", "0.11", "0.20", "0.60", "1.00", "22%", "+4.4"] in shown.rows
+    assert ["held-out real", "0.56", "0.65", "1.05", "1.45", "68%", ""] in shown.rows
 
 
 def test_pairs_of_another_evaluation_are_not_shown(workdir, training, folder):

@@ -155,6 +155,8 @@ def test_planted_graders_get_the_verdicts_they_earn():
     filtered = usefulness.compare(truth, {"real": good(0.4, 1), "balanced": good(0.4, 2), "filtered": good(0.9, 3)})
     told = filtered["verdict"].split("; ")
     assert told[0].startswith("no measurable gain") and told[1].startswith("a gain") and "likeliest" in told[1]
+    assert len(told) == 2
+    assert verdict(good(0.4, 1)[:2], good(0.9, 2)[:2]).endswith("; 2 seeds are few to tell by, take 5")
 
 
 def test_intervals_cover_and_are_paired():

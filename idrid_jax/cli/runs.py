@@ -143,26 +143,41 @@ def _run_evaluate(values):
     if checkpoint.another_process("evaluate"):
         return
     from idrid_jax.cli.stages import Stages
-    from idrid_jax.evaluation import closeness, copies, membership, protocol, reading, run, usefulness
+    from idrid_jax.evaluation import run
 
-    result = run.evaluate(
-        values.workdir,
-        count=values.count,
-        seed=values.seed,
-        step=values.step,
-        statistics=values.batch_statistics,
-        data_dir=values.data_dir,
-        weights_files=values.weights,
-        seeds=values.usefulness,
-        keep_share=values.keep_share,
-        edema=values.edema,
-        side=values.grader_pixels,
-        progress=Stages(),
-    )
+    with Stages() as stages:
+
+        def tell(result):
+            stages.close()
+            _print_evaluation(result)
+
+        result = run.evaluate(
+            values.workdir,
+            count=values.count,
+            seed=values.seed,
+            step=values.step,
+            statistics=values.batch_statistics,
+            data_dir=values.data_dir,
+            weights_files=values.weights,
+            seeds=values.usefulness,
+            keep_share=values.keep_share,
+            edema=values.edema,
+            side=values.grader_pixels,
+            progress=stages,
+            told=tell,
+        )
+    print(f"\nwritten to {Path(values.workdir) / run.NAME}")
+    return 2 if "weights_left_out" in result else None
+
+
+def _print_evaluation(result):
+    from idrid_jax.evaluation import closeness, copies, membership, protocol, reading, usefulness
+
     of = result["of"]
     print(
-        f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg, {of['chosen']}) on release {of['release']} "
-        f"({of['fingerprint'][:12]}), {of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n"
+        f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg, {of['chosen']}; batch statistics: "
+        f"{of['batch_statistics']}) on release {of['release']} ({of['fingerprint'][:12]}), "
+        f"{of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n"
     )
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
     print("\n" + closeness.table(result["closeness"]))
@@ -172,7 +187,8 @@ def _run_evaluate(values):
         print(reading.line(result["reading"]))
     if "usefulness" in result:
         print("\n" + usefulness.table(result["usefulness"]))
-    print(f"\nwritten to {Path(values.workdir) / run.NAME}")
+    for name, why in result.get("weights_left_out", {}).items():
+        print(f"Not measured by {name}: {why}.")
 
 
 TRAIN = Command(

@@ -90,12 +90,16 @@ def measure(
         ("training", training, training_grades),
         ("held_out", held_out, held_out_grades),
     ):
-        kept = rng.permutation(len(images))[:most]  # also mixes them: rows take the first n
-        images = np.asarray(images)[kept]
-        used[name] = len(images)
+        drawn = rng.permutation(len(images))[:most]  # also mixes them: rows take the first n
+        used[name] = len(drawn)
         note(f"closeness: features of {name.replace('_', '-')} images")
         extract = _extract if name == "generated" else keep
-        sets[name] = _set(images, networks, extract), None if grades is None else np.asarray(grades)[kept]
+        in_order = np.sort(drawn)  # what is kept must not depend on the seed
+        whole = _set(np.asarray(images)[in_order], networks, extract)
+        sets[name] = (
+            _take(whole, np.searchsorted(in_order, drawn)),
+            None if grades is None else np.asarray(grades)[drawn],
+        )
     result = {"networks": [network.name for network in networks], "seed": seed, "resamples": resamples, "images": used}
     result["given"] = {"generated": len(generated), "training": len(training), "held_out": len(held_out)}
     common = {"networks": networks, "seed": seed, "resamples": resamples}
@@ -148,7 +152,7 @@ def _rows(generated, training, held_out, *, networks, seed, resamples, of=""):
         rows["noise"] = _set(rng.integers(0, 256, size=shape, dtype=np.uint8), networks), training
     else:
         rows |= {"mean_image": (training, training), "noise": (training, training)}
-    names = {"generated": "generated", "generated_few": "generated", "held_out_real": "held-out"}
+    names = {"generated": "generated", "generated_few": "generated (as many as held-out)", "held_out_real": "held-out"}
     out = {}
     for number, (key, (a, b)) in enumerate(rows.items()):
         who = names.get(key, "training")

@@ -2,14 +2,15 @@
 
 A copy is much nearer to its photograph than to any other one; a new image is about as near to its nearest as to the
 next. Images are compared by their coarse structure within the retina (disc, vessels' arcs, large lesions, colour),
-whatever their brightness, also mirrored. NumPy in, plain Python out; no files.
+whatever their brightness, also mirrored and upside down. NumPy in, plain Python out; no files.
 
 `COPY` and the blur were chosen on IDRiD's training and test photographs. Told one by one: under noise of 8 grey levels,
-15 % brighter or darker, half of them mirrored, 99 % of copies at 32, 64 and 128 pixels and 75 % of the thesis's 28 x 28
-whole grey frames; turned by 3 degrees all and 87 %, by 5 degrees 97 % and 34 %; moved by 2 % of the side 92 % and 6 %,
-by 4 % 17 % and none: copies that are moved stay hidden. Taken for copies: none of 503 photographs beside the others, of
-1,000 images of a cgan32, of mean images or noise. Few photographs to train on are a poor yardstick: beside 50 or 20 of
-them about 1 % of others are taken for copies at 28 pixels, beside 10 up to 5 %; at 32 pixels under 1 %.
+15 % brighter or darker, as they are, mirrored, upside down or both, 99 % of copies at 32, 64 and 128 pixels and 73 % of
+the thesis's 28 x 28 whole grey frames; turned by 3 degrees all and 87 %, by 5 degrees 97 % and 34 %; moved by 2 % of
+the side 92 % and 6 %, by 4 % 17 % and none: copies that are moved stay hidden. Taken for copies: none of 503
+photographs beside the others, of 1,000 images of a cgan32, of mean images or noise. Few photographs to train on are a
+poor yardstick: beside 50 or 20 of them about 1 % of others are taken for copies at 28 pixels, beside 10 up to 5 %; at
+32 pixels under 1 %.
 
 The verdict, over 20 sets of 100 images beside 202 photographs: a tenth of copies is found in 20 at 28 and 32 pixels,
 2 % of copies in 14 and 20; sets of other photographs are called copies in none.
@@ -19,6 +20,7 @@ import math
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 
 SIDE = 32  # pixels at which images are compared, about
 BLUR = 2  # pixels of those, standard deviation: noise goes, and so does a small turn
@@ -29,23 +31,28 @@ SAME = 0.5  # of the median distance to the nearest other: training photographs 
 SHARE = 0.01  # of generated images may be copies beyond the share of held-out ones, and one in any case
 PAIRS = 10  # the nearest, told one by one
 LEAST = 10  # generated and held-out images
+NEARER = -3  # C_T below which generated images as a whole lie nearer to the training photographs than new ones do
+STRUCTURE = "coarse structure (pixels)"  # what `look` sees, beside the names of networks
+QUANTILES = (0.01, 0.1, 0.5, 0.9)  # of distances, told beside those of held-out photographs
 
 
 def retina(training: np.ndarray) -> np.ndarray:
-    """Where photographs are compared: bool [S, S] of uint8 [N, R, R, C], the same when mirrored; all of it where
-    nothing else is left."""
+    """Where photographs are compared: bool [S, S] of uint8 [N, R, R, C], the same when mirrored or upside down; all of
+    it where nothing else is left."""
     mean = _small(training).mean((0, 3))
     inside = mean > RETINA * np.percentile(mean, 95)
-    inside = ndimage.binary_erosion(inside & inside[:, ::-1], iterations=RIM, border_value=1)
+    inside &= inside[:, ::-1] & inside[::-1] & inside[::-1, ::-1]
+    inside = ndimage.binary_erosion(inside, iterations=RIM, border_value=1)
     return inside if inside.any() else np.ones_like(inside)
 
 
 def look(images: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """uint8 [N, R, R, C] -> the coarse structure of each and of its mirror image, float32 [2, N, D] of mean 0 and norm
-    1, or 0 where there is none. `inside` bool [S, S] is of `retina`."""
+    """uint8 [N, R, R, C] -> the coarse structure of each as it is, mirrored, upside down and both: float32 [4, N, D] of
+    mean 0 and norm 1, or 0 where there is none. `inside` bool [S, S] is of `retina`."""
     small = _small(images)
     small = ndimage.gaussian_filter(small, (0, BLUR, BLUR, 0), mode="nearest")
-    out = np.stack([x[:, inside].reshape(len(x), -1) for x in (small, small[:, :, ::-1])])
+    sides = small, small[:, :, ::-1], small[:, ::-1], small[:, ::-1, ::-1]
+    out = np.stack([x[:, inside].reshape(len(x), -1) for x in sides])
     out -= out.mean(-1, keepdims=True)
     norm = np.linalg.norm(out, axis=-1, keepdims=True)
     return np.where(norm > 1, out / np.maximum(norm, 1), 0)
@@ -60,9 +67,9 @@ def _small(images):
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean distances of two sets of looks [2, N, D] and [2, M, D], as they are or mirrored, whichever is less:
-    float32 [N, M], 0 to 2."""
-    inner = np.maximum(*(side @ b[0].T for side in a))
+    """Euclidean distances of two sets of looks [4, N, D] and [4, M, D], the least of an image's four: float32 [N, M],
+    0 to 2."""
+    inner = np.max([side @ b[0].T for side in a], axis=0)
     norms = [np.square(x[0]).sum(-1) for x in (a, b)]
     return np.sqrt(np.maximum(norms[0][:, None] + norms[1] - 2 * inner, 0))
 
@@ -127,26 +134,50 @@ def data_copying(generated: np.ndarray, held_out: np.ndarray) -> float:
     return float((farther - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12))
 
 
-def measure(generated: np.ndarray, training: np.ndarray, held_out: np.ndarray, training_ids: tuple[str, ...]) -> dict:
+def spread(to_training: dict[str, np.ndarray], among_training: np.ndarray) -> dict:
+    """How far images lie from the nearest training photograph: {"generated", "held_out"} [N or K, M] and [M, M] ->
+    the same keys with {"nearest" {quantile: distance, 1 is a training photograph's median to its own nearest},
+    "authentic" (AuthPct as a share)}, and "c_t"."""
+    others = among_training + np.diag(np.full(len(among_training), np.inf))
+    unit = float(np.median(others.min(1))) or 1.0
+    out = {
+        name: {
+            "nearest": {str(q): float(np.quantile(distance.min(1), q)) / unit for q in QUANTILES},
+            "authentic": float(authenticity(distance, among_training).mean()),
+        }
+        for name, distance in to_training.items()
+    }
+    return out | {"c_t": data_copying(*(to_training[name].min(1) for name in ("generated", "held_out")))}
+
+
+def measure(
+    generated: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray,
+    training_ids: tuple[str, ...],
+    features: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None,
+) -> dict:
     """Nearest training photographs of generated images, and a verdict.
 
     Args:
       generated, training, held_out: uint8 [N, R, R, C].
       training_ids: names of the training photographs, for the pairs.
+      features: {network: float [N, D] of generated, training and held-out images}. Not of a network that learned these
+        training photographs: held-out ones are far from them by its features, and everything else looks like a copy.
     Returns: for json.dumps: "generated" and "held_out": {"images", "nearest": {quantile: likeness}, "copies" (how many
       have a likeness of at least `COPY`), "authentic"}; "c_t"; "nearer": the share of generated images that are copies,
       "threshold" of it, of `allowed`; "pairs": the likest [{"generated" (place), "training" (id), "index",
-      "similarity" (its likeness)}]; "verdict". Where there are fewer than `LEAST` images: {"missing": why}.
+      "similarity" (its likeness)}]; "distances": {`STRUCTURE` and each network: what `spread` returns}; "verdict".
+      Where there are fewer than `LEAST` images: {"missing": why}.
     """
     for name, images in (("generated", generated), ("training", training), ("held-out", held_out)):
         if len(images) < LEAST:
             return {"missing": f"{len(images)} {name} images; it takes at least {LEAST}"}
     photographs = Training(training)
-    nearest, of = {}, {}
+    to, of = {}, {}
     for name, images in (("generated", generated), ("held_out", held_out)):
-        to_training = photographs.distances(images)
+        to[name] = to_training = photographs.distances(images)
         found = likeness(to_training, photographs.among)
-        nearest[name] = to_training.min(1)
         of[name] = {
             "images": len(images),
             "nearest": {str(q): float(np.quantile(found, q)) for q in (0.5, 0.9, 0.99, 1)},
@@ -166,13 +197,21 @@ def measure(generated: np.ndarray, training: np.ndarray, held_out: np.ndarray, t
             ]
     share, by_chance = (of[name]["copies"] / of[name]["images"] for name in ("generated", "held_out"))
     threshold = allowed(len(generated), by_chance)
-    of |= {"c_t": data_copying(nearest["generated"], nearest["held_out"]), "nearer": share, "threshold": threshold}
+    of["distances"] = {STRUCTURE: spread(to, photographs.among)}
+    for network, (ours, theirs, others) in (features or {}).items():
+        apart = {"generated": cdist(ours, theirs), "held_out": cdist(others, theirs)}
+        of["distances"][network] = spread(apart, cdist(theirs, theirs))
+    c_t = of["distances"][STRUCTURE]["c_t"]
+    of |= {"c_t": c_t, "nearer": share, "threshold": threshold}
     word, bound = ("copies", "more than") if share > threshold else ("no sign of copying", "at most")
+    if share <= threshold and c_t < NEARER:
+        word = "nearer to the training photographs than new ones are"
     said = (
         f"{of['generated']['copies']} of {len(generated)} generated images ({share:.1%}) are at least twice as near to "
         "one training photograph as to any other"
     )
     beside = f"; of {len(held_out)} held-out ones {of['held_out']['copies']} are"
+    beside += f"; C_T {c_t:+.1f}, below {NEARER}, as of copies or of blurred images" if c_t < NEARER else ""
     return of | {"verdict": f"{word}: {said}, {bound} {threshold:.1%}{beside}"}
 
 
@@ -189,7 +228,20 @@ def table(result: dict) -> str:
         [
             *lines,
             f"1 is the same picture, from {COPY} on a copy. Likest: {nearest}.",
-            f"C_T {result['c_t']:+.1f} (below -3: nearer than new photographs are).",
+            *_distances(result["distances"]),
             f"Copies of patients: {result['verdict']}.",
         ]
     )
+
+
+def _distances(distances):
+    """Lines of "distances"."""
+    quantiles = "  ".join(f"{q:4.0%}" for q in QUANTILES)
+    head = "distance to the nearest; 1: as among training"
+    width = max(len(head), *map(len, distances))
+    lines = [f"{head:<{width}}  {quantiles}  authentic     C_T"]
+    for name, found in distances.items():
+        for key, caption, c_t in (("generated", name, f"{found['c_t']:+8.1f}"), ("held_out", "  held-out real", "")):
+            cells = "  ".join(f"{value:4.2f}" for value in found[key]["nearest"].values())
+            lines.append(f"{caption:<{width}}  {cells}  {found[key]['authentic']:9.0%}{c_t}")
+    return [*lines, f"C_T below {NEARER}: nearer than new photographs are."]

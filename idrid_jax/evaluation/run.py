@@ -1,7 +1,9 @@
 """What `idrid-jax evaluate` does: a run's generator measured beside photographs, written to evaluation.json."""
 
+import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import closeness, copies, grader, membership, protocol, reading, usefulness
 from idrid_jax.evaluation.features import kept, random_network, trained_grader, weights
+from idrid_jax.evaluation.features.network import Network
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
 from idrid_jax.sampling import Sampler, encode
@@ -41,25 +44,32 @@ def evaluate(
     edema: bool = False,
     side: int = grader.Budget.side,
     progress: Progress = lambda text, stages: None,
+    told: Callable[[dict], None] = lambda result: None,
 ) -> dict:
     """Measures `count` images (None: as many as training photographs) against the release that the run was trained on.
 
     step, statistics: of the generator, see `sampling.load`. data_dir: where the release is prepared; empty: where the
       run found it.
     weights_files: of networks trained elsewhere, see `features.weights`: closeness is measured by their features too.
+      One that holds no such network is told on stderr, and done without.
     seeds: graders trained each way for `usefulness.measure`, whose result is then under "usefulness"; 0: none, but what
       was measured earlier of the same checkpoint and seed stays. keep_share: above 0, also with this share of the
       synthetic images, those likeliest to a grader of training photographs. edema: they learn the risk of macular
       oedema too. side: pixels at which they read, at most.
+    told: is given the result before it is written: a disk that is full by then takes no more than the file.
     Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
     nothing is chosen by it.
     Returns what `protocol.measure` does, with `closeness.measure` under "closeness", `copies.measure` under "copies",
     `membership.measure` under "membership", for a conditional generator `reading.measure` under "reading", and what was
     measured under "of"; writes it to `workdir/evaluation.json`, and the pairs of "copies" to `workdir/copies.png`.
-    Raises UserError where `sampling.load` or `weights.load` does, or the release is no longer prepared.
+    Where a file of weights was done without, "weights_left_out": {its name: why}.
+    Raises UserError where `sampling.load` does, a file of weights is not there, the release is no longer prepared, or
+    `workdir` cannot be written.
     """
-    trained_elsewhere = [weights.load(path) for path in weights_files]
+    trained_elsewhere, left_out = _trained_elsewhere(weights_files)
     sampler = sampling.load(workdir, step, statistics=statistics)
+    with atomic.partial_folder(Path(workdir)):  # or minutes of work would end in it
+        pass
     conditional = sampler.network.conditional
     arms = len(usefulness.ARMS) - (not keep_share) if seeds and conditional else 0
     stages = 8 + len(GRADES) * conditional + arms
@@ -77,21 +87,20 @@ def evaluate(
     result = protocol.measure(*sets, seed=seed)
     tell("a grader of the training photographs")
     dr_grader, params = trained_grader.train(shown.images, shown.grades, manifest.folder / "features")
-    result["closeness"] = closeness.measure(
-        *sets,
-        networks=[dr_grader, random_network.network(), *trained_elsewhere],
-        keep=lambda network, images: kept.features(images, network.name, network.extract, manifest.folder / "features"),
-        seed=seed,
-        note=tell,
-    )
+    strangers = [_remembered(network) for network in (random_network.network(), *trained_elsewhere)]
+    keep = lambda network, images: kept.features(images, network.name, network.extract, manifest.folder / "features")
+    result["closeness"] = closeness.measure(*sets, networks=[dr_grader, *strangers], keep=keep, seed=seed, note=tell)
     tell("copies of training photographs")
-    result["copies"] = copies.measure(images, real[0], real[2], training.ids)
+    features = {n.name: (n.extract(images), *(keep(n, some) for some in (real[0], real[2]))) for n in strangers}
+    result["copies"] = copies.measure(images, real[0], real[2], training.ids, features)
     tell("membership")
     result["membership"] = membership.measure(*_scores(workdir, sampler.step, shown, held_out.images, held_out.grades))
     if conditional:
         read = [grader.read(params, some)[0].argmax(-1) for some in (images, real[2])]
         result["reading"] = reading.measure(read[0], grades, read[1], held_out.grades)
     result["of"] = _subject(workdir, sampler, manifest, step, statistics)
+    if left_out:
+        result["weights_left_out"] = left_out
     path = Path(workdir) / NAME
     if seeds:
         result["usefulness"] = _usefulness(
@@ -100,12 +109,40 @@ def evaluate(
         )  # fmt: skip
     elif earlier := _earlier(path, result):
         result["usefulness"] = earlier
+    told(result)
     if pairs := result["copies"].get("pairs"):
         drawn, nearest = ([pair[which] for pair in pairs] for which in ("generated", "index"))
         both = np.concatenate([images[drawn], real[0][nearest]])
         atomic.write_bytes(Path(workdir) / PAIRS, encode(np.asarray(grid(both, len(pairs))), "png"))
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _trained_elsewhere(files) -> tuple[list[Network], dict[str, str]]:
+    """Networks from files, and {the name of a file that holds none: why}."""
+    networks, left_out = [], {}
+    for path in files:
+        try:
+            networks.append(weights.load(path))
+        except UserError as error:
+            if not Path(path).is_file():  # misspelt: sooner mended than measured without
+                raise
+            left_out[Path(path).name] = str(error).removeprefix(f"{path}: ")
+            print(f"{error}; measuring without it", file=sys.stderr, flush=True)
+    return networks, left_out
+
+
+def _remembered(network: Network) -> Network:
+    """One that knows again the images it has seen: a trained network takes minutes for them."""
+    seen = {}
+
+    def extract(images):
+        key = kept.key(images, network.name)
+        if key not in seen:
+            seen[key] = network.extract(images)
+        return seen[key]
+
+    return dataclasses.replace(network, extract=extract)
 
 
 def _photographs(workdir, sampler: Sampler, data_dir) -> tuple[cache.Manifest, cache.Split, cache.Split]:
@@ -141,6 +178,7 @@ def _subject(workdir, sampler: Sampler, manifest, step, statistics) -> dict:
         "chosen": how,
         "trained": newest,
         "statistics": statistics,
+        "batch_statistics": sampler.statistics,
         "release": manifest.name,
         "fingerprint": manifest.fingerprint,
         "size": network.size,
@@ -153,7 +191,8 @@ def _earlier(path, result) -> dict | None:
     """The usefulness that an evaluation of the same images wrote down: it took minutes."""
     try:
         earlier = json.loads(path.read_text())
-        same = (earlier["of"], earlier["seed"]) == (result["of"], result["seed"])
+        # of what an older version wrote, the fields that it knew
+        same = earlier["seed"] == result["seed"] and earlier["of"].items() <= result["of"].items()
         return earlier["usefulness"] if same else None
     except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
         return None

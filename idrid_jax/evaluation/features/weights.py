@@ -7,6 +7,7 @@ facebook/dinov2-small, -base and -large on Hugging Face; swav_800ep_pretrain.pth
 
 import hashlib
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def _read(path) -> dict[str, np.ndarray]:
     except UserError:
         raise
     except Exception as error:  # of many kinds: whatever a damaged file makes a reader trip over
-        why = str(error).strip().split("\n")[0] or type(error).__name__
+        why = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
         raise UserError(f"{path}: cannot be read as weights, perhaps cut or damaged ({why[:160]})") from error
 
 
@@ -142,6 +143,8 @@ def _safetensors(path):
 
 
 def _npz(path):
+    if not zipfile.is_zipfile(path):  # or NumPy would advise to trust the file
+        raise ValueError("no zip archive, as .npz is")
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 

@@ -71,7 +71,8 @@ def _data_card(run):
 
 def _held_back(run):
     folds = run.config.data.get("validation_folds", 0)
-    return f", but for one of its {folds} folds, held back to choose the snapshot" if folds else ""
+    shown = "" if run.shown is None else f": {run.shown} photographs"
+    return f", but for one of its {folds} folds, held back to choose the snapshot{shown}" if folds else ""
 
 
 def _audit(manifest):
@@ -112,9 +113,8 @@ def model_section(runs: list[Run]) -> list:
 
 
 def _limits(runs):
-    photographs = " and ".join(
-        dict.fromkeys(str(sum(run.record["data"]["counts"]["grading"]["train"])) for run in runs if not run.kind)
-    )
+    count = lambda run: run.shown or sum(run.record["data"]["counts"]["grading"]["train"])
+    photographs = " and ".join(dict.fromkeys(str(count(run)) for run in runs if not run.kind))
     return [
         [tag("b", "Not for diagnosis."), " The images are synthetic: no photograph of any patient."],
         "Grades are those that the generator was asked for; nobody has graded the images.",
@@ -139,6 +139,7 @@ def _facts(run):
         "parameters": f"generator {run.parameters[0]:,}, discriminator {run.parameters[1]:,}",
         "trained": f"{last:g} of {run.config.total_kimg:g} kimg, {run.config.batch_size} images an update",
         "checkpoint": "none" if step is None else f"step {step}, {step * run.config.batch_size / 1000:g} kimg",
+        "batch statistics": run.part("of").get("batch_statistics") or "not recorded",
         "images/s": f"{statistics.median(rates):,.0f} (median while training)" if rates else "not logged",
         "devices": ", ".join(map(str, record.get("devices") or [])) or "not recorded",
         "processes": record.get("processes", "not recorded"),

@@ -11,6 +11,7 @@ from idrid_jax.evaluation.report.entries import (
     entry_of,
     missing,
     number,
+    unjudged,
     unmeasured,
     written,
 )
@@ -48,9 +49,9 @@ def section(runs: list[Run]) -> list:
         tag(
             "p",
             "Each measure compares a set of images with the training photographs. A number means something only "
-            "beside what photographs of other patients get by it (held-out real; read it against as many generated "
-            "images), and what a blurred mean image and noise get. Lines are 95 % intervals over images; an arrow "
-            "points at a value off the scale.",
+            "beside what photographs of other patients get by it (held-out real; read it against equally many "
+            "generated images), and what a blurred mean image and noise get. Lines are 95 % intervals over images; an "
+            "arrow points at a value off the scale.",
         )
     ]
     found = [(i, run, closeness_of(run)) for i, run in enumerate(runs)]
@@ -58,6 +59,8 @@ def section(runs: list[Run]) -> list:
         if not there:
             older = "was measured by an older version." if run.part("closeness") else "was not measured."
             parts.append(unmeasured(run, f"Closeness {older}", several))
+        why = run.part("weights_left_out")
+        parts += [unjudged(run, f"by {name}: {reason}", several) for name, reason in why.items()]
     found = [one for one in found if one[2]]
     if not found:
         return [*parts, _protocol(runs)]
@@ -86,7 +89,7 @@ def _panels(found: Found, measures, network, several):
         rows = []
         for group in groups.values():
             for colour, run, there in group:
-                labels = {"generated": run.name if several else "generated", FEW: "as many as held-out"}
+                labels = {"generated": run.name if several else "generated", FEW: "equally many"}
                 for key, label in labels.items():
                     if key in there["rows"]:
                         rows.append(_row(there["rows"], key, name, network, label, colour))
@@ -121,15 +124,18 @@ def _by_grade(found: Found, networks, several):
     if not graded:
         return None
     panels = []
+    by_network = lambda network: [one for one in graded if any(_features(of, network) for of in one[2].values())]
     for network in networks:
-        rows = []
+        rows, with_it = [], by_network(network)
+        if not with_it:  # of a run without grades
+            continue
         for grade in GRADES:
             rows += [figures.Row(grade, None, missing="")] if several else []
-            for i, run, by_grade in graded:
+            for i, run, by_grade in with_it:
                 label = run.name if several else grade
                 rows.append(_row(by_grade.get(grade) or {}, "generated", "kid", network, label, i))
             rows.append(
-                _row(graded[0][2].get(grade) or {}, "held_out_real", "kid", network, ROWS["held_out_real"], None)
+                _row(with_it[0][2].get(grade) or {}, "held_out_real", "kid", network, ROWS["held_out_real"], None)
             )
         panels.append(_panel("kid", network, rows, f"By grade, with {network}."))
     return [
@@ -140,14 +146,19 @@ def _by_grade(found: Found, networks, several):
     ]
 
 
+def _features(rows, network):
+    return entry_of(rows or {}, "generated", "kid", network)
+
+
 def _table(graded, grade, networks, several):
     of_grade = [(i, run, by_grade.get(grade) or {}) for i, run, by_grade in graded]
     head = ["", *([swatch(i), run.name] if several else "generated" for i, run, _ in of_grade), ROWS["held_out_real"]]
     rows, reasons = [], set()
-    for network in [*networks, ""]:
+    there = [name for name in networks if any(_features(one, name) for *_, one in of_grade)]
+    for network in [*there, ""]:
         rows.append([tag("i", network or "pixels")])
         for name in BY_FEATURES if network else BY_PIXELS:
-            entries = [entry_of(there, "generated", name, network) for *_, there in of_grade]
+            entries = [entry_of(one, "generated", name, network) for *_, one in of_grade]
             entries.append(entry_of(of_grade[0][2], "held_out_real", name, network))
             reasons |= {missing(entry) for entry in entries if entry and number(entry) is None}
             rows.append([HEADINGS[name][0], *(_cell(entry, HEADINGS[name][2], _factor(name)) for entry in entries)])

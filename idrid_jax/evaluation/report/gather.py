@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from idrid_jax import sampling
-from idrid_jax.data import cache
+from idrid_jax.data import cache, folds
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import run as evaluation_run
@@ -25,6 +25,7 @@ PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
 PARTS = {  # of evaluation.json, and how deep they are objects of objects
     "of": 1, "collapse": 1, "by_grade": 2, "closeness": 1, "copies": 1, "membership": 1, "reading": 1,
     "usefulness": 1, "closeness.rows": 2, "closeness.by_grade": 3, "usefulness.arms": 2, "usefulness.differences": 2,
+    "weights_left_out": 1, "copies.distances": 2,
 }  # fmt: skip
 DRAWN, MADE_UP = "synthetic", "phantom"  # kinds of release that are no photographs
 
@@ -39,6 +40,7 @@ class Run:
       samples: (caption, generated, real), uint8 [N, R, R, C] both; `real` may be empty.
       pairs: (generated, its nearest training photograph, their entry in "copies"), uint8 [R, R, C] both.
       parameters: of generator and discriminator.
+      shown: how many training photographs the networks were shown; None where that is not known.
       manifest: of the release, None where it is no longer prepared; kind: DRAWN, MADE_UP, or "" for photographs.
       notes: {section: what it lacks, and what to do}.
     """
@@ -53,6 +55,7 @@ class Run:
     samples: list[tuple[str, np.ndarray, np.ndarray]]
     pairs: list[tuple[np.ndarray, np.ndarray, dict]]
     parameters: tuple[int, int]
+    shown: int | None
     manifest: cache.Manifest | None
     kind: str
     notes: dict[str, str]
@@ -107,6 +110,7 @@ def gather(workdir: Path, name: str, data_dir: str = "") -> Run:
         samples=_samples(sampler, training, seed),
         pairs=_pairs(workdir, evaluation, NETWORKS[config.network].size, training),
         parameters=_parameters(config),
+        shown=None if manifest is None else _shown(manifest, config),
         manifest=manifest,
         kind=_kind(manifest, found.release),
         notes=notes,
@@ -204,6 +208,10 @@ def _pairs(workdir, evaluation, size, training):
         if not all(entry.get("training") in at and shown(real, entry) for _, real, entry in pairs):
             return []
     return pairs
+
+
+def _shown(manifest, config) -> int:
+    return int((~folds.validation(manifest, config.data.validation_folds)).sum())
 
 
 def _parameters(config) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from idrid_jax.data.layout import GRADES
+from idrid_jax.evaluation.copies import NEARER
 from idrid_jax.evaluation.report.entries import bounds, closeness_of, entry_of, missing, number
 from idrid_jax.evaluation.report.figures import fixed
 from idrid_jax.evaluation.report.gather import Run, command
@@ -57,6 +58,8 @@ def copies(run: Run) -> Verdict:
     found = run.part("copies")
     share, most = number(found, "nearer"), number(found, "threshold")
     tone = OPEN if share is None or most is None else BAD if share > most else GOOD
+    if tone == GOOD and (number(found, "c_t") or 0) < NEARER:
+        tone = OPEN
     return _worded(run, "copies", tone)
 
 
@@ -90,11 +93,14 @@ def reading(run: Run) -> Verdict:
     if not found and run.evaluation and not run.network.conditional:
         return Verdict(NONE, "not measured", (NO_GRADES.format(run.config.network) + ".",))
     limits = bounds(found.get("generated"))
-    verdict = _worded(run, "reading", OPEN if limits is None else GOOD if limits[0] > 0 else BAD)
+    # never good: the photographs that taught the grader taught the generator too
+    verdict = _worded(run, "reading", OPEN if limits is None or limits[0] > 0 else BAD)
     headline, _, numbers = verdict.headline.partition(" (")
     real = number(found.get("held_out"), "kappa")
     details = [f"{numbers[:1].upper()}{numbers[1:].rstrip(')')}."] if numbers else []
     details += [f"In held-out photographs: kappa {real:.2f}."] if real is not None else []
+    if limits and limits[0] > 0:
+        details.append("The same photographs taught both: grades differ, which does not say that they are right.")
     return dataclasses.replace(verdict, headline=headline, details=(*verdict.details, *details))
 
 
