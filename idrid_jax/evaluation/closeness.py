@@ -92,8 +92,13 @@ def measure(
     ):
         drawn = rng.permutation(len(images))[:most]  # also mixes them: rows take the first n
         used[name] = len(drawn)
-        note(f"closeness: features of {name.replace('_', '-')} images")
-        extract = _extract if name == "generated" else keep
+
+        def extract(network, images, name=name):
+            note(f"closeness: {name.replace('_', '-')} images by {network.name.partition(' ')[0]}")
+            if not len(images):
+                return np.zeros((0, 1))
+            return _extract(network, images) if name == "generated" else keep(network, images)
+
         in_order = np.sort(drawn)  # what is kept must not depend on the seed
         whole = _set(np.asarray(images)[in_order], networks, extract)
         sets[name] = (
@@ -129,7 +134,7 @@ def _extract(network, images):
 
 
 def _set(images, networks, extract=_extract) -> _Set:
-    of = lambda network: np.asarray(extract(network, images), np.float64) if len(images) else np.zeros((0, 1))
+    of = lambda network: np.asarray(extract(network, images), np.float64)
     return _Set(images, spectra.radial_spectrum(images), {network.name: of(network) for network in networks})
 
 

@@ -72,7 +72,7 @@ def evaluate(
         pass
     conditional = sampler.network.conditional
     arms = len(usefulness.ARMS) - (not keep_share) if seeds and conditional else 0
-    stages = 8 + len(GRADES) * conditional + arms
+    stages = 5 + 3 * (2 + len(trained_elsewhere)) + len(GRADES) * conditional + arms
     tell = lambda text: progress(text, stages)
     manifest, training, held_out = _photographs(workdir, sampler, data_dir)
     shown = training.part(~folds.validation(manifest, sampler.config.data.validation_folds))

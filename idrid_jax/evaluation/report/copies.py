@@ -36,14 +36,14 @@ def section(runs: list[Run]) -> list:
             )
         )
     if apart:
-        head = ["distance to the nearest", *(f"{q:.0%}" for q in QUANTILES), "authentic", "C_T"]
+        head = ["how far the nearest is", *(f"{q:.0%}" for q in QUANTILES), "AuthPct", "C_T"]
         parts.append(table(head, apart))
         parts.append(
             hint(
                 "The same without likeness, by coarse structure and by networks that never saw these photographs: "
                 f"{', '.join(f'{q:.0%}' for q in QUANTILES)} of the images are at most so far from their nearest "
-                "training photograph; 1 is the median of what training photographs are from each other. C_T below "
-                f"{NEARER}: as a whole nearer than photographs of other patients are."
+                "training photograph; 1 is a training photograph's median to its own nearest. AuthPct: the share that "
+                f"is authentic. C_T below {NEARER}: as a whole nearer than photographs of other patients are."
             )
         )
     return [*parts, (_pairs(run, colour, several) for colour, run in enumerate(runs))]
