@@ -13,6 +13,7 @@ from idrid_jax.training.losses import LOSSES
 from idrid_jax.words import nearest
 
 WAYS = ("auto", "resident", "stream")
+AUGMENTATIONS = ("none", "fixed", "adaptive")
 ON_COLLAPSE = ("warn", "stop", "ignore")
 CONSOLES = ("bar", "thesis")
 DTYPES = ("float32", "bfloat16")
@@ -96,6 +97,18 @@ def default_config() -> ml_collections.ConfigDict:
                 least_of_grade=5,  # training photographs of a class, with fewer no conditional network is trained
                 validation_folds=8,  # one of so many folds of the training split only chooses the checkpoint; 0 = none
             ),
+            augment=dict(  # of all that D is shown, real and fake, see training/augment.py; amounts uniform, 0 = off
+                mode="none",  # none | fixed | adaptive: p is `p`, or follows how sure D is
+                p=1.0,  # of fixed: probability of each transform for each image, 0 to 1
+                target=0.6,  # of adaptive: p grows while the mean sign of D's real logits is above
+                kimg=100.0,  # of adaptive: in so many p can go from 0 to 1
+                rotation=10.0,  # degrees either way about the centre
+                zoom=0.06,  # so much larger or smaller
+                shift=0.03,  # share of the side, either way in rows and columns
+                brightness=0.15,  # light times 1 - 0.15 to 1 + 0.15
+                contrast=0.15,  # slope of light about its mean, 1 - 0.15 to 1 + 0.15
+                saturation=0.15,  # distance from grey times 1 - 0.15 to 1 + 0.15
+            ),
             mesh=dict(
                 data=-1,  # devices along the batch; -1 = all
                 rows=1,  # devices that share the rows of each image, beside those along the batch
@@ -139,6 +152,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("data.way", WAYS),
         ("data.crop", CROPS),
         ("data.sampling", SAMPLINGS),
+        ("augment.mode", AUGMENTATIONS),
         ("on_collapse", ON_COLLAPSE),
         ("log.console", CONSOLES),
     ):
@@ -183,6 +197,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not 0 <= given[name] < 1:
             raise UserError(f"config.{name} = {given[name]}: must be in [0, 1)")
     _check_loss(config.loss)
+    _check_augment(config.augment, config.loss.name)
     if given["data.validation_folds"] < 0 or given["data.validation_folds"] == 1:
         raise UserError(
             f"config.data.validation_folds = {given['data.validation_folds']}: must be 0 (none) or at least 2"
@@ -252,6 +267,36 @@ def _check_loss(loss) -> None:
             f"config.loss.penalty_every = {loss.penalty_every}: no penalty is on, set config.loss.r1, r2 or "
             "gradient_penalty, or 1"
         )
+
+
+# What a transform can be at most: beyond, an image is gone, or its light turned round
+LIMITS = {"rotation": 180.0, "zoom": 0.4, "shift": 0.5, "brightness": 0.9, "contrast": 0.5, "saturation": 1.0}
+
+
+def _check_augment(augment, loss: str) -> None:
+    for name, limit in LIMITS.items():
+        if not 0 <= augment[name] <= limit:
+            raise UserError(f"config.augment.{name} = {augment[name]}: must be in [0, {limit:g}]; 0 leaves it out")
+    if not 0 <= augment.p <= 1:
+        raise UserError(f"config.augment.p = {augment.p}: a probability, must be in [0, 1]")
+    if not -1 < augment.target < 1:
+        raise UserError(f"config.augment.target = {augment.target}: a mean of signs, must be above -1 and below 1")
+    if not 0 < augment.kimg < float("inf"):
+        raise UserError(f"config.augment.kimg = {augment.kimg}: must be above 0 and finite")
+    plain = default_config().augment
+    for name, mode in (("p", "fixed"), ("target", "adaptive"), ("kimg", "adaptive")):
+        if augment[name] != plain[name] and augment.mode != mode:
+            raise UserError(
+                f"config.augment.{name} = {augment[name]}: is of mode {mode}, not {augment.mode}: set "
+                f"config.augment.mode to {mode}, or leave it at {plain[name]:g}"
+            )
+    if augment.mode == "adaptive" and loss == "wasserstein":
+        raise UserError(
+            "config.augment.mode = 'adaptive': it goes by the sign of D's logits, and wasserstein's have no zero: take "
+            "mode fixed, or another config.loss.name"
+        )
+    if augment.mode != "none" and not any(augment[name] for name in LIMITS):
+        raise UserError(f"config.augment.mode = {augment.mode!r}: every transform is at 0: set one, or mode to none")
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -153,6 +153,12 @@ def test_a_peer_without_the_loss_is_refused():
         step.run(config, peer="torch")
 
 
+def test_a_peer_without_augmentation_is_refused():
+    config = make_config("", "dcgan28", augment__mode="fixed")
+    with pytest.raises(UserError, match="--peer torch: it shows D what is, not config.augment.mode = 'fixed'"):
+        step.run(config, peer="torch")
+
+
 def test_a_peer_that_is_not_installed(monkeypatch, capsys):
     monkeypatch.setattr(peer.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["bench", "step", "--peer=torch"]) == 2

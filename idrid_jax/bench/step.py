@@ -56,6 +56,8 @@ def run(
     cases = list(_cases(config, batches, dtypes))
     if peer and config is not None:
         peer_lib.check_loss(peer, config.loss, config_lib.default_config().loss)
+        if config.augment.mode != "none":
+            raise UserError(f"--peer {peer}: it shows D what is, not config.augment.mode = {config.augment.mode!r}")
     with contextlib.ExitStack() as stack:
         stack.enter_context(program_lib.no_persistent_cache())
         peers = stack.enter_context(_start(peer)) if peer else None

@@ -21,6 +21,7 @@ COMMANDS = {
     "sample": images.SAMPLE,
     "evaluate": runs.EVALUATE,
     "interpolate": images.INTERPOLATE,
+    "augment": data.AUGMENT,
     "report": report.REPORT,
     "sweep": sweep.SWEEP,
     "bench": bench.BENCH,

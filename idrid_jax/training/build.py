@@ -21,6 +21,7 @@ from idrid_jax.models.layers import rows_over
 from idrid_jax.models.pooled import pooled
 from idrid_jax.training import ema, layer_table, schedules
 from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training.augment import TRANSFORMS, Augmentation, Strengths
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import TrainState, init_state
 from idrid_jax.training.step import Metrics, Update
@@ -113,12 +114,14 @@ def make_update(
         weights=weights,
         smoothing=config.loss.label_smoothing,
         flip=config.data.flip,
+        augment=augmentation(config),
         ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
         ema_ramp=not config.init_from,
         hears=hears(config),
         **dict(penalty_scale=factor(schedule.penalty)) if schedule.kimg and schedule.penalty != 1 else {},
     )
     averages = dict(ema=bool(config.ema_kimg), lecam=bool(config.loss.lecam))
+    averages["augment"] = config.augment.mode == "adaptive"
     return update, lambda key: init_state(key, generator, discriminator, g_tx, d_tx, **averages)
 
 
@@ -129,6 +132,20 @@ def hears(config: ml_collections.ConfigDict) -> Callable[[jax.Array, jax.Array],
         return lambda grades, step: grades
     kimg = config.batch_size / 1000
     return lambda grades, step: schedules.faded(grades, schedules.ramp(step * kimg, start, length))
+
+
+def augmentation(config: ml_collections.ConfigDict) -> Augmentation | None:
+    """Of `config.augment`; None where it is off."""
+    chosen = config.augment
+    if chosen.mode == "none":
+        return None
+    p = chosen.p if chosen.mode == "fixed" else None
+    return Augmentation(strengths(config), p=p, target=chosen.target, images=1000 * chosen.kimg)
+
+
+def strengths(config: ml_collections.ConfigDict) -> Strengths:
+    """Of the transforms, on or off."""
+    return Strengths(**{name: config.augment[name] for name in TRANSFORMS})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from idrid_jax.models.functional import Functional, Tree
+from idrid_jax.training.augment import fresh
 
 
 @jax.tree_util.register_dataclass
@@ -28,7 +29,7 @@ class NetworkState:
 
 # Fields of `TrainState` that came later: not in its pytree while they are empty dicts, so that checkpoints of older
 # runs have the structure that is looked for.
-LATER = ("lecam",)
+LATER = ("lecam", "augment")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -42,6 +43,7 @@ class TrainState:
       ema: moving average of the generator's parameters; an empty dict where it is off.
       best: float32 [], the best value so far of the measure that `config.checkpoint.best` names; +inf before the first.
       lecam: LeCam's averages of D's logits, float32 [] "real" and "fake"; an empty dict where it is off.
+      augment: of an augmentation that adapts, float32 [] "p" and "r" (see `augment.Augmentation`); else an empty dict.
     """
 
     step: jax.Array
@@ -50,6 +52,7 @@ class TrainState:
     ema: Tree
     best: jax.Array
     lecam: Tree = dataclasses.field(default_factory=dict)
+    augment: Tree = dataclasses.field(default_factory=dict)
 
     def tree_flatten_with_keys(self):
         there = lambda name: not (name in LATER and isinstance(part := getattr(self, name), dict) and not part)
@@ -70,6 +73,7 @@ def init_state(
     *,
     ema: bool,
     lecam: bool = False,
+    augment: bool = False,
 ) -> TrainState:
     """A fresh state, a pure function of the key: run it under jit with the shardings that the state shall have."""
     g_key, d_key = jax.random.split(key)
@@ -82,6 +86,7 @@ def init_state(
         ema=jax.tree.map(jnp.copy, g_params) if ema else {},
         best=jnp.full((), jnp.inf, jnp.float32),
         lecam={name: jnp.zeros((), jnp.float32) for name in ("real", "fake")} if lecam else {},
+        augment=fresh() if augment else {},
     )
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from idrid_jax.models.functional import Functional
 from idrid_jax.training import ema, losses, objectives, standing
+from idrid_jax.training.augment import Augmentation
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import NetworkState, TrainState, generator_params
 
@@ -33,6 +34,7 @@ class Update:
       weights: of what is added to it.
       smoothing: one-sided label smoothing of the real images' target; of "bce" alone.
       flip: flips each real image left to right with probability 1/2.
+      augment: of all that D is shown, by a draw of its own for each look; None: none.
       ema_decay: per step; None without a moving average.
       ema_ramp: the average is young at step 0; not so where it came from another run.
       hears: (grades, step) -> what the networks are told of them at this update.
@@ -50,6 +52,7 @@ class Update:
     weights: Weights = Weights()
     smoothing: float = 0.0
     flip: bool = False
+    augment: Augmentation | None = None
     ema_decay: float | None = None
     ema_ramp: bool = True
     hears: Callable[[jax.Array, jax.Array], jax.Array] = lambda grades, step: grades
@@ -73,7 +76,7 @@ class Update:
         if self.smoothing:
             of_logits = functools.partial(of_logits, smoothing=self.smoothing)
         score = lambda params, stats, x, key: self.discriminator.train(
-            params, stats, x, grades, rngs=nnx.Rngs(dropout=key)
+            params, stats, self._shown(x, key, state), grades, rngs=nnx.Rngs(dropout=key)
         )
 
         def draw(params):
@@ -110,6 +113,7 @@ class Update:
         def look(stats, x, key):
             """What D makes of images, features where they are to be matched, and its statistics."""
             if weights.feature_matching:
+                x = self._shown(x, key, state)
                 return self.discriminator.train_features(d.params, stats, x, grades, rngs=nnx.Rngs(dropout=key))
             logits, stats = score(d.params, stats, x, key)
             return (logits, None), stats
@@ -142,8 +146,16 @@ class Update:
             "grad_norm_d": optax.global_norm(d_grads),
             "grad_norm_g": optax.global_norm(g_grads),
         }
-        state = TrainState(state.step + 1, g, d, average, state.best, lecam)
+        augmentation = state.augment
+        if augmentation:
+            sure = on_real - on_fake if loss.pairs else on_real
+            augmentation = self.augment.adapt(augmentation, sure, state.step)
+            metrics |= {f"augment_{name}": value for name, value in augmentation.items()}
+        state = TrainState(state.step + 1, g, d, average, state.best, lecam, augmentation)
         return state, metrics | added | added_to_g
+
+    def _shown(self, images, key, state):
+        return images if self.augment is None else self._split(self.augment(images, key, state.augment), 1)
 
     def _split(self, x, which):
         return x if self.over_devices is None else jax.lax.with_sharding_constraint(x, self.over_devices[which])
