@@ -7,7 +7,6 @@ from PIL import Image
 
 from idrid_jax import cli, interpolation, sampling
 from idrid_jax.data.prepare import prepare
-from idrid_jax.errors import UserError
 from idrid_jax.pictures import GAP
 
 
@@ -203,11 +202,3 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     told = capsys.readouterr().err.strip()
     assert says in told and "\n" not in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
-
-
-def test_a_generator_whose_grades_are_no_embedding(sampler):
-    import dataclasses
-
-    other = dataclasses.replace(sampler, params={"dense": {}})
-    with pytest.raises(UserError, match="cgan32: its grades do not enter as an embedding"):
-        interpolation.between_grades(other, [0, 4], 1, 2)

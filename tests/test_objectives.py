@@ -220,7 +220,7 @@ def test_logits_are_the_judgement_of_the_features(name):
     "changes, says",
     [
         (dict(loss__name="hing"), "config.loss.name = 'hing': did you mean hinge"),
-        (dict(loss__r1=-1.0), "config.loss.r1 = -1.0: must be finite and not negative"),
+        (dict(loss__r1=-0.5), "config.loss.r1 = -0.5: must be finite and not negative"),
         (dict(loss__lecam=float("nan")), "config.loss.lecam = nan: must be finite"),
         (dict(loss__penalty_every=0), "config.loss.penalty_every = 0: must be at least 1"),
         (dict(loss__penalty_every=4), "config.loss.penalty_every = 4: no penalty is on, set config.loss.r1"),

@@ -90,12 +90,12 @@ def test_sizes_of_every_member_of_the_family(size):
 
 def test_parameter_counts_of_64():
     config = config_lib.default_config()
-    config.network, config.model.max_channels = "retina64", 256
+    config.network, config.model.max_channels = "retina64", 128
     counts = [
         sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(part.init, jax.random.key(0))))
         for part in build.networks(config)
     ]
-    assert counts == [2_424_931, 2_855_713]
+    assert counts == [1_062_499, 1_003_041]
 
 
 def test_an_image_depends_on_no_other_of_its_batch():

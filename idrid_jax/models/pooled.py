@@ -20,11 +20,6 @@ class Pooled(Functional):
 
     classes: tuple[int, ...] = ()
 
-    @property
-    def plain(self) -> Functional:
-        """The network itself, which takes classes."""
-        return Functional(self.make, self.train_graph, self.eval_graph)
-
     def told(self, grades: jax.Array) -> jax.Array:
         """What the network is told in place of grades."""
         if jnp.issubdtype(grades.dtype, jnp.integer):

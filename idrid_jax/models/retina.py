@@ -61,7 +61,7 @@ def _neighbours(x, axis, beyond=None):
 
 
 def edged(x: jax.Array) -> jax.Array:
-    """[N, H, W, C] -> [N, H + 2, W + 2, C], edges repeated: black beyond them would show as squares within the image."""
+    """[N, H, W, C] -> [N, H + 2, W + 2, C], edges repeated: black beyond them shows as squares in the image."""
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
 
 
