@@ -14,7 +14,7 @@ from idrid_jax.data.prepare import prepare
 from idrid_jax.data.preprocess import preprocess
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import grader, protocol, run, usefulness
+from idrid_jax.evaluation import grader, leak, protocol, run, usefulness
 from idrid_jax.evaluation.features import trained_grader, weights
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.image_quality import psnr, ssim
@@ -46,7 +46,8 @@ def manifest(folder):
 
 @pytest.fixture(scope="module")
 def workdir(folder, manifest):
-    return made_run.make_run(folder / "run", manifest, steps=(3, 5), batch_size=16)
+    changes = {"augment.mode": "fixed", "augment.p": 0.5}
+    return made_run.make_run(folder / "run", manifest, steps=(3, 5), batch_size=16, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,16 @@ def test_the_keys_of_the_issue_hold_finite_numbers(workdir, result):
         assert -1 <= written[row]["ssim"] <= 1
     assert written["images"] == {"generated": sum(made_run.TRAIN), "training": sum(made_run.TRAIN),
                                  "held_out": sum(made_run.TEST)}
+
+
+def test_a_leak_of_augmentation_is_looked_for_where_there_was_some(workdir, result, training):
+    leaked = result["leak"]
+    assert set(leaked["statistics"]) == set(leak.CAPTIONS) and isinstance(leaked["verdict"], str)
+    assert all(0 <= found["p"] <= 1 and 0 <= found["share"] <= 1 for found in leaked["statistics"].values())
+    strengths = build.strengths(saved.read_run(workdir)[0].config)
+    shown = run._augmented(training.images, strengths, 4, 0)
+    assert shown.shape == training.images.shape and shown.dtype == np.uint8
+    assert (shown != training.images).any(axis=(1, 2, 3)).all()
 
 
 def test_what_was_measured_is_written_with_it(manifest, result):

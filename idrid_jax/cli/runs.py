@@ -171,7 +171,7 @@ def _run_evaluate(values):
 
 
 def _print_evaluation(result):
-    from idrid_jax.evaluation import closeness, copies, membership, protocol, reading, usefulness
+    from idrid_jax.evaluation import closeness, copies, leak, membership, protocol, reading, usefulness
 
     of = result["of"]
     print(
@@ -185,6 +185,8 @@ def _print_evaluation(result):
     print(membership.line(result["membership"]))
     if "reading" in result:
         print(reading.line(result["reading"]))
+    if "leak" in result:
+        print("\n" + leak.table(result["leak"]))
     if "usefulness" in result:
         print("\n" + usefulness.table(result["usefulness"]))
     for name, why in result.get("weights_left_out", {}).items():

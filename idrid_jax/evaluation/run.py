@@ -14,15 +14,15 @@ from idrid_jax import sampling
 from idrid_jax.data import atomic, cache, eyes, folds
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import closeness, copies, grader, membership, protocol, reading, usefulness
+from idrid_jax.evaluation import closeness, copies, grader, leak, membership, protocol, reading, usefulness
 from idrid_jax.evaluation.features import kept, random_network, trained_grader, weights
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
 from idrid_jax.sampling import Sampler, encode
-from idrid_jax.training import build, saved
+from idrid_jax.training import augment, build, saved
 from idrid_jax.training.checkpoint import Checkpoints
-from idrid_jax.training.step import to_float
+from idrid_jax.training.step import to_float, to_uint8
 
 NAME = "evaluation.json"
 UNTRAINED = 8  # discriminators that know nobody, for what splits differ by themselves
@@ -60,8 +60,8 @@ def evaluate(
     Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
     nothing is chosen by it.
     Returns what `protocol.measure` does, with `closeness.measure` under "closeness", `copies.measure` under "copies",
-    `membership.measure` under "membership", for a conditional generator `reading.measure` under "reading", and what was
-    measured under "of"; writes it to `workdir/evaluation.json`, and the pairs of "copies" to `workdir/copies.png`.
+    `membership.measure` under "membership", for a conditional generator `reading.measure` under "reading", where D was
+    shown augmented images `leak.compare` under "leak", and what was measured under "of"; writes it to `workdir/evaluation.json`, and the pairs of "copies" to `workdir/copies.png`.
     Where a file of weights was done without, "weights_left_out": {its name: why}.
     Raises UserError where `sampling.load` does, a file of weights is not there, the release is no longer prepared, or
     `workdir` cannot be written.
@@ -98,6 +98,9 @@ def evaluate(
     if conditional:
         read = [grader.read(params, some)[0].argmax(-1) for some in (images, real[2])]
         result["reading"] = reading.measure(read[0], grades, read[1], held_out.grades)
+    if augmentation := build.augmentation(sampler.config):
+        augmented = _augmented(real[0], augmentation.strengths, sampler.network.at_once, seed)
+        result["leak"] = leak.compare(images, real[0], augmented, seed=seed)
     result["of"] = _subject(workdir, sampler, manifest, step, statistics)
     if left_out:
         result["weights_left_out"] = left_out
@@ -211,6 +214,16 @@ def _scores(workdir, step, training, held_out, held_out_grades):
     logits = lambda arrays: _logits(functools.partial(of, arrays), splits, at_once)
     untrained = [discriminator.init(jax.random.key(seed)) for seed in range(UNTRAINED)]
     return *logits((state.d.params, state.d.stats)), [logits(arrays) for arrays in untrained]
+
+
+def _augmented(images, strengths, at_once, seed) -> np.ndarray:
+    """Photographs as the discriminator is shown them where every transform is taken, uint8 [N, R, R, C]."""
+    of = jax.jit(lambda key, x: to_uint8(augment.apply(to_float(x), key, 1.0, strengths)))
+    parts = []
+    for start in range(0, len(images), at_once):
+        part = np.resize(images[start : start + at_once], (at_once, *images.shape[1:]))  # one size, one compilation
+        parts.append(np.asarray(of(jax.random.fold_in(jax.random.key(seed), start), part)))
+    return np.concatenate(parts)[: len(images)]
 
 
 def _logits(of, splits, at_once) -> tuple[np.ndarray, ...]:

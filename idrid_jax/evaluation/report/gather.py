@@ -24,6 +24,7 @@ from idrid_jax.training.log import read_stats
 PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
 PARTS = {  # of evaluation.json, and how deep they are objects of objects
     "of": 1, "collapse": 1, "by_grade": 2, "closeness": 1, "copies": 1, "membership": 1, "reading": 1,
+    "leak": 1,
     "usefulness": 1, "closeness.rows": 2, "closeness.by_grade": 3, "usefulness.arms": 2, "usefulness.differences": 2,
     "weights_left_out": 1, "copies.distances": 2,
 }  # fmt: skip

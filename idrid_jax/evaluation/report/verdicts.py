@@ -43,6 +43,8 @@ def closeness(run: Run) -> Verdict:
     if bounds(ours) and bounds(real):
         apart.append(bounds(ours)[0] > bounds(real)[1])
         told.append(f"Detail (spectrum, dB): {_interval(ours)}; held-out photographs have {_interval(real)}.")
+    if isinstance(leaked := run.part("leak").get("verdict"), str):
+        told.append(f"{leaked[:1].upper()}{leaked[1:]}.")
     if any(apart):
         return Verdict(BAD, "told apart from real photographs", tuple(told))
     look = "Look at them all the same: no number here sees vessels or lesions."
