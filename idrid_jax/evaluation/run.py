@@ -61,7 +61,8 @@ def evaluate(
     nothing is chosen by it.
     Returns what `protocol.measure` does, with `closeness.measure` under "closeness", `copies.measure` under "copies",
     `membership.measure` under "membership", for a conditional generator `reading.measure` under "reading", where D was
-    shown augmented images `leak.compare` under "leak", and what was measured under "of"; writes it to `workdir/evaluation.json`, and the pairs of "copies" to `workdir/copies.png`.
+    shown augmented images `leak.compare` under "leak", and what was measured under "of"; writes it to
+    `workdir/evaluation.json`, and the pairs of "copies" to `workdir/copies.png`.
     Where a file of weights was done without, "weights_left_out": {its name: why}.
     Raises UserError where `sampling.load` does, a file of weights is not there, the release is no longer prepared, or
     `workdir` cannot be written.
