@@ -30,6 +30,8 @@ class Sampler:
     """The generator of one checkpoint: its moving average where the run keeps one, and BatchNorm's statistics.
 
     statistics: which these are, "running" or "standing"; "none" of a network without BatchNorm.
+    truncation: factor of the latents: below 1 images are more typical, and alike (Karras et al. 2019, appendix B, do
+      so to a mapping network's output).
     """
 
     config: ml_collections.ConfigDict
@@ -39,6 +41,7 @@ class Sampler:
     params: dict
     stats: dict
     statistics: str
+    truncation: float = 1.0
 
     @property
     def network(self) -> Network:
@@ -56,7 +59,7 @@ class Sampler:
         @jax.jit
         def draw(params, stats, first, grades):
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(at_once))
-            z = jax.vmap(lambda key: jax.random.normal(key, (self.network.latent,)))(keys)
+            z = self.truncation * jax.vmap(lambda key: jax.random.normal(key, (self.network.latent,)))(keys)
             images = to_uint8(self.generator.eval(params, stats, z, hears(grades, self.step)))
             if not left:
                 return images
@@ -170,11 +173,12 @@ def _sheet(images, grades) -> bytes:
 
 
 def _notice(sampler, seed):
+    truncated = f", truncation {sampler.truncation:g}" if sampler.truncation != 1 else ""
     pools = sampler.config.data.pools
     pooled = f"Grades that are joined by + were one and the same to it: {' '.join(pools.split())}. " if pools else ""
     return (
         "Synthetic images: no photograph of any patient. Drawn by idrid_jax "
-        f"({sampler.config.network}, step {sampler.step}, seed {seed}), "
+        f"({sampler.config.network}, step {sampler.step}, seed {seed}{truncated}), "
         f"trained on release {sampler.run.release} ({sampler.run.fingerprint}).\n"
         "Grades are those the generator was asked for; nobody has graded the images. "
         f"{pooled}"

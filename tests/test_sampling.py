@@ -1,5 +1,6 @@
 """Images are a function of (checkpoint, seed, i, grade); what is written is a release that everything else reads."""
 
+import dataclasses
 import io
 import os
 import signal
@@ -72,6 +73,15 @@ def test_an_image_is_a_function_of_seed_place_and_grade(sampler):
     np.testing.assert_array_equal(differs, changed != grades)  # the grade moves its own image and no other
     assert (draw(sampler, grades, seed=1) != all_of_them).any(axis=(1, 2, 3)).all()
     assert len({image.tobytes() for image in all_of_them}) == 130
+
+
+def test_truncation_draws_from_smaller_latents(sampler):
+    of = lambda truncation: np.stack(
+        list(dataclasses.replace(sampler, truncation=truncation).images(np.zeros(12, np.int32)))
+    ).astype(int)
+    np.testing.assert_array_equal(of(1.0), np.stack(list(sampler.images(np.zeros(12, np.int32)))))
+    spread = [of(truncation).std(axis=0).mean() for truncation in (1.0, 0.5, 0.0)]
+    assert spread[0] > spread[1] > spread[2] == 0  # at 0 there is one image
 
 
 def test_the_checkpoint_is_the_newest_or_the_one_asked_for(workdir, sampler):

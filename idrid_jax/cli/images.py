@@ -1,5 +1,6 @@
 """Commands that draw images with a run's generator: sample, interpolate."""
 
+import dataclasses
 from pathlib import Path
 
 from absl import flags
@@ -30,6 +31,14 @@ def _define_sample(values, argv):
         "balance", False, "as many of each grade as it takes to level the real training set", flag_values=values
     )
     flags.DEFINE_enum("format", "jpg", ["jpg", "png"], "of the images; IDRiD's tools expect jpg", flag_values=values)
+    flags.DEFINE_float(
+        "truncation",
+        1.0,
+        "latents times so much: below 1 images are more typical and more alike",
+        lower_bound=0.0,
+        upper_bound=2.0,
+        flag_values=values,
+    )
     flags.DEFINE_integer("quality", 95, "of JPEG", lower_bound=1, upper_bound=100, flag_values=values)
 
 
@@ -49,6 +58,7 @@ def _run_sample(values):
     from idrid_jax import sampling
 
     sampler = sampling.load(values.workdir, values.step, statistics=values.batch_statistics)
+    sampler = dataclasses.replace(sampler, truncation=values.truncation)
     options = dict(seed=values.seed, suffix=values.format, quality=values.quality)
     if not sampler.network.conditional:
         if asked or values.count is None:
