@@ -88,6 +88,13 @@ def test_sizes_of_every_member_of_the_family(size):
     assert len(g["up"]) == len(d["down"]) == size.bit_length() - 3
 
 
+def test_layers_are_listed_whatever_is_computed_again():
+    config = configured(**{"model.max_channels": 16})
+    plain = build.table(config)
+    config.model.remat = True
+    assert build.table(config) == plain and plain.count("Conv ") >= 15
+
+
 def test_parameter_counts_of_64():
     config = config_lib.default_config()
     config.network, config.model.max_channels = "retina64", 128

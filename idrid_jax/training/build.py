@@ -330,4 +330,6 @@ def table(config: ml_collections.ConfigDict) -> str:
         shape(jnp.float32, network.latent),
         shape(jnp.float32, network.size, network.size, network.channels),
     )
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.model.remat = False  # the same layers, which remat would call as copies
     return "\n\n".join(layer_table.table(made, x, shape(jnp.int32)) for made, x in zip(networks(config), inputs))
