@@ -514,7 +514,8 @@ def test_a_real_run_killed_in_the_middle_ends_as_if_it_had_not_been(file, workdi
     """dcgan28, six steps of two images: kill -9 of the sweep and of its run, then the same command again."""
     path = file(
         "yield {'optimizer.g_learning_rate': 1e-4}",
-        "config.batch_size, config.total_kimg = 2, 0.012\n    config.snapshot_kimg = config.log_kimg = 0.002",
+        "config.batch_size, config.total_kimg = 2, 0.012\n    config.snapshot_kimg = config.log_kimg = 0.002\n"
+        "    config.checkpoint.best, config.data.validation_folds = '', 0",
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, ROOT / "launch" / "sweep.py", path, f"--workdir={workdir}"]
