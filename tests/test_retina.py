@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from idrid_jax import cli
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, convolution, retina
@@ -270,3 +271,16 @@ def test_a_penalty_s_scale_is_in_the_gradients():
 
     for a, b in zip(jax.tree.leaves(stepped(1.0, 2.0)), jax.tree.leaves(stepped(2.0, 1.0)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_the_command_tells_what_it_set(capsys, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from idrid_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
+        "    config.network, config.loss.r1, config.ema_kimg = 'retina64', -1.0, -1.0\n    return config\n"
+    )
+    command = ["train", f"--config={path}", f"--workdir={tmp_path / 'run'}", "--config.batch_size=32"]
+    assert cli.main([*command, "--dry_run"]) == 0
+    assert '"r1": 0.25' in capsys.readouterr().out
+    assert cli.main([*command, f"--config.data.data_dir={tmp_path}"]) == 2  # nothing is prepared there
+    assert capsys.readouterr().out == "auto: config.ema_kimg = 10\nauto: config.loss.r1 = 0.25\n"

@@ -48,6 +48,7 @@ def _run_train(values):
         raise UserError("--config is missing: name a file such as configs/cgan32.py")
     config = values.config
     config_lib.check(config)
+    automatic, config = config_lib.automatic(config), config_lib.resolved(config)
     from idrid_jax.training import build
 
     if values.dry_run:
@@ -59,7 +60,11 @@ def _run_train(values):
 
     where = processes.place(values.coordinator_address, values.num_processes, values.process_id)
     with processes.joined(where, timeout=values.join_timeout, explain=lambda error: explain(error, values)) as peers:
-        _train(config, Path(values.workdir), say=print if peers.index == 0 else lambda *_, **__: None)
+        say = print if peers.index == 0 else lambda *_, **__: None
+        for name, value in config_lib.fields(config):
+            if name in automatic:
+                say(f"auto: config.{name} = {value:g}")
+        _train(config, Path(values.workdir), say=say)
 
 
 def _train(config, workdir, say):
