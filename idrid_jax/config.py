@@ -197,6 +197,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not 0 <= given[name] < 1:
             raise UserError(f"config.{name} = {given[name]}: must be in [0, 1)")
     _check_loss(config.loss)
+    for name in ("learning_rate", "penalty"):
+        if config.schedule[name] != 1 and not config.schedule.kimg:
+            raise UserError(
+                f"config.schedule.{name} = {config.schedule[name]}: set config.schedule.kimg, over which it comes about"
+            )
     _check_augment(config.augment, config.loss.name)
     if given["data.validation_folds"] < 0 or given["data.validation_folds"] == 1:
         raise UserError(

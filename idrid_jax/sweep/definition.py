@@ -60,9 +60,9 @@ class Sweep:
 
 
 def base(file: str, path: str) -> ml_collections.ConfigDict:
-    """The configuration that get_config() of another file returns; for use in a sweep file.
+    """The configuration that get_config() of another file returns; for use in a file that changes some of it.
 
-    file: the sweep file's own `__file__`. path: of the other, relative to it.
+    file: that file's own `__file__`. path: of the other, relative to it.
     """
     return runpy.run_path(str(Path(file).parent / path))["get_config"]()
 
