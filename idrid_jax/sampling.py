@@ -131,21 +131,13 @@ def write_images(
     Raises UserError where `out` exists or cannot be written.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists and is not an empty folder; choose another")
     grades = np.zeros(count, np.int32)
-    with atomic.partial_folder(out.absolute().parent) as partial:
-        folder = partial / "images"
-        folder.mkdir()
+    with atomic.new_folder(out) as folder:
         images = list(sampler.images(grades, seed=seed))
         for number, image in enumerate(images, 1):
             (folder / f"{number:0{max(4, len(str(count)))}d}.{suffix}").write_bytes(encode(image, suffix, quality))
         (folder / "README.txt").write_text(_notice(sampler, seed))
         (folder / SHEET).write_bytes(_sheet(images, grades))
-        if out.exists():
-            out.rmdir()
-        if not atomic.publish(folder, out):
-            raise UserError(f"--out {out}: another process has written it meanwhile; choose another")
     return out
 
 

@@ -8,7 +8,7 @@ import warnings
 from absl import flags
 
 from idrid_jax import allocator, compilation_cache
-from idrid_jax.cli import bench, data, images, plan, report, runs, sweep
+from idrid_jax.cli import bench, blind, data, images, plan, report, runs, sweep
 from idrid_jax.cli.command import Command, Group
 from idrid_jax.cli.parsing import HELP, PROGRAM, describe, parse
 from idrid_jax.errors import UserError
@@ -23,6 +23,7 @@ COMMANDS = {
     "interpolate": images.INTERPOLATE,
     "augment": data.AUGMENT,
     "report": report.REPORT,
+    "blind": blind.BLIND,
     "sweep": sweep.SWEEP,
     "bench": bench.BENCH,
     "plan": plan.PLAN,

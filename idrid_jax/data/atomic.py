@@ -54,6 +54,24 @@ def publish(folder: Path, target: Path) -> bool:
     return True
 
 
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write in, which is `out` once the block ends well, and nothing where it raises.
+
+    Raises UserError where `out` exists and is not an empty folder, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists and is not an empty folder; choose another")
+    with partial_folder(out.absolute().parent) as partial:
+        folder = partial / "new"
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            out.rmdir()
+        if not publish(folder, out):
+            raise UserError(f"--out {out}: another process has written it meanwhile; choose another")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes or replaces a file in one step. Raises UserError where it cannot be written."""
     write_bytes(path, text.encode())

@@ -75,7 +75,7 @@ def evaluate(
     arms = len(usefulness.ARMS) - (not keep_share) if seeds and conditional else 0
     stages = 5 + 3 * (2 + len(trained_elsewhere)) + len(GRADES) * conditional + arms
     tell = lambda text: progress(text, stages)
-    manifest, training, held_out = _photographs(workdir, sampler, data_dir)
+    manifest, training, held_out = photographs(workdir, sampler, data_dir)
     shown = training.part(~folds.validation(manifest, sampler.config.data.validation_folds))
     count = len(training.grades) if count is None else count
     # the training split's own grades, in a drawn order, over and over: the same mixture for any count
@@ -149,7 +149,7 @@ def _remembered(network: Network) -> Network:
     return dataclasses.replace(network, extract=extract)
 
 
-def _photographs(workdir, sampler: Sampler, data_dir) -> tuple[cache.Manifest, cache.Split, cache.Split]:
+def photographs(workdir, sampler: Sampler, data_dir) -> tuple[cache.Manifest, cache.Split, cache.Split]:
     """The release of a run, its training split, and its test split (of a release such as `sample` writes: empty)."""
     config = saved.with_its_release(sampler.run, data_dir)
     try:

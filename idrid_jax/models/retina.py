@@ -4,16 +4,20 @@ No normalisation layer: what one photograph becomes depends on no other of its b
 convolution that begins at 0, so each network begins as its shortcuts, whatever its depth (Zhang et al. 2019, "Fixup
 initialization"; as a modern GAN: Huang et al. 2024, "The GAN is dead; long live the GAN!", R3GAN). Features change size
 by a filter of [1, 3, 3, 1], so that what lies between two pixels makes no grid (Zhang 2019, "Making convolutional
-networks shift-invariant again").
+networks shift-invariant again"). The finest features have half the image's side: the four pixels of each of their
+places are read, and written, at once, without which most of the work would be at the last level (configs/retina.md).
 
 Grades are int32 [B], or shares of the five, float32 [B, 5]: a row that sums to less than 1 is heard that much less,
 which is how training goes from unconditional to conditional (Shahbazi et al. 2022, "Collapse by conditioning").
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from idrid_jax.models.blocking import materialized
 from idrid_jax.models.layers import Conv, GradeEmbedding, variance_scaled
 
 COARSE = 8  # pixels a side of the last level that all grades share: a rare grade borrows its anatomy from the others
@@ -27,18 +31,24 @@ def _leaky(x):
 
 
 def channels(size: int, side: int, most: int) -> int:
-    """Channels of features with `side` pixels a side, in networks for images of `size`: 32 beside the image, twice as
-    many a level down, at most `most`."""
+    """Channels of features with `side` pixels a side, in networks for images of `size`: 64 beside the image, twice as
+    many a level down, at most `most`; half as many at 1024."""
     return min(most, 32 * min(size, 512) // side)
 
 
 def up(x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, 2H, 2W, C]: each new pixel has 9/16, 3/16, 3/16 and 1/16 of the nearest four."""
     for axis in (1, 2):
-        before, after = _neighbours(x, axis)
-        pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis=axis + 1)
-        x = pair.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+        double = functools.partial(_doubled, axis=axis)
+        # on a CPU XLA would compute the first axis anew for each reader of the second: 5 times as long on the way back
+        x = jax.lax.platform_dependent(x, cpu=functools.partial(materialized, double), default=double)
     return x
+
+
+def _doubled(x, axis):
+    before, after = _neighbours(x, axis)
+    pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis=axis + 1)
+    return pair.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
 
 
 def down(x: jax.Array) -> jax.Array:
@@ -63,6 +73,20 @@ def _neighbours(x, axis, beyond=None):
 def edged(x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, H + 2, W + 2, C], edges repeated: black beyond them shows as squares in the image."""
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+
+
+def woven(x: jax.Array) -> jax.Array:
+    """[N, H, W, 4 * C] -> [N, 2H, 2W, C]: each place's channels are its 2 x 2 pixels (Shi et al. 2016, "Real-time
+    single image super-resolution", section 3.2, the sub-pixel convolution)."""
+    n, height, width, _ = x.shape
+    x = x.reshape(n, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, 2 * height, 2 * width, -1)
+
+
+def _four_alike(key, shape, dtype=jnp.float32):
+    """Kernels [k, k, I, 4 * C] that begin with the same value for the four pixels of `woven`, so that the image begins
+    without a grid (Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution")."""
+    return jnp.tile(variance_scaled(1.0)(key, (*shape[:3], shape[3] // 4), dtype), 4)
 
 
 class _Up(nnx.Module):
@@ -99,7 +123,8 @@ class _Down(nnx.Module):
 
 
 def _sides(size: int) -> list[int]:
-    return [4 << level for level in range(size.bit_length() - 2)]
+    """Of the features, pixels: from 4 to half the image's."""
+    return [4 << level for level in range(size.bit_length() - 3)]
 
 
 class Generator(nnx.Module):
@@ -120,7 +145,7 @@ class Generator(nnx.Module):
         self.embed = GradeEmbedding(LATENT, rngs=rngs, dtype=dtype)
         self.latent = nnx.Linear(LATENT, 4 * 4 * width[0], kernel_init=variance_scaled(1.0), **arguments)
         self.up = nnx.List([_Up(i, o, LATENT, **arguments) for i, o in zip(width, width[1:])])
-        self.image = Conv(width[-1], 3, 3, 1, (0, 0), bias=True, init=variance_scaled(1.0), **arguments)
+        self.image = Conv(width[-1], 4 * 3, 3, 1, (0, 0), bias=True, init=_four_alike, **arguments)
         self.remat = remat
 
     def __call__(self, z: jax.Array, grades: jax.Array) -> jax.Array:
@@ -129,7 +154,7 @@ class Generator(nnx.Module):
         x = self.latent(z).reshape(z.shape[0], 4, 4, -1)
         for block in self.up:
             x = level(block, x, z if 2 * x.shape[1] <= COARSE else style)
-        return jnp.tanh(self.image(edged(_leaky(x))))
+        return jnp.tanh(woven(self.image(edged(_leaky(x)))))
 
 
 class Discriminator(nnx.Module):
@@ -142,7 +167,7 @@ class Discriminator(nnx.Module):
     def __init__(self, size: int, *, max_channels: int = 512, remat: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
         width = [channels(size, side, max_channels) for side in _sides(size)][::-1]
-        self.image = Conv(3, width[0], 3, 1, (1, 1), bias=True, init=variance_scaled(1.0), **arguments)
+        self.image = Conv(3, width[0], 4, 2, (1, 1), bias=True, init=variance_scaled(1.0), **arguments)
         self.down = nnx.List([_Down(i, o, **arguments) for i, o in zip(width, width[1:])])
         self.last = Conv(width[-1], width[-1], 4, 1, (0, 0), bias=True, init=variance_scaled(RECTIFIED), **arguments)
         self.logit = nnx.Linear(width[-1], 1, kernel_init=variance_scaled(1.0), rngs=rngs)

@@ -1,0 +1,141 @@
+"""A reader study: photographs and generated images in one shuffled sheet, for somebody to tell apart.
+
+No measure knows what an ophthalmologist sees. A sheet has a row or more of each grade, as many photographs as generated
+images, in an order that nobody knows who has not opened the key; what a reader answers is compared with a coin.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+from scipy.stats import binomtest
+
+from idrid_jax.data import atomic
+from idrid_jax.data.layout import GRADES
+from idrid_jax.errors import UserError
+from idrid_jax.sampling import Sampler, encode
+
+SHEET, KEY, ANSWERS = "sheet.png", "key.csv", "answers.csv"
+REAL, GENERATED = "real", "generated"
+COLUMNS = 10
+TILE = 128  # pixels a side that an image has at least, each of its own enlarged to a square
+LABEL, GAP = 14, 4  # pixels: the number beneath an image, and between images
+
+
+def write(
+    sampler: Sampler,
+    images: np.ndarray,
+    grades: np.ndarray,
+    ids: tuple[str, ...],
+    out: Path | str,
+    *,
+    each: int = 10,
+    seed: int = 0,
+) -> Path:
+    """`each` photographs and as many generated images of each grade (in all, where `sampler` is unconditional).
+
+    images uint8 [N, R, R, C], grades int [N], ids: the photographs to draw from, as the generator's size has them.
+    Writes to `out`, a new or empty folder, whole or not at all: the sheet, numbered; answers.csv, to be filled in; and
+    key.csv with what each is. The order is a function of `seed`.
+    Raises UserError where a grade has fewer photographs than asked for, or `out` exists or cannot be written.
+    """
+    out = Path(out)
+    rng = np.random.default_rng(seed)
+    conditional = sampler.network.conditional
+    rows, tiles = [], []
+    for grade in range(len(GRADES)) if conditional else [None]:
+        mine = np.arange(len(grades)) if grade is None else np.flatnonzero(grades == grade)
+        if len(mine) < each:
+            whose = "the release" if grade is None else f"grade {grade} ({GRADES[grade]})"
+            raise UserError(f"--each {each}: {whose} has {len(mine)} training photographs; take {len(mine)} or fewer")
+        for index in rng.choice(mine, each, replace=False):
+            rows.append((grade, REAL, ids[index]))
+            tiles.append(np.asarray(images[index]))
+    asked = np.array([0 if grade is None else grade for grade, _, _ in rows], np.int32)
+    for (grade, _, _), number, image in zip(rows.copy(), range(len(rows)), sampler.images(asked, seed=seed)):
+        rows.append((grade, GENERATED, f"image {number} of seed {seed}"))
+        tiles.append(image)
+    of_grade = [-1 if grade is None else grade for grade, _, _ in rows]
+    order = np.lexsort((rng.random(len(rows)), of_grade))  # shuffled within each grade
+    rows, tiles = [rows[i] for i in order], [tiles[i] for i in order]
+    key = pd.DataFrame(rows, columns=["grade", "origin", "image"])
+    key.insert(0, "number", np.arange(1, len(key) + 1))
+    key["grade"] = key["grade"].astype("Int64")
+    answers = key[["number", "grade"]].assign(answer="")
+    with atomic.new_folder(out) as folder:
+        (folder / SHEET).write_bytes(encode(np.asarray(_sheet(tiles, key["grade"].isna().all(), 2 * each)), "png"))
+        key.to_csv(folder / KEY, index=False)
+        answers.to_csv(folder / ANSWERS, index=False)
+    return out
+
+
+def _sheet(tiles: list[np.ndarray], ungraded: bool, block: int) -> Image.Image:
+    """Ten images a row, numbered from 1; each grade begins a row, beneath its name."""
+    factor = -(-TILE // tiles[0].shape[0])
+    side = factor * tiles[0].shape[0]
+    rows_of_block = -(-block // COLUMNS)
+    heading = 0 if ungraded else LABEL + GAP
+    block_height = heading + rows_of_block * (side + LABEL + GAP)
+    blocks = len(tiles) // block
+    picture = Image.new("RGB", (COLUMNS * (side + GAP), blocks * block_height), "white")
+    draw = ImageDraw.Draw(picture)
+    for place, tile in enumerate(tiles):
+        which, inside = divmod(place, block)
+        row, column = divmod(inside, COLUMNS)
+        x, y = column * (side + GAP), which * block_height + heading + row * (side + LABEL + GAP)
+        if not inside and heading:
+            draw.text((0, which * block_height), f"grade {which} ({GRADES[which]})", "black")
+        tile = np.broadcast_to(tile, (*tile.shape[:2], 3))  # grey ones, too
+        picture.paste(
+            Image.fromarray(np.ascontiguousarray(tile)).resize((side, side), Image.Resampling.NEAREST), (x, y)
+        )
+        draw.text((x, y + side + 1), str(place + 1), "black")
+    return picture
+
+
+def score(answers: Path | str) -> pd.DataFrame:
+    """What a reader's answers are worth, from answers.csv with key.csv beside it.
+
+    Returns, for each grade and "all": answered; right, the share that is; called_real, the share of generated images
+    that were taken for photographs; p, the chance that a coin gets as many right or more (exact binomial test).
+    Raises UserError where a file is missing or is not such a file, an answer is neither word, or there is none.
+    """
+    answers = Path(answers)
+    given, key = _read(answers, "answer"), _read(answers.parent / KEY, "origin")
+    if list(given["number"]) != list(key["number"]):
+        raise UserError(f"{answers}: its numbers are not those of {KEY}: keep every row, and leave out by no answer")
+    words = given["answer"].fillna("").astype(str).str.strip().str.lower()
+    for number, word in zip(given["number"], words):
+        if word not in ("", REAL, GENERATED):
+            raise UserError(f"{answers}: image {number}: answer {word!r}: write {REAL} or {GENERATED}, or nothing")
+    told = key.assign(answer=words)[words != ""]
+    if told.empty:
+        raise UserError(f"{answers}: no answer: write {REAL} or {GENERATED} in the column answer")
+    groups = [(f"grade {grade} ({GRADES[int(grade)]})", some) for grade, some in told.groupby("grade")]
+    return pd.DataFrame([_of(name, some) for name, some in (*groups, ("all", told))]).set_index("of")
+
+
+def _of(name, told):
+    right = told["answer"] == told["origin"]
+    fakes = told[told["origin"] == GENERATED]
+    return {
+        "of": name,
+        "answered": len(told),
+        "right": right.mean(),
+        "called_real": (fakes["answer"] == REAL).mean(),  # not a number where no generated image was answered
+        "p": binomtest(int(right.sum()), len(told), 0.5, alternative="greater").pvalue,
+    }
+
+
+def _read(path, column) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(io.StringIO(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path}: is not there: idrid-jax blind sheet writes it") from None
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(f"{path}: is no CSV file ({str(error).splitlines()[0]})") from error
+    if missing := {"number", "grade", column} - set(table.columns):
+        raise UserError(f"{path}: has no column {', '.join(sorted(missing))}: idrid-jax blind sheet writes them")
+    return table
