@@ -4,8 +4,8 @@ No normalisation layer: what one photograph becomes depends on no other of its b
 convolution that begins at 0, so each network begins as its shortcuts, whatever its depth (Zhang et al. 2019, "Fixup
 initialization"; as a modern GAN: Huang et al. 2024, "The GAN is dead; long live the GAN!", R3GAN). Features change size
 by a filter of [1, 3, 3, 1], so that what lies between two pixels makes no grid (Zhang 2019, "Making convolutional
-networks shift-invariant again"). The finest features have half the image's side: the four pixels of each of their
-places are read, and written, at once, without which most of the work would be at the last level (configs/retina.md).
+networks shift-invariant again"). Most of the work would be beside the image: there the generator has few channels, and
+the discriminator none, as it reads four pixels at once (configs/retina.md has what that gave).
 
 Grades are int32 [B], or shares of the five, float32 [B, 5]: a row that sums to less than 1 is heard that much less,
 which is how training goes from unconditional to conditional (Shahbazi et al. 2022, "Collapse by conditioning").
@@ -31,9 +31,9 @@ def _leaky(x):
 
 
 def channels(size: int, side: int, most: int) -> int:
-    """Channels of features with `side` pixels a side, in networks for images of `size`: 64 beside the image, twice as
-    many a level down, at most `most`; half as many at 1024."""
-    return min(most, 32 * min(size, 512) // side)
+    """Channels of features with `side` pixels a side, in networks for images of `size`: 16 beside the image, 64 a level
+    down, then twice as many a level, at most `most`; half as many at 1024."""
+    return min(most, 16 if side == size else 32 * min(size, 512) // side)
 
 
 def up(x: jax.Array) -> jax.Array:
@@ -75,20 +75,6 @@ def edged(x: jax.Array) -> jax.Array:
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
 
 
-def woven(x: jax.Array) -> jax.Array:
-    """[N, H, W, 4 * C] -> [N, 2H, 2W, C]: each place's channels are its 2 x 2 pixels (Shi et al. 2016, "Real-time
-    single image super-resolution", section 3.2, the sub-pixel convolution)."""
-    n, height, width, _ = x.shape
-    x = x.reshape(n, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(n, 2 * height, 2 * width, -1)
-
-
-def _four_alike(key, shape, dtype=jnp.float32):
-    """Kernels [k, k, I, 4 * C] that begin with the same value for the four pixels of `woven`, so that the image begins
-    without a grid (Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution")."""
-    return jnp.tile(variance_scaled(1.0)(key, (*shape[:3], shape[3] // 4), dtype), 4)
-
-
 class _Up(nnx.Module):
     """One level of the generator: features [N, H, W, I] and styles [N, S] -> [N, 2H, 2W, O]."""
 
@@ -123,8 +109,7 @@ class _Down(nnx.Module):
 
 
 def _sides(size: int) -> list[int]:
-    """Of the features, pixels: from 4 to half the image's."""
-    return [4 << level for level in range(size.bit_length() - 3)]
+    return [4 << level for level in range(size.bit_length() - 2)]
 
 
 class Generator(nnx.Module):
@@ -145,7 +130,7 @@ class Generator(nnx.Module):
         self.embed = GradeEmbedding(LATENT, rngs=rngs, dtype=dtype)
         self.latent = nnx.Linear(LATENT, 4 * 4 * width[0], kernel_init=variance_scaled(1.0), **arguments)
         self.up = nnx.List([_Up(i, o, LATENT, **arguments) for i, o in zip(width, width[1:])])
-        self.image = Conv(width[-1], 4 * 3, 3, 1, (0, 0), bias=True, init=_four_alike, **arguments)
+        self.image = Conv(width[-1], 3, 3, 1, (0, 0), bias=True, init=variance_scaled(1.0), **arguments)
         self.remat = remat
 
     def __call__(self, z: jax.Array, grades: jax.Array) -> jax.Array:
@@ -154,7 +139,7 @@ class Generator(nnx.Module):
         x = self.latent(z).reshape(z.shape[0], 4, 4, -1)
         for block in self.up:
             x = level(block, x, z if 2 * x.shape[1] <= COARSE else style)
-        return jnp.tanh(woven(self.image(edged(_leaky(x)))))
+        return jnp.tanh(self.image(edged(_leaky(x))))
 
 
 class Discriminator(nnx.Module):
@@ -166,7 +151,7 @@ class Discriminator(nnx.Module):
 
     def __init__(self, size: int, *, max_channels: int = 512, remat: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
-        width = [channels(size, side, max_channels) for side in _sides(size)][::-1]
+        width = [channels(size, side, max_channels) for side in _sides(size)[:-1]][::-1]
         self.image = Conv(3, width[0], 4, 2, (1, 1), bias=True, init=variance_scaled(1.0), **arguments)
         self.down = nnx.List([_Down(i, o, **arguments) for i, o in zip(width, width[1:])])
         self.last = Conv(width[-1], width[-1], 4, 1, (0, 0), bias=True, init=variance_scaled(RECTIFIED), **arguments)
