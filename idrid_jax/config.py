@@ -15,6 +15,7 @@ from idrid_jax.words import nearest
 WAYS = ("auto", "resident", "stream")
 AUGMENTATIONS = ("none", "fixed", "adaptive")
 ON_COLLAPSE = ("warn", "stop", "ignore")
+ON_DIVERGENCE = ("stop", "restore")
 CONSOLES = ("bar", "thesis")
 DTYPES = ("float32", "bfloat16")
 KINDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
@@ -25,6 +26,7 @@ FREE_ON_RESUME = (
     "snapshot_kimg",
     "log_kimg",
     "on_collapse",
+    "on_divergence",
     "data.data_dir",
     "data.release",
     "data.way",
@@ -49,6 +51,7 @@ def default_config() -> ml_collections.ConfigDict:
             total_kimg=100.0,  # when training ends
             snapshot_kimg=10.0,  # checkpoint, image grid and measures every so often
             on_collapse="warn",  # warn | stop | ignore: where images grow alike or D is sure of everything
+            on_divergence="stop",  # stop | restore: go on from the newest checkpoint, updates half as large; 3 times at most
             log_kimg=1.0,  # numbers to console, stats.jsonl and TensorBoard every so often
             model=dict(
                 max_channels=512,  # of a layer; dcgan256 and above
@@ -154,6 +157,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("data.sampling", SAMPLINGS),
         ("augment.mode", AUGMENTATIONS),
         ("on_collapse", ON_COLLAPSE),
+        ("on_divergence", ON_DIVERGENCE),
         ("log.console", CONSOLES),
     ):
         if given[name] not in choices:

@@ -83,6 +83,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def everywhere(value: np.ndarray, mesh: Mesh) -> jax.Array:
+    """What every process has alike, whole on each device."""
+    return jax.make_array_from_callback(value.shape, replicated(mesh), lambda _: value)
+
+
 def split_batch(mesh: Mesh) -> NamedSharding:
     """The leading axis over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA))

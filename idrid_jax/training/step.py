@@ -107,7 +107,7 @@ class Update:
         else:
             (_, told), d_grads = descent(True)
         d_loss, added, (on_real, on_fake), d_stats, lecam = told
-        d = _descend(self.d_tx, state.d, d_grads, d_stats)
+        d = _descend(self.d_tx, state.d, d_grads, d_stats, state.restarts)
 
         # -- The generator
         def look(stats, x, key):
@@ -131,7 +131,7 @@ class Update:
         g_loss, added_to_g, on_fake_after, d_stats = told
         d = dataclasses.replace(d, stats=d_stats)
         (g_grads,) = pull_back(fake_grad)
-        g = _descend(self.g_tx, state.g, g_grads, g_stats)
+        g = _descend(self.g_tx, state.g, g_grads, g_stats, state.restarts)
 
         average = state.ema
         if self.ema_decay is not None:
@@ -151,7 +151,7 @@ class Update:
             sure = on_real - on_fake if loss.pairs else on_real
             augmentation = self.augment.adapt(augmentation, sure, state.step)
             metrics |= {f"augment_{name}": value for name, value in augmentation.items()}
-        state = TrainState(state.step + 1, g, d, average, state.best, lecam, augmentation)
+        state = TrainState(state.step + 1, g, d, average, state.best, lecam, augmentation, state.restarts)
         return state, metrics | added | added_to_g
 
     def _shown(self, images, key, state):
@@ -204,6 +204,9 @@ def _probability(logits):
     return jax.nn.sigmoid(logits.astype(jnp.float32)).mean()
 
 
-def _descend(tx, network: NetworkState, grads, stats) -> NetworkState:
+def _descend(tx, network: NetworkState, grads, stats, restarts) -> NetworkState:
+    """The optimizer's update, half as large for each of the `restarts`, int32 []; exactly itself at 0."""
     updates, opt = tx.update(grads, network.opt, network.params)
+    share = jnp.ldexp(jnp.float32(1), -restarts)
+    updates = jax.tree.map(lambda update: share * update, updates)
     return NetworkState(optax.apply_updates(network.params, updates), stats, opt)
