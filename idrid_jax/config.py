@@ -51,14 +51,14 @@ def default_config() -> ml_collections.ConfigDict:
             total_kimg=100.0,  # when training ends
             snapshot_kimg=10.0,  # checkpoint, image grid and measures every so often
             on_collapse="warn",  # warn | stop | ignore: where images grow alike or D is sure of everything
-            on_divergence="stop",  # stop | restore: go on from the newest checkpoint, updates half as large; 3 times at most
+            on_divergence="stop",  # stop | restore: from the newest checkpoint, updates half as large; at most 3 times
             log_kimg=1.0,  # numbers to console, stats.jsonl and TensorBoard every so often
             model=dict(
                 max_channels=512,  # of a layer; dcgan256 and above
                 remat=False,  # activations computed again in the backward pass: less memory, more time; dcgan64 and up
             ),
             dtype="float32",  # of the networks' arithmetic; parameters, statistics and losses stay float32
-            init_from="",  # workdir of another run whose networks to start from (fine-tuning)
+            init_from="",  # workdir of a run whose networks to start from, of this size or, what fits, of another
             optimizer=dict(
                 g_learning_rate=2e-4,
                 d_learning_rate=2e-4,

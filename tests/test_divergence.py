@@ -58,7 +58,7 @@ def test_training_goes_back_to_the_newest_checkpoint(config, tmp_path, capsys, b
     broken(at=6)
     state = train(config, tmp_path / "run", on_snapshot=(score,))
     said = capsys.readouterr().err
-    line = "step 7: loss_d of the discriminator is nan: back to step 4, updates half as large from there on (1 of at most"
+    line = "step 7: loss_d of the discriminator is nan: back to step 4, updates half as large from there on (1 of at "
     assert said.count("back to step") == 1 and line in said
     assert int(state.restarts) == 1 and steps(tmp_path / "run") == [4, 8, 12]
     assert_same((state.g, state.d, state.ema), (want.g, want.d, want.ema))

@@ -30,6 +30,11 @@ class Network:
     options: tuple[str, ...] = ()  # fields of `config.model` that both modules take as arguments
 
     @property
+    def family(self) -> tuple[Callable, ...]:
+        """What the networks of other sizes have in common with this one."""
+        return tuple(getattr(module, "func", module) for module in (self.generator, self.discriminator))
+
+    @property
     def at_once(self) -> int:
         """Images to draw in one go outside of training: 64 of up to 128 pixels a side, as many pixels of larger."""
         return max(1, 64 * min(128, self.size) ** 2 // self.size**2)

@@ -18,7 +18,7 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
-from idrid_jax.training import alarm, build, curves, divergence, processes, record, saved
+from idrid_jax.training import alarm, build, curves, divergence, processes, record, transfer
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.divergence import TrainingDiverged
@@ -95,11 +95,11 @@ def train(
         def begin():
             restored = checkpoints.restore(build.abstract_state(config, init, mesh))
             if restored is not None:
-                return restored
+                return restored, []
             state = build.fresh_state(config, init, mesh)
-            return saved.start_from(config, state) if config.init_from else state
+            return transfer.start_from(config, state) if config.init_from else (state, [])
 
-        state = begin()
+        state, taken = begin()
         first_step, last_step, restarts = int(state.step), steps(config.total_kimg, config), int(state.restarts)
         left = 0.0 if split.left is None else float(split.left.mean())
         peers.first("record", lambda: record.write(workdir, config, manifest, left))
@@ -147,6 +147,8 @@ def train(
             if first_step:
                 log.say(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
             else:
+                for line in taken:
+                    log.say(line)
                 log.image("reals", grid(_reals(split, network, grid_grades), columns), 0)
                 log.image(_fakes_name(0, config), grid(np.asarray(fakes_of(state)), columns), 0)
 
@@ -206,7 +208,7 @@ def train(
                     state, restarts = None, restarts + 1  # the broken one makes room
                     pending.clear()
                     checkpoints.wait()
-                    state = divergence.restarted(begin(), restarts, mesh)
+                    state = divergence.restarted(begin()[0], restarts, mesh)
                     done = told = int(state.step)
                     step = step.starting_at(done)
                     log.go_back(done)
