@@ -55,6 +55,7 @@ class Planned:
             "target": self.target.name,
             "chips": self.target.chips,
             "batch": config.batch_size,
+            "accumulate": config.accumulate,
             "mesh": config.mesh.to_dict(),
             "fits": self.fits,
             "memory_bytes": facts.needed,
@@ -208,11 +209,11 @@ def _fits(facts: Facts, limit: int | None) -> bool:
 
 def _largest(planned: Planned, fresh: bool, start: int | None = None) -> largest_lib.Largest:
     """start: images of each share to try first."""
-    target, step = planned.target, planned.shares
+    target, step = planned.target, planned.shares * planned.config.accumulate
     need = lambda batch: target.facts(
         _with_batch(planned.config, batch), fresh=fresh and batch != planned.config.batch_size
     )
-    first = planned.config.batch_size if not start else start * step
+    first = planned.config.batch_size if not start else start * planned.shares
     return largest_lib.search(need, target.limit, start=first, step=step)
 
 

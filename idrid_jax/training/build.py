@@ -118,6 +118,7 @@ def make_update(
         ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
         ema_ramp=not config.init_from,
         hears=hears(config),
+        accumulate=config.accumulate,
         **dict(penalty_scale=factor(schedule.penalty)) if schedule.kimg and schedule.penalty != 1 else {},
     )
     averages = dict(ema=bool(config.ema_kimg), lecam=bool(config.loss.lecam))
