@@ -10,6 +10,7 @@ import ml_collections
 from idrid_jax import config as config_lib
 from idrid_jax.bench import report
 from idrid_jax.errors import UserError
+from idrid_jax.models import NETWORKS
 from idrid_jax.plan import largest as largest_lib
 from idrid_jax.plan import roofline, tell, topology
 from idrid_jax.plan.compile import Facts
@@ -228,4 +229,5 @@ def _no_room(planned: Planned) -> str:
         return line + "not even one image a share does: split its rows (--mesh rows=2), or set config.model.remat"
     low = target.topology is not None and target.effort == "low"
     more = " (at low effort; --effort full may save memory)" if low else ""
-    return line + f"the largest batch known to fit is {found.batch}{more}"
+    parted = "" if NETWORKS[config.network].batch_norm else ", and config.accumulate makes a larger one in parts"
+    return line + f"the largest batch known to fit is {found.batch}{more}{parted}"
