@@ -214,8 +214,8 @@ def test_networks_say_whether_they_have_batch_norm():
     [
         (
             {"network": "dcgan64"},
-            "config.accumulate = 2: dcgan64 has BatchNorm, whose statistics would be those of a micro-batch: take 1 and "
-            "a smaller config.batch_size; networks without it: cgan32, retina64, ",
+            "config.accumulate = 2: dcgan64 has BatchNorm, whose statistics would be those of a micro-batch: take 1 "
+            "and a smaller config.batch_size; networks without it: cgan32, retina64, ",
         ),
         (
             {"loss__lecam": 0.3},
