@@ -56,9 +56,9 @@ def test_a_larger_network_takes_the_levels_of_as_many_pixels(small, phantom_data
     ):
         for part in ("embed", "latent", "image"):
             assert_same(params[part], there[part])
-        for level in (0, 1):  # 8 and 16 pixels
+        for level in (0, 1, 2):  # 8, 16 and 32 pixels
             assert_same(params["up"][level], there["up"][level])
-        assert_same(params["up"][2], begun["up"][2])
+        assert_same(params["up"][3], begun["up"][3])
     for part in ("image", "last", "logit", "embed"):
         assert_same(start.d.params[part], source.d.params[part])
     for level in (1, 2):  # from 16 and from 8 pixels
@@ -66,8 +66,8 @@ def test_a_larger_network_takes_the_levels_of_as_many_pixels(small, phantom_data
     assert_same(start.d.params["down"][0], before.d.params["down"][0])
     assert_same((start.g.opt, start.d.opt, start.step), (before.g.opt, before.d.opt, before.step))
     assert told == [
-        f"from {tmp_path / 'source'} (retina32): 32 of 42 arrays fit, the others begin fresh; generator: embed, image, "
-        "latent, up/0, up/1; discriminator: down/1, down/2, embed, image, last, logit"
+        f"from {tmp_path / 'source'} (retina32): 38 of 48 arrays fit, the others begin fresh; generator: embed, image, "
+        "latent, up/0, up/1, up/2; discriminator: down/1, down/2, embed, image, last, logit"
     ]
 
 
@@ -75,7 +75,7 @@ def test_a_smaller_network_takes_them_too(small, phantom_data, tmp_path):
     source = left(configured(phantom_data, "retina64"), tmp_path / "source")
     config = configured(phantom_data, "retina32", seed=1, init_from=str(tmp_path / "source"))
     start, told = transfer.start_from(config, fresh(config))
-    assert told == [f"from {tmp_path / 'source'} (retina64): all 32 arrays"]
+    assert told == [f"from {tmp_path / 'source'} (retina64): all 38 arrays"]
     assert [start.g.params["up"][i]["first"]["kernel"].tolist() for i in (0, 1)] == [
         source.g.params["up"][i]["first"]["kernel"].tolist() for i in (0, 1)
     ]
@@ -111,7 +111,7 @@ def fits(name, most, other, others_most):
     [
         (
             ("retina128", 128, "retina64", 128),
-            "34 of 54 arrays fit, the others begin fresh; generator: embed, image, latent, up/0, up/1, up/2/style; "
+            "34 of 61 arrays fit, the others begin fresh; generator: embed, image, latent, up/0, up/1, up/2/style; "
             "discriminator: down/2, down/3, embed, image, last, logit",
         ),
         (
@@ -132,7 +132,7 @@ def test_what_fits_of_the_real_networks(pair, line):
     [
         (
             ("retina128", 256, "retina64", 128),
-            "its network is retina64, and of the 56 arrays of retina128 5 fit (generator: embed, image; discriminator: "
+            "its network is retina64, and of the 63 arrays of retina128 5 fit (generator: embed, image; discriminator: "
             "image): set config.model.max_channels to 128, as it has",
         ),
         (
