@@ -1,6 +1,8 @@
 """`retina64` at 512 x 512: for a GPU or TPU. Not trained yet.
 
     idrid-jax train --config configs/retina512.py --workdir runs/retina512
+
+Where memory is too small, `--config.accumulate=4` makes each update in four parts.
 """
 
 from idrid_jax.sweep import base

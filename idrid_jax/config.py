@@ -15,6 +15,7 @@ from idrid_jax.words import nearest
 WAYS = ("auto", "resident", "stream")
 AUGMENTATIONS = ("none", "fixed", "adaptive")
 ON_COLLAPSE = ("warn", "stop", "ignore")
+ON_DIVERGENCE = ("stop", "restore")
 CONSOLES = ("bar", "thesis")
 DTYPES = ("float32", "bfloat16")
 KINDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
@@ -25,6 +26,7 @@ FREE_ON_RESUME = (
     "snapshot_kimg",
     "log_kimg",
     "on_collapse",
+    "on_divergence",
     "data.data_dir",
     "data.release",
     "data.way",
@@ -32,6 +34,7 @@ FREE_ON_RESUME = (
     "data.least_of_grade",
     "mesh",
     "model.remat",
+    "accumulate",
     "checkpoint.keep_last",
     "checkpoint.keep_every_kimg",
     "log",
@@ -45,17 +48,19 @@ def default_config() -> ml_collections.ConfigDict:
             network="",  # a name in idrid_jax.models.NETWORKS
             seed=0,  # everything random is a function of (seed, step)
             batch_size=128,  # images per update, over all devices and processes
+            accumulate=1,  # micro-batches that each update is made in, one after the other: less memory, more time
             dispatch_steps=1,  # updates in one call of the compiled step; 16 gained 3 % for dcgan28 on an H100
             total_kimg=100.0,  # when training ends
             snapshot_kimg=10.0,  # checkpoint, image grid and measures every so often
             on_collapse="warn",  # warn | stop | ignore: where images grow alike or D is sure of everything
+            on_divergence="stop",  # stop | restore: from the newest checkpoint, updates half as large; at most 3 times
             log_kimg=1.0,  # numbers to console, stats.jsonl and TensorBoard every so often
             model=dict(
                 max_channels=512,  # of a layer; dcgan256 and above
                 remat=False,  # activations computed again in the backward pass: less memory, more time; dcgan64 and up
             ),
             dtype="float32",  # of the networks' arithmetic; parameters, statistics and losses stay float32
-            init_from="",  # workdir of another run whose networks to start from (fine-tuning)
+            init_from="",  # workdir of a run whose networks to start from, of this size or, what fits, of another
             optimizer=dict(
                 g_learning_rate=2e-4,
                 d_learning_rate=2e-4,
@@ -154,6 +159,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("data.sampling", SAMPLINGS),
         ("augment.mode", AUGMENTATIONS),
         ("on_collapse", ON_COLLAPSE),
+        ("on_divergence", ON_DIVERGENCE),
         ("log.console", CONSOLES),
     ):
         if given[name] not in choices:
@@ -174,7 +180,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("total_kimg", "snapshot_kimg", "log_kimg"):
         if not 0 < given[name] < float("inf"):
             raise UserError(f"config.{name} = {given[name]}: must be above 0 and finite")
-    counts = "batch_size", "dispatch_steps", "loss.penalty_every", "checkpoint.keep_last", "mesh.rows"
+    counts = "batch_size", "accumulate", "dispatch_steps", "loss.penalty_every", "checkpoint.keep_last", "mesh.rows"
     for name in (*counts, "model.max_channels"):
         if given[name] < 1:
             raise UserError(f"config.{name} = {given[name]}: must be at least 1")
@@ -197,6 +203,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not 0 <= given[name] < 1:
             raise UserError(f"config.{name} = {given[name]}: must be in [0, 1)")
     _check_loss(config.loss)
+    _check_accumulate(config)
     for name in ("learning_rate", "penalty"):
         if config.schedule[name] != 1 and not config.schedule.kimg:
             raise UserError(
@@ -273,6 +280,24 @@ def _check_loss(loss) -> None:
             f"config.loss.penalty_every = {loss.penalty_every}: no penalty is on, set config.loss.r1, r2 or "
             "gradient_penalty, or 1"
         )
+
+
+def _check_accumulate(config) -> None:
+    """Refuses what would make micro-batches another algorithm: functions of the batch as a whole."""
+    if config.accumulate == 1:
+        return
+    if NETWORKS[config.network].batch_norm:
+        without = ", ".join(name for name, network in NETWORKS.items() if not network.batch_norm)
+        raise UserError(
+            f"config.accumulate = {config.accumulate}: {config.network} has BatchNorm, whose statistics would be those "
+            f"of a micro-batch: take 1 and a smaller config.batch_size; networks without it: {without}"
+        )
+    for name in ("lecam", "feature_matching"):
+        if config.loss[name]:
+            raise UserError(
+                f"config.accumulate = {config.accumulate}: config.loss.{name} = {config.loss[name]} compares means "
+                "over the whole batch, which a micro-batch does not have: set that to 0, or config.accumulate to 1"
+            )
 
 
 # What a transform can be at most: beyond, an image is gone, or its light turned round

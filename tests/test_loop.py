@@ -221,7 +221,7 @@ def test_a_workdir_that_is_a_file_is_refused(config, tmp_path):
 # -- Fine-tuning
 
 
-def test_init_from_takes_the_networks_alone(config, tmp_path):
+def test_init_from_takes_the_networks_alone(config, tmp_path, capsys):
     source = train(config, tmp_path / "source")
     tuned = changed(
         config,
@@ -231,6 +231,7 @@ def test_init_from_takes_the_networks_alone(config, tmp_path):
         total_kimg=0.008,
     )
     state = train(tuned, tmp_path / "tuned")
+    assert f"from {tmp_path / 'source'} (tiny): all 18 arrays" in capsys.readouterr().err
     assert_same(state.g.params, source.g.params)
     assert_same(state.d.params, source.d.params)
     assert int(state.step) == 1 and all(int(leaf) == 1 for leaf in jax.tree.leaves(state.g.opt) if leaf.shape == ())
@@ -266,7 +267,9 @@ def test_init_from_under_fsdp(config, tmp_path, monkeypatch):
 
 def test_init_from_another_network_is_refused(config, tmp_path):
     train(changed(config, total_kimg=0.008, network="tiny_unconditional"), tmp_path / "source")
-    with pytest.raises(UserError, match="init_from = .*its network is tiny_unconditional, not tiny"):
+    with pytest.raises(
+        UserError, match="init_from = .*its network is tiny_unconditional, and of the 18 arrays of tiny none fit: name a"
+    ):
         train(changed(config, init_from=str(tmp_path / "source")), tmp_path / "run")
 
 

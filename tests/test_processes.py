@@ -99,6 +99,23 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path, quic
     assert names(folder) == names(tmp_path / "alone")
 
 
+def test_two_processes_go_back_together(phantom_data, tmp_path, quick_compilation):
+    """Each finds the same numbers, and restores its part of the same checkpoint; one of them tells."""
+    folder, rate = tmp_path / "run", 1e30
+    config = make_config(phantom_data, "dcgan28", data__crop="letterbox", total_kimg=0.032, log_kimg=0.008)
+    loop.train(config, folder)
+    record = folder / "config.json"
+    record.write_text(record.read_text().replace('"d_learning_rate": 0.0002', f'"d_learning_rate": {rate}'))
+    words = train(folder, phantom_data, on_divergence="restore", optimizer__d_learning_rate=rate, data__way="stream")
+    status, output = run(*LOCAL, 2, "--", *words)
+    assert status == 2 and "Traceback" not in output, output
+    assert [line.rpartition("(")[2] for line in lines(output, "back to step 4, ")] == [
+        f"{i} of at most 3 times)" for i in (1, 2, 3)
+    ], output
+    assert lines(output, "training went back 3 times, to updates 1/8 as large; the last good checkpoint stays"), output
+    assert steps(folder) == [4]
+
+
 def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch, quick_compilation):
     """The losses of one process that is fed the four shares' batches, one after the other."""
     status, output = run(*LOCAL, 4, "--", *train(tmp_path / "four", phantom_data, total_kimg=0.032, data__way="stream"))

@@ -277,3 +277,14 @@ def test_uint8_to_float_and_back():
     assert (np.asarray(to_uint8(as_float)) == every).all()
     assert (np.asarray(jax.jit(lambda x: to_uint8(to_float(x)))(every)) == every).all()
     assert to_uint8(jnp.array([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_updates_are_half_as_large_for_each_restart():
+    """Exactly: the power of two moves no digit, so that what SGD adds is halved and halved again."""
+    update, state = make()
+    many = [run(update, dataclasses.replace(state, restarts=jnp.int32(count)))[0] for count in range(4)]
+    assert [int(after.restarts) for after in many] == [0, 1, 2, 3]
+    moved = [[np.asarray(a) - b for a, b in zip(*map(jax.tree.leaves, (one.d.params, state.d.params)))] for one in many]
+    for count, some in enumerate(moved):
+        for x, whole in zip(some, moved[0], strict=True):
+            np.testing.assert_allclose(x, whole / 2**count, atol=2e-7)

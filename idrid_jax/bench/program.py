@@ -70,7 +70,7 @@ def model_flops(config: ml_collections.ConfigDict) -> float | None:
     except RuntimeError:
         return None
     one = config.copy_and_resolve_references()
-    one.mesh.rows, one.mesh.fsdp, one.dispatch_steps = 1, False, 1
+    one.mesh.rows, one.mesh.fsdp, one.dispatch_steps, one.accumulate = 1, False, 1, 1
     mesh = mesh_lib.make_mesh(1, devices=cpu[:1])
     with convolution.lowering("native"):
         jitted, state, data = build.abstract_step(one, mesh)

@@ -56,6 +56,8 @@ def run(
     cases = list(_cases(config, batches, dtypes))
     if peer and config is not None:
         peer_lib.check_loss(peer, config.loss, config_lib.default_config().loss)
+        if config.accumulate > 1:
+            raise UserError(f"--peer {peer}: it makes an update at once, not config.accumulate = {config.accumulate}")
         if config.augment.mode != "none":
             raise UserError(f"--peer {peer}: it shows D what is, not config.augment.mode = {config.augment.mode!r}")
     with contextlib.ExitStack() as stack:
@@ -129,7 +131,7 @@ def _fitting(case: Case, *, shared: bool) -> tuple[Case, program_lib.Program, ja
     if shared and limit is not None and jax.default_backend() == "cpu":  # elsewhere JAX was given half at its start
         limit //= 2
     largest = lambda: memory.largest_batch(
-        lambda batch: program_lib.bytes_needed(_with_batch(config, batch)), limit, devices
+        lambda batch: program_lib.bytes_needed(_with_batch(config, batch)), limit, devices * config.accumulate
     )
     room = "the device" + (" for it beside the peer" if shared else "")
     if not config.batch_size:
@@ -187,7 +189,7 @@ def _measure(case: Case, peers: peer_lib.Peer | None, rounds: int, rate: float) 
     config = case.config
     flops = program_lib.model_flops(config)
     what = {"network": config.network, "batch": config.batch_size, "dtype": config.dtype}
-    what |= {"dispatch_steps": program.step.steps}
+    what |= {"dispatch_steps": program.step.steps, "accumulate": config.accumulate}
 
     ours = _Ours(program)
     ours()

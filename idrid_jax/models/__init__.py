@@ -27,7 +27,13 @@ class Network:
     conditional: bool
     latent: int = 100
     fades_in: bool = False  # takes shares of grades that sum to less than 1: `config.conditioning`
+    batch_norm: bool = True  # an image depends on the others of its batch
     options: tuple[str, ...] = ()  # fields of `config.model` that both modules take as arguments
+
+    @property
+    def family(self) -> tuple[Callable, ...]:
+        """What the networks of other sizes have in common with this one."""
+        return tuple(getattr(module, "func", module) for module in (self.generator, self.discriminator))
 
     @property
     def at_once(self) -> int:
@@ -55,12 +61,13 @@ def _retina(size: int) -> Network:
         conditional=True,
         latent=retina.LATENT,
         fades_in=True,
+        batch_norm=False,
         options=("remat", "max_channels"),
     )
 
 
 NETWORKS = {
-    "cgan32": Network(cgan.Generator, cgan.Discriminator, size=32, channels=3, conditional=True),
+    "cgan32": Network(cgan.Generator, cgan.Discriminator, size=32, channels=3, conditional=True, batch_norm=False),
     "dcgan28": Network(dcgan.Generator28, dcgan.Discriminator28, size=28, channels=1, conditional=False),
     "dcgan64": _dcgan(64),
     "dcgan128": _dcgan(128),

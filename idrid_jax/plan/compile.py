@@ -78,8 +78,9 @@ def facts(config: ml_collections.ConfigDict, mesh: Mesh, effort: str = "full") -
         True,
         memory_lib.needed(compiled),
         by_kind(compiled, state, data),
-        cost.get("flops", 0.0),
-        cost.get("bytes accessed", 0.0),
+        # The analysis counts a loop's body once; all but the optimizers is in the one over micro-batches
+        cost.get("flops", 0.0) * config.accumulate,
+        cost.get("bytes accessed", 0.0) * config.accumulate,
         traffic.read(module),
         collectives.summary(exchanges),
         sum(not one.known for one in exchanges),

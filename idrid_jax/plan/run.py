@@ -10,6 +10,7 @@ import ml_collections
 from idrid_jax import config as config_lib
 from idrid_jax.bench import report
 from idrid_jax.errors import UserError
+from idrid_jax.models import NETWORKS
 from idrid_jax.plan import largest as largest_lib
 from idrid_jax.plan import roofline, tell, topology
 from idrid_jax.plan.compile import Facts
@@ -55,6 +56,7 @@ class Planned:
             "target": self.target.name,
             "chips": self.target.chips,
             "batch": config.batch_size,
+            "accumulate": config.accumulate,
             "mesh": config.mesh.to_dict(),
             "fits": self.fits,
             "memory_bytes": facts.needed,
@@ -208,11 +210,11 @@ def _fits(facts: Facts, limit: int | None) -> bool:
 
 def _largest(planned: Planned, fresh: bool, start: int | None = None) -> largest_lib.Largest:
     """start: images of each share to try first."""
-    target, step = planned.target, planned.shares
+    target, step = planned.target, planned.shares * planned.config.accumulate
     need = lambda batch: target.facts(
         _with_batch(planned.config, batch), fresh=fresh and batch != planned.config.batch_size
     )
-    first = planned.config.batch_size if not start else start * step
+    first = planned.config.batch_size if not start else start * planned.shares
     return largest_lib.search(need, target.limit, start=first, step=step)
 
 
@@ -227,4 +229,5 @@ def _no_room(planned: Planned) -> str:
         return line + "not even one image a share does: split its rows (--mesh rows=2), or set config.model.remat"
     low = target.topology is not None and target.effort == "low"
     more = " (at low effort; --effort full may save memory)" if low else ""
-    return line + f"the largest batch known to fit is {found.batch}{more}"
+    parted = "" if NETWORKS[config.network].batch_norm else ", and config.accumulate makes a larger one in parts"
+    return line + f"the largest batch known to fit is {found.batch}{more}{parted}"

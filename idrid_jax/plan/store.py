@@ -19,7 +19,8 @@ from idrid_jax.plan.compile import Facts
 # What the compiled step is made of, and what reads it
 SOURCES = (
     "models/*.py",
-    *(f"training/{name}.py" for name in ("augment", "build", "ema", "losses", "mesh", "objectives", "state", "step")),
+    *(f"training/{name}.py" for name in ("accumulate", "augment", "build", "ema", "losses", "mesh")),
+    *(f"training/{name}.py" for name in ("objectives", "state", "step")),
     *(f"data/{name}.py" for name in ("order", "resident")),
     *(f"plan/{name}.py" for name in ("compile", "collectives", "hlo", "traffic")),
     *(f"bench/{name}.py" for name in ("memory", "program")),

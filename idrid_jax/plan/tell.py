@@ -17,7 +17,8 @@ def page(planned) -> str:
     split = f"the batch split by {planned.shares}" + f", rows by {config.mesh.rows}" * (config.mesh.rows > 1)
     split += ", parameters split over the chips" * config.mesh.fsdp
     lines = [
-        f"{config.network} in {config.dtype}, {config.batch_size:,} images an update on {target.name} "
+        f"{config.network} in {config.dtype}, {config.batch_size:,} images an update"
+        f"{f' in {config.accumulate} micro-batches' if config.accumulate > 1 else ''} on {target.name} "
         f"({chips}: {split})",
         f"compiled by {target.compiler}"
         + (f", {EFFORTS[target.effort]}" if target.topology else ", whose figures these are"),

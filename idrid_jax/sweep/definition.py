@@ -136,7 +136,8 @@ def _check_mesh(config: ml_collections.ConfigDict) -> None:
     data = config.mesh.data
     if data < 1 and data != -1:
         raise UserError(f"config.mesh.data = {data}: take how many devices share a batch, or -1 for all")
-    mesh_lib.check(config.batch_size, NETWORKS[config.network].size, max(1, data), config.mesh.rows)
+    size = NETWORKS[config.network].size
+    mesh_lib.check(config.batch_size, size, max(1, data), config.mesh.rows, config.accumulate)
 
 
 def folder_name(overrides: dict[str, Any], config: ml_collections.ConfigDict) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from idrid_jax.data import cache
 from idrid_jax.errors import UserError
+from idrid_jax.models import NETWORKS
 from idrid_jax.sweep import report, results
 from idrid_jax.sweep.definition import Run, Sweep
 from idrid_jax.sweep.job import Job
@@ -43,9 +44,11 @@ def check(sweep: Sweep, workdir: Path) -> dict[str, str]:
 def _check_source(run: Run) -> None:
     if run.config.init_from:
         source = record.read(Path(run.config.init_from))
-        if source is None or source.config.network != run.config.network:
+        family = lambda config: NETWORKS[config.network].family if config.network in NETWORKS else None
+        if source is None or family(source.config) != family(run.config):
             found = "no run is there" if source is None else f"its network is {source.config.network}"
-            raise UserError(f"config.init_from = {run.config.init_from!r}: {found}; it takes a {run.config.network}")
+            wanted = f"it takes {run.config.network}, or another size of it"
+            raise UserError(f"config.init_from = {run.config.init_from!r}: {found}; {wanted}")
 
 
 def run(sweep: Sweep, workdir: Path, *, jobs: int = 1, only: Run | None = None) -> int:

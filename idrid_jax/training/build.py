@@ -118,6 +118,7 @@ def make_update(
         ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
         ema_ramp=not config.init_from,
         hears=hears(config),
+        accumulate=config.accumulate,
         **dict(penalty_scale=factor(schedule.penalty)) if schedule.kimg and schedule.penalty != 1 else {},
     )
     averages = dict(ema=bool(config.ema_kimg), lecam=bool(config.loss.lecam))
@@ -156,14 +157,20 @@ class Step:
       jitted: of the state and the data; `bench` also lowers it, for what the compiler says of it.
       data: gives what comes after the state at the next call: the split on the devices, or batches of the stream.
       steps: updates that a call makes.
+      data_from: step -> `data` from that step on; None where it is the same at each.
     """
 
     jitted: jax.stages.Wrapped
     data: Callable[[], tuple[jax.Array, ...]]
     steps: int = 1
+    data_from: Callable[[int], Callable[[], tuple[jax.Array, ...]]] | None = None
 
     def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
         return self.jitted(state, *self.data())
+
+    def starting_at(self, step: int) -> "Step":
+        """The same program, for a state of `step` at the next call."""
+        return dataclasses.replace(self, data=self.data_from(step)) if self.data_from else self
 
 
 def compile_step(
@@ -183,23 +190,26 @@ def compile_step(
         data = resident.put(split.images, split.grades, mesh, parts=parts)
         return Step(jitted, lambda: data, steps)
 
-    batches = stream.batches(
-        split.images,
-        split.grades,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        sampling=config.data.sampling,
-        temperature=config.data.temperature,
-        first_step=first_step,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
+    def batches_from(step):
+        batches = stream.batches(
+            split.images,
+            split.grades,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            sampling=config.data.sampling,
+            temperature=config.data.temperature,
+            first_step=step,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
 
-    def to_devices():
-        several = [next(batches) for _ in range(steps)]
-        return tuple(mesh_lib.to_global(np.stack(local), mesh) for local in zip(*several))
+        def to_devices():
+            several = [next(batches) for _ in range(steps)]
+            return tuple(mesh_lib.to_global(np.stack(local), mesh) for local in zip(*several))
 
-    return Step(_jit(config, update, mesh, steps), to_devices, steps)
+        return to_devices
+
+    return Step(_jit(config, update, mesh, steps), batches_from(first_step), steps, batches_from)
 
 
 def compile_bare_step(

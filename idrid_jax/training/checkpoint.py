@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from idrid_jax.errors import UserError
 from idrid_jax.training import processes
+from idrid_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 SET_ASIDE = "unreadable_checkpoints"
@@ -124,7 +125,7 @@ class Checkpoints:
 
     def restore(self, like: Any, *, step: int | None = None) -> Any | None:
         """The newest readable checkpoint (or that of `step`) with the structure and the shardings of `like`; None where
-        there is none.
+        there is none. A TrainState from before `restarts` were counted comes with 0.
 
         like: a pytree of arrays or jax.ShapeDtypeStruct with shardings. An unreadable checkpoint is reported on
         stderr, moved to `workdir/unreadable_checkpoints`, and the one before is taken. Raises UserError, and moves
@@ -187,18 +188,25 @@ class Checkpoints:
     def _load(self, step, like):
         if step not in self._steps():
             self._checkpointer.reload()  # on another host, whose view of the folder is older
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        about = self._checkpointer.metadata(step)
+        # TrainState's count of restarts came later than some runs: those never went back
+        counted = not isinstance(like, TrainState) or "restarts" in about.metadata["state"]
+        wanted = like if counted else dataclasses.replace(like, restarts={})
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
         loaded = self._checkpointer.load(step, {"state": abstract, "crc32": np.zeros((), np.uint32)})
         stored, found = int(loaded["crc32"]), int(_crc32(loaded["state"]))
         if stored and found and stored != found:  # 0: a part was on another process
             raise ValueError("its checksum does not match its arrays")
-        trained_on = (self._checkpointer.metadata(step).custom_metadata or {}).get("fingerprint", "")
+        trained_on = (about.custom_metadata or {}).get("fingerprint", "")
         if self._fingerprint and trained_on and trained_on != self._fingerprint:
             raise UserError(
                 f"{self._workdir / FOLDER / str(step)}: trained on release {trained_on[:12]}, not on "
                 f"{self._fingerprint[:12]}: choose another --workdir"
             )
-        return loaded["state"]
+        if counted:
+            return loaded["state"]
+        none = jax.make_array_from_callback((), like.restarts.sharding, lambda _: np.zeros((), np.int32))
+        return dataclasses.replace(loaded["state"], restarts=none)
 
     def _set_aside(self, step):
         target = self._workdir / SET_ASIDE / str(step)

@@ -30,12 +30,8 @@ class Log:
         """Goes on after `first_step`: what stats.jsonl holds of later steps, from a run that was killed, is dropped."""
         self._workdir, self._batch_size, self._total, self._console = workdir, batch_size, total_images, console
         self._epoch_batches = max(1, epoch_images // batch_size)
-        path = workdir / "stats.jsonl"
-        _keep_until(path, first_step)
-        self._file = path.open("a")
-        self._board = Events(workdir / "tensorboard", first_step * batch_size)
         self._start = time.monotonic()
-        self.start_clock(first_step)
+        self._open(first_step)
         self._bar = tqdm(
             total=total_images / 1000,
             initial=first_step * batch_size / 1000,
@@ -51,6 +47,20 @@ class Log:
         self._bar.close()
         self._board.close()
         self._file.close()
+
+    def go_back(self, step: int) -> None:
+        """Goes on after `step` once more: what was logged of later ones is dropped, as at the start."""
+        self._file.close()
+        self._board.close()
+        self._open(step)
+        self._bar.n = step * self._batch_size / 1000
+
+    def _open(self, step):
+        path = self._workdir / "stats.jsonl"
+        _keep_until(path, step)
+        self._file = path.open("a")
+        self._board = Events(self._workdir / "tensorboard", step * self._batch_size)
+        self.start_clock(step)
 
     def start_clock(self, step: int) -> None:
         """images/s is measured from here on: after the first step, which compiles, and after a snapshot."""
@@ -124,6 +134,9 @@ class Quiet:
         return self
 
     def __exit__(self, *exception):
+        pass
+
+    def go_back(self, step):
         pass
 
     def start_clock(self, step):

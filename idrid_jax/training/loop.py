@@ -18,9 +18,10 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
-from idrid_jax.training import alarm, build, curves, processes, record, saved
+from idrid_jax.training import alarm, build, curves, divergence, processes, record, transfer
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training.divergence import TrainingDiverged
 from idrid_jax.training.interruption import interruption
 from idrid_jax.training.log import Log, Quiet, read_stats
 from idrid_jax.training.state import TrainState
@@ -41,10 +42,6 @@ MEASURED = 200  # images that a snapshot is measured by at 128 pixels and below,
 OnSnapshot = Callable[[np.ndarray, np.ndarray, Split, Split], dict[str, float]]
 
 
-class TrainingDiverged(UserError):
-    """A loss or a gradient is NaN or infinite."""
-
-
 class TrainingCollapsed(UserError):
     """`alarm` said so, and `config.on_collapse` is "stop"."""
 
@@ -55,8 +52,9 @@ def train(
     """Trains `config` in `workdir`, or goes on where the newest checkpoint there stops; returns the final state.
 
     Raises UserError for a configuration that cannot run or does not fit the workdir, and TrainingDiverged with the
-    step and the network when a loss or gradient is not finite; the last good checkpoint is then untouched. SIGTERM
-    and Ctrl-C save at the step they interrupt and return.
+    step and the network when a loss or gradient is not finite; the last good checkpoint is then untouched. Under
+    `config.on_divergence` = "restore" training goes back to that one before (see `divergence`), or where there is none
+    yet to its start. SIGTERM and Ctrl-C save at the step they interrupt and return.
 
     Of several processes (`processes.joined`) each calls this alike; process 0 writes all but its part of a checkpoint.
     """
@@ -89,17 +87,20 @@ def train(
         # -- Networks, optimizers, state
         generator, discriminator = build.networks(config)
         update, init = build.make_update(config, generator, discriminator)
-        state = build.fresh_state(config, init, mesh)
 
-        # -- Resume, or start from another run's networks
+        # -- Resume, or start: from another run's networks, or fresh
         if peers.first("record", lambda: record.read(workdir) is None) and checkpoints.steps():
             raise UserError(f"{workdir}: has checkpoints but no {record.NAME}: restore it, or choose another --workdir")
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            state = restored
-        elif config.init_from:
-            state = saved.start_from(config, state)
-        first_step, last_step = int(state.step), steps(config.total_kimg, config)
+
+        def begin():
+            restored = checkpoints.restore(build.abstract_state(config, init, mesh))
+            if restored is not None:
+                return restored, []
+            state = build.fresh_state(config, init, mesh)
+            return transfer.start_from(config, state) if config.init_from else (state, [])
+
+        state, taken = begin()
+        first_step, last_step, restarts = int(state.step), steps(config.total_kimg, config), int(state.restarts)
         left = 0.0 if split.left is None else float(split.left.mean())
         peers.first("record", lambda: record.write(workdir, config, manifest, left))
 
@@ -143,62 +144,78 @@ def train(
             else Quiet() as log,
             interruption() as interrupted,
         ):
-            if restored is not None:
+            if first_step:
                 log.say(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
             else:
+                for line in taken:
+                    log.say(line)
                 log.image("reals", grid(_reals(split, network, grid_grades), columns), 0)
                 log.image(_fakes_name(0, config), grid(np.asarray(fakes_of(state)), columns), 0)
 
             done = told = first_step  # steps dispatched, and steps told of
             pending = []  # metrics of the calls between, which may still be on the devices
+            calls, stop = 0, False  # an interruption is told once: it is not forgotten where training goes back
             while done < last_step:
-                state, metrics = step(state)
-                pending.append(metrics)
-                done += step.steps
-                if done == first_step + step.steps:
-                    jax.block_until_ready(metrics)  # it compiled
-                    log.say(f"first step after {time.monotonic() - start:.1f} s")
-                    log.start_clock(done)
-                if len(pending) > AHEAD:
-                    jax.block_until_ready(pending[-1 - AHEAD])
-                stop = interrupted((done - first_step) // step.steps)
-                snapshot = done % snapshot_every == 0 or done == last_step
-                known = done if stop or snapshot else done - AHEAD * step.steps
-                for point in range(told + step.steps, known + 1, step.steps):
-                    if point % log_every and point < done:
-                        continue
-                    calls = (point - told) // step.steps
-                    rows = _rows(jax.device_get(pending[:calls]))
-                    del pending[:calls]
-                    told, rate = point, log.read_clock(point)
-                    _check_finite(rows, point, workdir, config)
-                    measures = {}
-                    if snapshot and point == done:
-                        log.image(_fakes_name(done, config), grid(np.asarray(fakes_of(state)), columns), done)
-                        if measures := measure(state):
-                            log.say(f"{done * config.batch_size / 1000:.1f} kimg: {_told(measures)}")
-                    log.scalars(point, rows, rate, measures)
-                if snapshot or stop:
-                    _check_state(state, done, workdir)
-                    score = _score(config, measures) if snapshot else None
-                    if score is not None and score < float(state.best):
-                        best = jax.make_array_from_callback(
-                            (), mesh_lib.replicated(mesh), lambda _: np.full((), score, np.float32)
-                        )
-                        state = dataclasses.replace(state, best=best)
-                    checkpoints.save(done, state, score=score, marked=snapshot and _marked(done, config))
-                    if snapshot and config.on_collapse != "ignore":
-                        warning = peers.first("alarm", lambda: alarm.alarm(read_stats(workdir)))
-                        if warning and config.on_collapse == "stop":
-                            checkpoints.wait()
-                            raise TrainingCollapsed(f"step {done}: stopped, as config.on_collapse says: {warning}")
-                        if warning:
-                            log.say(f"alarm at {done * config.batch_size / 1000:.1f} kimg: {warning}")
-                    log.start_clock(done)
-                if stop:
+                try:
+                    state, metrics = step(state)
+                    pending.append(metrics)
+                    done += step.steps
+                    calls += 1
+                    if calls == 1:
+                        jax.block_until_ready(metrics)  # it compiled
+                        log.say(f"first step after {time.monotonic() - start:.1f} s")
+                        log.start_clock(done)
+                    if len(pending) > AHEAD:
+                        jax.block_until_ready(pending[-1 - AHEAD])
+                    stop = interrupted(calls) or stop
+                    snapshot = done % snapshot_every == 0 or done == last_step
+                    known = done if stop or snapshot else done - AHEAD * step.steps
+                    for point in range(told + step.steps, known + 1, step.steps):
+                        if point % log_every and point < done:
+                            continue
+                        rows = _rows(jax.device_get(pending[: (point - told) // step.steps]))
+                        del pending[: (point - told) // step.steps]
+                        told, rate = point, log.read_clock(point)
+                        divergence.check_metrics(rows, point, workdir, config)
+                        measures = {}
+                        if snapshot and point == done:
+                            log.image(_fakes_name(done, config), grid(np.asarray(fakes_of(state)), columns), done)
+                            if measures := measure(state):
+                                log.say(f"{done * config.batch_size / 1000:.1f} kimg: {_told(measures)}")
+                        log.scalars(point, rows, rate, measures | ({"restarts": restarts} if restarts else {}))
+                    if snapshot or stop:
+                        divergence.check_state(state, done, workdir, config)
+                        score = _score(config, measures) if snapshot else None
+                        if score is not None and score < float(state.best):
+                            best = mesh_lib.everywhere(np.array(score, np.float32), mesh)
+                            state = dataclasses.replace(state, best=best)
+                        checkpoints.save(done, state, score=score, marked=snapshot and _marked(done, config))
+                        if snapshot and config.on_collapse != "ignore":
+                            warning = peers.first("alarm", lambda: alarm.alarm(read_stats(workdir)))
+                            if warning and config.on_collapse == "stop":
+                                checkpoints.wait()
+                                raise TrainingCollapsed(f"step {done}: stopped, as config.on_collapse says: {warning}")
+                            if warning:
+                                log.say(f"alarm at {done * config.batch_size / 1000:.1f} kimg: {warning}")
+                        log.start_clock(done)
+                    if stop:
+                        checkpoints.wait()
+                        log.say(f"interrupted: saved step {done}; the same command goes on from there")
+                        break
+                except TrainingDiverged as diverged:
+                    if config.on_divergence == "stop" or restarts >= divergence.MOST:
+                        raise diverged.in_the_end(restarts) from None
+                    state, restarts = None, restarts + 1  # the broken one makes room
+                    pending.clear()
                     checkpoints.wait()
-                    log.say(f"interrupted: saved step {done}; the same command goes on from there")
-                    break
+                    state = divergence.restarted(begin()[0], restarts, mesh)
+                    done = told = int(state.step)
+                    step = step.starting_at(done)
+                    log.go_back(done)
+                    log.say(
+                        f"{diverged.found}: back to step {done}, updates half as large from there on "
+                        f"({restarts} of at most {divergence.MOST} times)"
+                    )
     return state
 
 
@@ -258,31 +275,3 @@ def _reals(split, network, grid_grades):
         members = np.flatnonzero(split.grades == grade)[:columns]
         images[grade * columns :][: len(members)] = split.images[members]
     return images
-
-
-def _check_finite(rows, done, workdir, config):
-    for step, row in enumerate(rows, done - len(rows) + 1):
-        for network, names in (("discriminator", ("loss_d", "grad_norm_d")), ("generator", ("loss_g", "grad_norm_g"))):
-            for name in names:
-                if not np.isfinite(row[name]):
-                    rate = f"{network[0]}_learning_rate"
-                    raise TrainingDiverged(
-                        f"step {step}: {name} of the {network} is {row[name]}; the last good checkpoint stays in "
-                        f"{workdir}: lower config.optimizer.{rate} ({config.optimizer[rate]:g}) "
-                        "or set config.optimizer.clip_norm"
-                    )
-
-
-@jax.jit
-def _finite(tree):
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
-
-
-def _check_state(state, done, workdir):
-    """Before a save: finite numbers alone, so that the checkpoints before are never pushed out by a broken one."""
-    for network, part in (("discriminator", state.d), ("generator", (state.g, state.ema))):
-        if not _finite(part):
-            raise TrainingDiverged(
-                f"step {done}: a parameter or statistic of the {network} is not finite; the last good checkpoint "
-                f"stays in {workdir}: lower config.optimizer.{network[0]}_learning_rate"
-            )

@@ -60,17 +60,23 @@ def of_config(config: ml_collections.ConfigDict, size: int, *, devices: list[jax
     """The mesh of `config.mesh` for images of `size` pixels a side, of `devices` or of this run's. Raises UserError
     where they do not fit together."""
     mesh = make_mesh(config.mesh.data, config.mesh.rows, devices=devices)
-    check(config.batch_size, size, **mesh.shape)
+    check(config.batch_size, size, **mesh.shape, accumulate=config.accumulate)
     return mesh
 
 
-def check(batch_size: int, size: int, data: int, rows: int) -> None:
-    """Raises UserError unless every device of a mesh gets the same number of images of `size` pixels, and of rows of
-    each."""
+def check(batch_size: int, size: int, data: int, rows: int, accumulate: int = 1) -> None:
+    """Raises UserError unless every device of a mesh gets the same number of images of `size` pixels, in each of the
+    micro-batches that a batch is done in, and of rows of each."""
     if batch_size < 1 or batch_size % data:
         raise UserError(
             f"config.batch_size = {batch_size} is not divisible by {data} devices: "
             f"take a multiple of {data}, or fewer devices with config.mesh.data"
+        )
+    if batch_size // data % accumulate:
+        raise UserError(
+            f"config.accumulate = {accumulate}: config.batch_size = {batch_size} over {data} "
+            f"device{'s' if data > 1 else ''} is {batch_size // data} images for each, which cannot be parted so: take "
+            f"a divisor of {batch_size // data}, or a batch that is a multiple of {data * accumulate}"
         )
     if size % rows or size // rows < LEAST_ROWS:
         raise UserError(
@@ -81,6 +87,11 @@ def check(batch_size: int, size: int, data: int, rows: int) -> None:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def everywhere(value: np.ndarray, mesh: Mesh) -> jax.Array:
+    """What every process has alike, whole on each device."""
+    return jax.make_array_from_callback(value.shape, replicated(mesh), lambda _: value)
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:

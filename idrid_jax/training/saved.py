@@ -1,18 +1,16 @@
 """A run's folder -> its record and networks: for those who go on from it, sample it or measure it."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
 from idrid_jax.training import build, record
 from idrid_jax.training.checkpoint import Checkpoints
-from idrid_jax.training.state import TrainState, generator_params
+from idrid_jax.training.state import TrainState
 
 
 def read_record(workdir: Path | str) -> record.Record:
@@ -75,23 +73,3 @@ def read_run(
     for message in unreadable:
         print(f"{message}; taking step {int(state.step)}", file=sys.stderr)
     return run, state
-
-
-def start_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
-    """A fresh state with both networks, and the moving average, of the run `config.init_from`, as `read_run` takes it.
-
-    Optimizers and progress start anew. Raises UserError where `read_run` does, or the run is of another network.
-    """
-    try:
-        other, source = read_run(config.init_from, sharding=state.step.sharding)
-    except UserError as error:
-        raise UserError(f"config.init_from: {error}") from error
-    if other.config.network != config.network:
-        raise UserError(
-            f"config.init_from = {config.init_from!r}: its network is {other.config.network}, not {config.network}"
-        )
-    take = lambda to, network: dataclasses.replace(to, params=network.params, stats=network.stats)
-    average = jax.tree.map(jnp.copy, generator_params(source)) if config.ema_kimg else {}
-    begun = dataclasses.replace(state, g=take(state.g, source.g), d=take(state.d, source.d), ema=average)
-    placed = jax.tree.map(lambda x: x.sharding, state)  # split under fsdp, as the other run's need not be
-    return jax.jit(lambda state: state, out_shardings=placed)(begun)

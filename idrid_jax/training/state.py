@@ -29,7 +29,7 @@ class NetworkState:
 
 # Fields of `TrainState` that came later: not in its pytree while they are empty dicts, so that checkpoints of older
 # runs have the structure that is looked for.
-LATER = ("lecam", "augment")
+LATER = ("lecam", "augment", "restarts")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -44,6 +44,8 @@ class TrainState:
       best: float32 [], the best value so far of the measure that `config.checkpoint.best` names; +inf before the first.
       lecam: LeCam's averages of D's logits, float32 [] "real" and "fake"; an empty dict where it is off.
       augment: of an augmentation that adapts, float32 [] "p" and "r" (see `augment.Augmentation`); else an empty dict.
+      restarts: int32 [], how often training went back after it had diverged (see `divergence`): each time updates are
+        half as large from there on. An empty dict only where a checkpoint older than it is looked for.
     """
 
     step: jax.Array
@@ -53,6 +55,7 @@ class TrainState:
     best: jax.Array
     lecam: Tree = dataclasses.field(default_factory=dict)
     augment: Tree = dataclasses.field(default_factory=dict)
+    restarts: jax.Array | Tree = dataclasses.field(default_factory=dict)
 
     def tree_flatten_with_keys(self):
         there = lambda name: not (name in LATER and isinstance(part := getattr(self, name), dict) and not part)
@@ -87,6 +90,7 @@ def init_state(
         best=jnp.full((), jnp.inf, jnp.float32),
         lecam={name: jnp.zeros((), jnp.float32) for name in ("real", "fake")} if lecam else {},
         augment=fresh() if augment else {},
+        restarts=jnp.zeros((), jnp.int32),
     )
 
 

@@ -10,7 +10,8 @@ import optax
 from flax import nnx
 
 from idrid_jax.models.functional import Functional
-from idrid_jax.training import ema, losses, objectives, standing
+from idrid_jax.training import accumulate, ema, losses, objectives, standing
+from idrid_jax.training.accumulate import Batch
 from idrid_jax.training.augment import Augmentation
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import NetworkState, TrainState, generator_params
@@ -41,6 +42,8 @@ class Update:
       penalty_scale: step -> factor of the penalties' weights at this update.
       over_devices: how latents and images are split. Nothing ties the latents to the real images, so each device would
         otherwise draw and judge all the fakes; None on one device.
+      accumulate: micro-batches that each gradient is the mean of (see `accumulate`); G then runs forward for each
+        network's gradient, as no more than one micro-batch is kept.
     """
 
     generator: Functional
@@ -58,80 +61,97 @@ class Update:
     hears: Callable[[jax.Array, jax.Array], jax.Array] = lambda grades, step: grades
     penalty_scale: Callable[[jax.Array], jax.Array | float] = lambda step: 1.0
     over_devices: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None
+    accumulate: int = 1
 
     def __call__(
         self, state: TrainState, images: jax.Array, grades: jax.Array, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """images uint8 [B, R, R, C], grades int32 [B], a key of (seed, step) -> the next state, float32 [] metrics."""
-        z_key, flip_key, *drop_keys = jax.random.split(key, 5)
-        share_key, *more_drop_keys = jax.random.split(jax.random.fold_in(key, 5), 3)  # 0 to 4 would be those above
-        z = jax.random.normal(z_key, (images.shape[0], self.latent))
-        z = self._split(z, 0)
-        real, grades = to_float(images), self.hears(grades, state.step)
-        if self.flip:
-            mirrored = jax.random.bernoulli(flip_key, 0.5, (real.shape[0], 1, 1, 1))
-            real = jnp.where(mirrored, real[:, :, ::-1], real)
-        loss, weights = losses.LOSSES[self.loss], self.weights
+        batch, weights = self._drawn(state, images, grades, key), self.weights
+        over = functools.partial(accumulate.over, batch, self.accumulate)
+        loss = losses.LOSSES[self.loss]
         of_logits = loss.discriminator
         if self.smoothing:
             of_logits = functools.partial(of_logits, smoothing=self.smoothing)
-        score = lambda params, stats, x, key: self.discriminator.train(
-            params, stats, self._shown(x, key, state), grades, rngs=nnx.Rngs(dropout=key)
-        )
 
-        def draw(params):
-            fake, stats = self.generator.train(params, state.g.stats, z, grades)
-            return self._split(fake, 1), stats
+        def forward(part):
+            """G's images, their pull-back to its parameters, its statistics."""
 
-        fake, pull_back, g_stats = jax.vjp(draw, state.g.params, has_aux=True)
+            def draw(params):
+                fake, stats = self.generator.train(params, state.g.stats, part.z, part.grades)
+                return self._split(fake, 1), stats
+
+            return jax.vjp(draw, state.g.params, has_aux=True)
+
+        if self.accumulate == 1:  # both objectives use the one pass; of several micro-batches none is kept
+            once = forward(batch)
+            forward = lambda part: once
+
+        def score(params, stats, x, part, look):
+            key = part.keys[look]
+            x = self._shown(x, key, state)
+            return self.discriminator.train(params, stats, x, part.grades, rngs=nnx.Rngs(dropout=key))
 
         # -- The discriminator
-        share = self._split(jax.random.uniform(share_key, grades.shape[:1]), 0)
         scale = self.penalty_scale(state.step)
 
-        def d_objective(params, due):
-            def pair(real, fake):
-                on_real, stats = score(params, state.d.stats, real, drop_keys[0])
-                on_fake, stats = score(params, stats, fake, drop_keys[1])
-                return (on_real, on_fake), stats
+        def d_gradient(part, due):
+            real, fake = self._real(part), forward(part)[0]
 
-            alone = lambda x: score(params, state.d.stats, x, more_drop_keys[0])[0]
-            return objectives.discriminator(
-                of_logits, weights, pair, alone, (real, fake), share, state.lecam, state.step, due=due, scale=scale
-            )
+            def objective(params):
+                def pair(real, fake):
+                    on_real, stats = score(params, state.d.stats, real, part, 0)
+                    on_fake, stats = score(params, stats, fake, part, 1)
+                    return (on_real, on_fake), stats
 
-        descent = lambda due: jax.value_and_grad(d_objective, has_aux=True)(state.d.params, due)
+                alone = lambda x: score(params, state.d.stats, x, part, 3)[0]
+                both, share = (real, fake), self._split(part.share, 0)
+                return objectives.discriminator(
+                    of_logits, weights, pair, alone, both, share, state.lecam, state.step, due=due, scale=scale
+                )
+
+            (_, told), gradient = jax.value_and_grad(objective, has_aux=True)(state.d.params)
+            d_loss, added, logits, stats, lecam = told
+            return (gradient, d_loss, added, stats, lecam), logits
+
+        descent = lambda due: over(lambda part: d_gradient(part, due))
         if weights.penalties and weights.penalty_every > 1:
             due = state.step % weights.penalty_every == 0
-            (_, told), d_grads = jax.lax.cond(due, lambda: descent(True), lambda: descent(False))
+            means, (on_real, on_fake) = jax.lax.cond(due, lambda: descent(True), lambda: descent(False))
         else:
-            (_, told), d_grads = descent(True)
-        d_loss, added, (on_real, on_fake), d_stats, lecam = told
-        d = _descend(self.d_tx, state.d, d_grads, d_stats)
+            means, (on_real, on_fake) = descent(True)
+        d_grads, d_loss, added, d_stats, lecam = means
+        d = _descend(self.d_tx, state.d, d_grads, d_stats, state.restarts)
 
         # -- The generator
-        def look(stats, x, key):
+        def look(stats, x, part, which):
             """What D makes of images, features where they are to be matched, and its statistics."""
             if weights.feature_matching:
+                key = part.keys[which]
                 x = self._shown(x, key, state)
-                return self.discriminator.train_features(d.params, stats, x, grades, rngs=nnx.Rngs(dropout=key))
-            logits, stats = score(d.params, stats, x, key)
+                return self.discriminator.train_features(d.params, stats, x, part.grades, rngs=nnx.Rngs(dropout=key))
+            logits, stats = score(d.params, stats, x, part, which)
             return (logits, None), stats
 
-        of_real, d_stats = (None, None), d.stats
-        if loss.pairs or weights.feature_matching:
-            of_real, d_stats = look(d_stats, real, more_drop_keys[1])
+        def g_gradient(part):
+            fake, pull_back, g_stats = forward(part)
+            of_real, d_stats = (None, None), d.stats
+            if loss.pairs or weights.feature_matching:
+                of_real, d_stats = look(d_stats, self._real(part), part, 4)
 
-        def g_objective(fake):
-            of_fake, stats = look(d_stats, fake, drop_keys[2])
-            total, told = objectives.generator(loss, weights, of_fake, of_real)
-            return total, (*told, of_fake[0], stats)
+            def objective(fake):
+                of_fake, stats = look(d_stats, fake, part, 2)
+                total, told = objectives.generator(loss, weights, of_fake, of_real)
+                return total, (*told, of_fake[0], stats)
 
-        (_, told), fake_grad = jax.value_and_grad(g_objective, has_aux=True)(fake)
-        g_loss, added_to_g, on_fake_after, d_stats = told
+            (_, told), fake_grad = jax.value_and_grad(objective, has_aux=True)(fake)
+            g_loss, added, on_fake, d_stats = told
+            (gradient,) = pull_back(fake_grad)
+            return (gradient, g_loss, added, d_stats, g_stats), on_fake
+
+        (g_grads, g_loss, added_to_g, d_stats, g_stats), on_fake_after = over(g_gradient)
         d = dataclasses.replace(d, stats=d_stats)
-        (g_grads,) = pull_back(fake_grad)
-        g = _descend(self.g_tx, state.g, g_grads, g_stats)
+        g = _descend(self.g_tx, state.g, g_grads, g_stats, state.restarts)
 
         average = state.ema
         if self.ema_decay is not None:
@@ -151,8 +171,26 @@ class Update:
             sure = on_real - on_fake if loss.pairs else on_real
             augmentation = self.augment.adapt(augmentation, sure, state.step)
             metrics |= {f"augment_{name}": value for name, value in augmentation.items()}
-        state = TrainState(state.step + 1, g, d, average, state.best, lecam, augmentation)
+        state = TrainState(state.step + 1, g, d, average, state.best, lecam, augmentation, state.restarts)
         return state, metrics | added | added_to_g
+
+    def _drawn(self, state, images, grades, key) -> Batch:
+        """The batch with all that is random in its update, and what the networks hear of its grades."""
+        z_key, flip_key, *looks = jax.random.split(key, 5)
+        share_key, *more_looks = jax.random.split(jax.random.fold_in(key, 5), 3)  # 0 to 4 would be those above
+        mirrored = jax.random.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1)) if self.flip else None
+        return Batch(
+            images,
+            self.hears(grades, state.step),
+            self._split(jax.random.normal(z_key, (len(images), self.latent)), 0),
+            self._split(jax.random.uniform(share_key, grades.shape[:1]), 0),
+            mirrored,
+            jnp.stack([*looks, *more_looks]),
+        )
+
+    def _real(self, part):
+        real = to_float(self._split(part.images, 1))
+        return real if part.mirrored is None else jnp.where(part.mirrored, real[:, :, ::-1], real)
 
     def _shown(self, images, key, state):
         return images if self.augment is None else self._split(self.augment(images, key, state.augment), 1)
@@ -204,6 +242,9 @@ def _probability(logits):
     return jax.nn.sigmoid(logits.astype(jnp.float32)).mean()
 
 
-def _descend(tx, network: NetworkState, grads, stats) -> NetworkState:
+def _descend(tx, network: NetworkState, grads, stats, restarts) -> NetworkState:
+    """The optimizer's update, half as large for each of the `restarts`, int32 []; exactly itself at 0."""
     updates, opt = tx.update(grads, network.opt, network.params)
+    share = jnp.ldexp(jnp.float32(1), -restarts)
+    updates = jax.tree.map(lambda update: share * update, updates)
     return NetworkState(optax.apply_updates(network.params, updates), stats, opt)

@@ -1,0 +1,147 @@
+"""Starting from another run's networks: which layers fit, and that those, and only those, are taken."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_same, changed, make_config
+
+from idrid_jax import config as config_lib
+from idrid_jax import models
+from idrid_jax.errors import UserError
+from idrid_jax.models import NETWORKS
+from idrid_jax.training import build, mesh, record, transfer
+from idrid_jax.training.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """retina32 beside retina64. Where all levels have 8 channels, shapes alone do not tell them apart."""
+    monkeypatch.setitem(NETWORKS, "retina32", models._retina(32))
+
+
+def configured(data, network, **changes):
+    return make_config(data, network, model__max_channels=8, **changes)
+
+
+def left(config, workdir):
+    """What a run leaves, with arrays that no fresh state has."""
+    leaves, tree = jax.tree.flatten(fresh(config))
+    rng = np.random.default_rng(0)
+    state = jax.tree.unflatten(tree, [x + jnp.asarray(rng.uniform(1, 2, x.shape), x.dtype) for x in leaves])
+    manifest = build.find_release(config)
+    workdir.mkdir()
+    record.write(workdir, config, manifest)
+    with Checkpoints(workdir, manifest.fingerprint) as checkpoints:
+        checkpoints.save(1, state)
+    return state
+
+
+def fresh(config):
+    _, init = build.make_update(config, *build.networks(config))
+    return build.fresh_state(config, init, mesh.make_mesh(1))
+
+
+
+def test_a_larger_network_takes_the_levels_of_as_many_pixels(small, phantom_data, tmp_path):
+    """Generators list them from 4 pixels up, discriminators from the image down."""
+    source = left(configured(phantom_data, "retina32", ema_kimg=0.05), tmp_path / "source")
+    config = configured(phantom_data, "retina64", ema_kimg=0.05, seed=1, init_from=str(tmp_path / "source"))
+    start, told = transfer.start_from(config, before := fresh(config))
+    for params, there, begun in (
+        (start.g.params, source.g.params, before.g.params),
+        (start.ema, source.ema, before.g.params),
+    ):
+        for part in ("embed", "latent", "image"):
+            assert_same(params[part], there[part])
+        for level in (0, 1, 2):  # 8, 16 and 32 pixels
+            assert_same(params["up"][level], there["up"][level])
+        assert_same(params["up"][3], begun["up"][3])
+    for part in ("image", "last", "logit", "embed"):
+        assert_same(start.d.params[part], source.d.params[part])
+    for level in (1, 2):  # from 16 and from 8 pixels
+        assert_same(start.d.params["down"][level], source.d.params["down"][level - 1])
+    assert_same(start.d.params["down"][0], before.d.params["down"][0])
+    assert_same((start.g.opt, start.d.opt, start.step), (before.g.opt, before.d.opt, before.step))
+    assert told == [
+        f"from {tmp_path / 'source'} (retina32): 38 of 48 arrays fit, the others begin fresh; generator: embed, image, "
+        "latent, up/0, up/1, up/2; discriminator: down/1, down/2, embed, image, last, logit"
+    ]
+
+
+def test_a_smaller_network_takes_them_too(small, phantom_data, tmp_path):
+    source = left(configured(phantom_data, "retina64"), tmp_path / "source")
+    config = configured(phantom_data, "retina32", seed=1, init_from=str(tmp_path / "source"))
+    start, told = transfer.start_from(config, fresh(config))
+    assert told == [f"from {tmp_path / 'source'} (retina64): all 38 arrays"]
+    assert [start.g.params["up"][i]["first"]["kernel"].tolist() for i in (0, 1)] == [
+        source.g.params["up"][i]["first"]["kernel"].tolist() for i in (0, 1)
+    ]
+    assert_same(start.d.params["down"][0], source.d.params["down"][1])
+
+
+def test_statistics_go_with_their_layer(config, tmp_path):
+    """BatchNorm's scale and mean are taken together."""
+    source = left(config, tmp_path / "source")
+    start, told = transfer.start_from(changed(config, init_from=str(tmp_path / "source")), fresh(config))
+    assert_same((start.g.params, start.g.stats), (source.g.params, source.g.stats))
+    assert_same((start.d.params, start.d.stats), (source.d.params, source.d.stats))
+    assert told == [f"from {tmp_path / 'source'} (tiny): all 18 arrays"]
+
+
+def fits(name, most, other, others_most):
+    """The check as `start_from` makes it, on shapes."""
+    configs, states = [], []
+    for network, channels in ((name, most), (other, others_most)):
+        config = config_lib.default_config()
+        config.network, config.model.max_channels, config.init_from = network, channels, "runs/x"
+        _, init = build.make_update(config, *build.networks(config))
+        configs.append(config)
+        states.append(jax.eval_shape(init, jax.random.key(0)))
+    mine, theirs = states
+    found = transfer.fit(mine.g, theirs.g, deepest_last=False), transfer.fit(mine.d, theirs.d, deepest_last=True)
+    transfer._check(*configs, found)
+    return transfer._told(*configs, found)
+
+
+@pytest.mark.parametrize(
+    "pair, line",
+    [
+        (
+            ("retina128", 128, "retina64", 128),
+            "34 of 61 arrays fit, the others begin fresh; generator: embed, image, latent, up/0, up/1, up/2/style; "
+            "discriminator: down/2, down/3, embed, image, last, logit",
+        ),
+        (
+            ("dcgan512", 512, "dcgan256", 512),
+            "32 of 68 arrays fit, the others begin fresh; generator: image, norm/0, norm/1, norm/2, up/0, up/1, up/2; "
+            "discriminator: down/4, down/5, image, logit, norm/3, norm/4, norm/5",
+        ),
+        (("dcgan128", 512, "dcgan64", 512), "36 of 38 arrays fit, the others begin fresh; generator: norm, up; "),
+    ],
+)
+def test_what_fits_of_the_real_networks(pair, line):
+    (told,) = fits(*pair)
+    assert f"from runs/x ({pair[2]}): {line}" in told
+
+
+@pytest.mark.parametrize(
+    "pair, line",
+    [
+        (
+            ("retina128", 256, "retina64", 128),
+            "its network is retina64, and of the 63 arrays of retina128 5 fit (generator: embed, image; discriminator: "
+            "image): set config.model.max_channels to 128, as it has",
+        ),
+        (
+            ("cgan32", 512, "dcgan28", 512),
+            "its network is dcgan28, and of the 20 arrays of cgan32 none fit: name a run of cgan32",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(pair, line):
+    with pytest.raises(UserError) as error:
+        fits(*pair)
+    assert str(error.value) == f"config.init_from = 'runs/x': {line}"
