@@ -9,6 +9,7 @@ from idrid_jax.sweep import base
 def get_config():
     config = base(__file__, "retina64.py")
     config.network = "retina128"
+    config.batch_size = 16
     config.model.max_channels = 256
     config.total_kimg = 300.0
     return config

@@ -12,7 +12,7 @@ from idrid_jax.config import default_config
 def get_config():
     config = default_config()
     config.network = "retina64"
-    config.batch_size = 32
+    config.batch_size = 8  # updates are what it takes, not images
     config.total_kimg = 150.0
     config.model.max_channels = 128
     config.data.one_side = True  # a left eye's mirror image is a right eye's anatomy

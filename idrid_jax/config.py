@@ -238,11 +238,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.seed = {config.seed}: must be in [0, 2**32)")
 
 
-# What -1 stands for, of the network's size, pixels a side, and the batch.
+# What -1 stands for, of the network's size, pixels a side, and the batch: as "auto" in StyleGAN2-ADA's own code.
 AUTO = {
-    # 0.25 at 64 and batch 32, where it was chosen (configs/retina.md); grows as in Karras et al. 2020 (StyleGAN2-ADA)
-    "loss.r1": lambda size, batch: 0.25 * (size / 64) ** 2 * 32 / batch,
-    "loss.r2": lambda size, batch: 0.25 * (size / 64) ** 2 * 32 / batch,
+    "loss.r1": lambda size, batch: 2e-4 * size**2 / batch,
+    "loss.r2": lambda size, batch: 2e-4 * size**2 / batch,
     "ema_kimg": lambda size, batch: batch * 10 / 32,
 }
 

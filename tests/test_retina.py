@@ -71,6 +71,15 @@ def test_what_is_between_two_pixels_makes_no_grid():
     np.testing.assert_allclose(retina.down(checkers)[:, 1:-1, 1:-1], 0, atol=1e-6)
 
 
+def test_what_down_takes_is_emphasised():
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    both = retina.emphasised(jnp.asarray(x))
+    np.testing.assert_array_equal(both[..., :3], x)
+    np.testing.assert_allclose(both[..., 3:], retina.EMPHASIS * (x - retina.up(retina.down(x))), atol=1e-5)
+    flat = retina.emphasised(jnp.ones((1, 8, 8, 3)))
+    np.testing.assert_allclose(flat[..., 3:], 0, atol=1e-6)
+
+
 # -- The networks
 
 
@@ -103,7 +112,7 @@ def test_parameter_counts_of_64():
         sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(part.init, jax.random.key(0))))
         for part in build.networks(config)
     ]
-    assert counts == [1_044_883, 975_489]
+    assert counts == [1_044_883, 978_561]
 
 
 def test_an_image_depends_on_no_other_of_its_batch():
@@ -280,8 +289,8 @@ def test_the_command_tells_what_it_set(capsys, tmp_path):
         "from idrid_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
         "    config.network, config.loss.r1, config.ema_kimg = 'retina64', -1.0, -1.0\n    return config\n"
     )
-    command = ["train", f"--config={path}", f"--workdir={tmp_path / 'run'}", "--config.batch_size=32"]
+    command = ["train", f"--config={path}", f"--workdir={tmp_path / 'run'}", "--config.batch_size=8"]
     assert cli.main([*command, "--dry_run"]) == 0
-    assert '"r1": 0.25' in capsys.readouterr().out
+    assert '"r1": 0.1024' in capsys.readouterr().out
     assert cli.main([*command, f"--config.data.data_dir={tmp_path}"]) == 2  # nothing is prepared there
-    assert capsys.readouterr().out == "auto: config.ema_kimg = 10\nauto: config.loss.r1 = 0.25\n"
+    assert capsys.readouterr().out == "auto: config.ema_kimg = 2.5\nauto: config.loss.r1 = 0.1024\n"
