@@ -55,6 +55,18 @@ LOSSES_ON = {  # the others, which do not go with those above
 }
 
 
+# Files that take longest, in that order: they come first, so that no worker begins one when the other is done
+LONGEST = (
+    *("mesh", "processes", "resume", "loop", "bench_peer", "evaluate", "launchers", "startup", "sweep", "cli"),
+    *("snapshots", "usefulness", "networks_torch", "bench_step", "step_torch", "convolution", "data_options"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def phantom_release(tmp_path_factory):
     """A drawn release, 32 photographs to train on."""
