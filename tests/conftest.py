@@ -29,6 +29,7 @@ from idrid_jax.data import phantom  # noqa: E402
 from idrid_jax.data.prepare import prepare  # noqa: E402
 from idrid_jax.models import NETWORKS, Network  # noqa: E402
 from idrid_jax.models.layers import GradeEmbedding  # noqa: E402
+from idrid_jax.training import curves  # noqa: E402
 from idrid_jax.training.checkpoint import Checkpoints  # noqa: E402
 
 SIZE, CHANNELS, LATENT = 8, 3, 6
@@ -52,6 +53,18 @@ LOSSES_ON = {  # the others, which do not go with those above
     "loss__feature_matching": 0.5,
     "data__flip": True,
 }
+
+
+# Files that take longest, in that order: they come first, so that no worker begins one when the other is done
+LONGEST = (
+    *("mesh", "processes", "resume", "loop", "bench_peer", "evaluate", "launchers", "startup", "sweep", "cli"),
+    *("snapshots", "usefulness", "networks_torch", "bench_step", "step_torch", "convolution", "data_options"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -142,6 +155,16 @@ def tiny(monkeypatch):
 def config(tiny, phantom_data):
     """A run of 12 steps of 8 images on one device, with a snapshot every 4 steps."""
     return make_config(phantom_data)
+
+
+draw_curves = curves.draw
+
+
+@pytest.fixture(autouse=True)
+def quick_curves(monkeypatch):
+    """The curves of a run in this process are an empty file: to draw them takes longer than a tiny run that need not
+    compile. `draw_curves` draws, and so do commands in processes of their own."""
+    monkeypatch.setattr(curves, "draw", lambda workdir: (workdir / "curves.png").touch())
 
 
 @pytest.fixture

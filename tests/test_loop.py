@@ -8,14 +8,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ALL_ON, CHANNELS, LATENT, SIZE, TRAIN, assert_same, changed, make_config, score, stats, steps
+from conftest import (
+    ALL_ON,
+    CHANNELS,
+    LATENT,
+    SIZE,
+    TRAIN,
+    assert_same,
+    changed,
+    draw_curves,
+    make_config,
+    score,
+    stats,
+    steps,
+)
 from PIL import Image
 
 from idrid_jax.data import cache, phantom
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, ema, mesh, step
+from idrid_jax.training import build, curves, ema, mesh, step
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import AHEAD, TrainingDiverged, train
 from idrid_jax.training.step import draw
@@ -26,7 +39,8 @@ pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwa
 # -- The run directory
 
 
-def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys):
+def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(curves, "draw", draw_curves)
     state = train(config, tmp_path / "a" / "run", on_snapshot=(score,))
     workdir = tmp_path / "a" / "run"
     assert int(state.step) == 12
@@ -68,11 +82,24 @@ def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys):
     for name in ("reals.png", *grids):
         assert Image.open(workdir / name).size == (12 * (SIZE + 2) - 2, 5 * (SIZE + 2) - 2)  # a row for each grade
     assert len({(workdir / name).read_bytes() for name in grids}) == 4
+    assert Image.open(workdir / "curves.png").size == (1000, 1500)
     assert (workdir / "tensorboard").is_dir() and list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     assert steps(workdir) == [4, 8, 12]
     assert not [path for path in workdir.iterdir() if path.name.startswith(".")]
     said = capsys.readouterr().err
     assert "0.1/0.1 kimg" in said and len(re.findall(r"^first step after \d+\.\d s$", said, re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize("added, panels", [((), 5), (("r1", "lecam"), 6)])
+def test_a_picture_of_the_curves(tmp_path, added, panels):
+    """A panel for each group of measures, one more where something is added to the losses; whole or not at all."""
+    rows = [{"kimg": i, "loss_d": 1.0 + i, "loss_g": 2.0 - i, **dict.fromkeys(added, float(i))} for i in range(3)]
+    (tmp_path / "stats.jsonl").write_text("".join(json.dumps({"step": row["kimg"]} | row) + "\n" for row in rows))
+    draw_curves(tmp_path)
+    picture = Image.open(tmp_path / "curves.png").convert("RGB")
+    assert picture.size == (1000, 300 * panels)
+    assert {(31, 119, 180), (255, 127, 14)} <= {colour for _, colour in picture.getcolors(2**20)}  # two lines
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "stats.jsonl"]
 
 
 def test_reals_of_a_conditional_network_are_by_grade(config, phantom_data, tmp_path):

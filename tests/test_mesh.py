@@ -74,23 +74,24 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
     leaves = jax.tree.leaves(after)
     assert all(len(leaf.sharding.device_set) == data * rows for leaf in leaves)
     split = [leaf for leaf in leaves if not leaf.sharding.is_fully_replicated]
-    if fsdp:  # most values lie on one device each
-        assert sum(leaf.size for leaf in split) > 0.9 * sum(leaf.size for leaf in leaves)
+    if fsdp:  # most values lie on one device each (small arrays are not worth it)
+        assert sum(leaf.size for leaf in split) > 0.8 * sum(leaf.size for leaf in leaves)
         assert all(leaf.addressable_shards[0].data.size == leaf.size // data for leaf in split)
     else:
         assert not split
     return before, jax.tree.map(np.asarray, after), {name: np.asarray(value) for name, value in metrics.items()}
 
 
-# Those fed otherwise are held to one device that is fed by `resident`, so that all ways in are one result.
+# Those fed otherwise are held to one device that is fed by `resident`, so that all ways in are one result. Where a
+# network's batch and steps are alike, it is computed on one device once.
 @pytest.mark.parametrize(
     "network, options",
     [
-        ("cgan32", dict(data=8, way="stream")),
-        ("cgan32", dict(data=2, rows=2, batch=2, way="resident in parts")),
+        ("cgan32", dict(data=8, way="stream", steps=2)),
+        ("cgan32", dict(data=2, rows=2, way="resident in parts", steps=2)),
         ("cgan32", dict(data=8, fsdp=True, steps=2)),
         ("dcgan28", dict(data=8, way="stream", steps=2)),
-        ("dcgan28", dict(data=4, rows=2, batch=4, fsdp=True)),
+        ("dcgan28", dict(data=4, rows=2, fsdp=True, steps=2)),
         ("dcgan64", dict(data=8, way="resident in parts", steps=2)),
         ("dcgan64", dict(data=2, rows=4, batch=2)),
         ("dcgan128", dict(data=8)),
@@ -106,14 +107,9 @@ def test_a_mesh_computes_what_one_device_does(network, options, monkeypatch):
     """Losses, gradients and statistics, with dropout; BatchNorm is over the global batch and whole images."""
     # In float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by per cents.
     dtype, tolerance = "float64", 2e-5
-    if network.startswith("dcgan") and network != "dcgan28":  # their layers, an eighth as wide
-        wide = NETWORKS[network]
-        generator, discriminator = (
-            functools.partial(module, width=8) for module in (wide.generator, wide.discriminator)
-        )
-        monkeypatch.setitem(
-            NETWORKS, network, dataclasses.replace(wide, generator=generator, discriminator=discriminator)
-        )
+    wide = NETWORKS[network]  # of its layers a fraction of the channels: convolutions in float64 are slow loops
+    generator, discriminator = (functools.partial(module, width=8) for module in (wide.generator, wide.discriminator))
+    monkeypatch.setitem(NETWORKS, network, dataclasses.replace(wide, generator=generator, discriminator=discriminator))
     before, one, metrics = some_steps(
         network, 1, dtype=dtype, **{name: options[name] for name in ("steps", "batch", "losses") if name in options}
     )

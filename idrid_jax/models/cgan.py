@@ -25,21 +25,21 @@ def _embedding(rngs: nnx.Rngs, dtype) -> GradeEmbedding:
 
 
 class Generator(nnx.Module):
-    """z [B, 100] and grades -> images [B, 32, 32, 3] in [-1, 1]."""
+    """z [B, 100] and grades -> images [B, 32, 32, 3] in [-1, 1]. width: channels of the layers between."""
 
-    def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, *, width: int = 128, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
         convolution = dict(bias=True, init=glorot_uniform, **arguments)
         self.embed = _embedding(rngs, dtype)
         self.grade = nnx.Linear(50, 8 * 8, kernel_init=glorot_uniform, **arguments)
-        self.latent = nnx.Linear(100, 8 * 8 * 128, kernel_init=glorot_uniform, **arguments)
-        self.up1 = ConvTranspose(129, 128, 4, 2, (1, 1), **convolution)
-        self.up2 = ConvTranspose(128, 128, 4, 2, (1, 1), **convolution)
-        self.image = Conv(128, 3, 8, 1, (3, 4), **convolution)
+        self.latent = nnx.Linear(100, 8 * 8 * width, kernel_init=glorot_uniform, **arguments)
+        self.up1 = ConvTranspose(width + 1, width, 4, 2, (1, 1), **convolution)
+        self.up2 = ConvTranspose(width, width, 4, 2, (1, 1), **convolution)
+        self.image = Conv(width, 3, 8, 1, (3, 4), **convolution)
 
     def __call__(self, z: jax.Array, grades: jax.Array) -> jax.Array:
         grade = self.grade(self.embed(grades)).reshape(-1, 8, 8, 1)
-        x = _leaky(self.latent(z)).reshape(-1, 8, 8, 128)
+        x = _leaky(self.latent(z)).reshape(z.shape[0], 8, 8, -1)
         x = jnp.concatenate([x, grade], axis=-1)
         x = _leaky(self.up1(x))
         x = _leaky(self.up2(x))
@@ -49,15 +49,15 @@ class Generator(nnx.Module):
 class Discriminator(nnx.Module):
     """Images [B, 32, 32, 3] in [-1, 1] and grades -> logits [B]; dropout takes its key at the call."""
 
-    def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, *, width: int = 128, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
         convolution = dict(bias=True, init=glorot_uniform, **arguments)
         self.embed = _embedding(rngs, dtype)
         self.grade = nnx.Linear(50, 32 * 32, kernel_init=glorot_uniform, **arguments)
-        self.down1 = Conv(4, 128, 3, 2, (0, 1), **convolution)
-        self.down2 = Conv(128, 128, 3, 2, (0, 1), **convolution)
+        self.down1 = Conv(4, width, 3, 2, (0, 1), **convolution)
+        self.down2 = Conv(width, width, 3, 2, (0, 1), **convolution)
         self.dropout = nnx.Dropout(0.4)
-        self.logit = nnx.Linear(8 * 8 * 128, 1, kernel_init=glorot_uniform, **arguments)
+        self.logit = nnx.Linear(8 * 8 * width, 1, kernel_init=glorot_uniform, **arguments)
 
     def features(self, images: jax.Array, grades: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         grade = self.grade(self.embed(grades)).reshape(-1, 32, 32, 1)
