@@ -295,7 +295,8 @@ def test_init_from_under_fsdp(config, tmp_path, monkeypatch):
 def test_init_from_another_network_is_refused(config, tmp_path):
     train(changed(config, total_kimg=0.008, network="tiny_unconditional"), tmp_path / "source")
     with pytest.raises(
-        UserError, match="init_from = .*its network is tiny_unconditional, and of the 18 arrays of tiny none fit: name a"
+        UserError,
+        match="init_from = .*its network is tiny_unconditional, and of the 18 arrays of tiny none fit: name a",
     ):
         train(changed(config, init_from=str(tmp_path / "source")), tmp_path / "run")
 

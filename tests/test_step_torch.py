@@ -40,7 +40,11 @@ def ours(width, dtype, g_tx, d_tx, **options):
         states.append(NetworkState(params, stats, tx.init(params)))
         modules.append(module)
     update = Update(*networks, g_tx, d_tx, latent=100, **options)
-    return update, TrainState(jnp.zeros((), jnp.int32), *states, {}, jnp.float32(np.inf), restarts=jnp.int32(0)), modules
+    return (
+        update,
+        TrainState(jnp.zeros((), jnp.int32), *states, {}, jnp.float32(np.inf), restarts=jnp.int32(0)),
+        modules,
+    )
 
 
 def ours_of(peer, name, array):
