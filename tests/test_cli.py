@@ -110,7 +110,7 @@ def test_help_names_every_flag(name, capsys):
     assert f"idrid-jax {name} {COMMANDS[name].example}" in out
     required = {
         "phantom": 1, "prepare": 1, "train": 2, "sample": 2, "evaluate": 1, "interpolate": 2, "report": 1, "sweep": 2,
-        "plan": 1, "augment": 1,
+        "plan": 1, "augment": 1, "blind sheet": 2, "blind score": 1,
     }.get(name, 0)  # fmt: skip
     assert out.count("(needed)") == required
     assert cli.main([*name.split(), "--some", "-h"]) == 0  # wherever it stands
