@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import ml_collections
 
-from idrid_jax.data import pools
+from idrid_jax import config_checks
 from idrid_jax.data.order import SAMPLINGS
 from idrid_jax.data.preprocess import CROPS
 from idrid_jax.errors import UserError
@@ -170,13 +170,6 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"config.model.{name} = {config.model[name]!r}: {config.network} has no such choice, it is for {having}"
             )
-    fades = [name for name in ("start_kimg", "ramp_kimg") if config.conditioning[name]]
-    if fades and not NETWORKS[config.network].fades_in:
-        having = ", ".join(network for network, made in NETWORKS.items() if made.fades_in)
-        raise UserError(
-            f"config.conditioning.{fades[0]} = {config.conditioning[fades[0]]}: {config.network} always hears its "
-            f"grades, or none; it is for {having}"
-        )
     for name in ("total_kimg", "snapshot_kimg", "log_kimg"):
         if not 0 < given[name] < float("inf"):
             raise UserError(f"config.{name} = {given[name]}: must be above 0 and finite")
@@ -202,38 +195,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("loss.label_smoothing", "optimizer.b1", "optimizer.b2"):
         if not 0 <= given[name] < 1:
             raise UserError(f"config.{name} = {given[name]}: must be in [0, 1)")
-    _check_loss(config.loss)
-    _check_accumulate(config)
-    for name in ("learning_rate", "penalty"):
-        if config.schedule[name] != 1 and not config.schedule.kimg:
-            raise UserError(
-                f"config.schedule.{name} = {config.schedule[name]}: set config.schedule.kimg, over which it comes about"
-            )
-    _check_augment(config.augment, config.loss.name)
-    if given["data.validation_folds"] < 0 or given["data.validation_folds"] == 1:
-        raise UserError(
-            f"config.data.validation_folds = {given['data.validation_folds']}: must be 0 (none) or at least 2"
-        )
-    if not 0 < given["data.temperature"] < float("inf"):
-        raise UserError(f"config.data.temperature = {given['data.temperature']}: must be above 0 and finite")
-    if given["data.temperature"] != known["data.temperature"] and given["data.sampling"] != "tempered":
-        raise UserError(
-            f"config.data.temperature = {given['data.temperature']}: {given['data.sampling']} sampling has none, set "
-            "config.data.sampling to tempered"
-        )
-    if config.data.one_side and config.data.flip:
-        raise UserError(
-            "config.data.flip = True: half of what config.data.one_side turns would be turned back: set one of "
-            "the two to False"
-        )
-    pools.classes(given["data.pools"])
-    if given["data.pools"] and not NETWORKS[config.network].conditional:
-        raise UserError(
-            f"config.data.pools = {given['data.pools']!r}: {config.network} is unconditional, it has no grades to "
-            "pool: leave it empty"
-        )
-    if given["data.least_of_grade"] < 0:
-        raise UserError(f"config.data.least_of_grade = {given['data.least_of_grade']}: must not be negative")
+    config_checks.check(config, default_config())
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed = {config.seed}: must be in [0, 2**32)")
 
@@ -259,74 +221,6 @@ def automatic(config: ml_collections.ConfigDict) -> dict[str, Callable[[int, int
     """The entries of `AUTO` that `config` asks for."""
     given = dict(fields(config))
     return {name: value for name, value in AUTO.items() if given[name] == -1}
-
-
-def _check_loss(loss) -> None:
-    """Values that are sound each, and of which one would do nothing, or harm, beside the others."""
-    if loss.label_smoothing and loss.name != "bce":
-        raise UserError(
-            f"config.loss.label_smoothing = {loss.label_smoothing}: {loss.name} has no labels to smooth, set it to 0; "
-            "only bce has them"
-        )
-    penalties = [name for name in ("r1", "r2", "gradient_penalty") if loss[name]]
-    if loss.name == "wasserstein" and not penalties:
-        raise UserError(
-            "config.loss.name = 'wasserstein': its discriminator needs a bounded slope: set "
-            "config.loss.gradient_penalty (10 in the paper) or config.loss.r1"
-        )
-    if loss.penalty_every > 1 and not penalties:
-        raise UserError(
-            f"config.loss.penalty_every = {loss.penalty_every}: no penalty is on, set config.loss.r1, r2 or "
-            "gradient_penalty, or 1"
-        )
-
-
-def _check_accumulate(config) -> None:
-    """Refuses what would make micro-batches another algorithm: functions of the batch as a whole."""
-    if config.accumulate == 1:
-        return
-    if NETWORKS[config.network].batch_norm:
-        without = ", ".join(name for name, network in NETWORKS.items() if not network.batch_norm)
-        raise UserError(
-            f"config.accumulate = {config.accumulate}: {config.network} has BatchNorm, whose statistics would be those "
-            f"of a micro-batch: take 1 and a smaller config.batch_size; networks without it: {without}"
-        )
-    for name in ("lecam", "feature_matching"):
-        if config.loss[name]:
-            raise UserError(
-                f"config.accumulate = {config.accumulate}: config.loss.{name} = {config.loss[name]} compares means "
-                "over the whole batch, which a micro-batch does not have: set that to 0, or config.accumulate to 1"
-            )
-
-
-# What a transform can be at most: beyond, an image is gone, or its light turned round
-LIMITS = {"rotation": 180.0, "zoom": 0.4, "shift": 0.5, "brightness": 0.9, "contrast": 0.5, "saturation": 1.0}
-
-
-def _check_augment(augment, loss: str) -> None:
-    for name, limit in LIMITS.items():
-        if not 0 <= augment[name] <= limit:
-            raise UserError(f"config.augment.{name} = {augment[name]}: must be in [0, {limit:g}]; 0 leaves it out")
-    if not 0 <= augment.p <= 1:
-        raise UserError(f"config.augment.p = {augment.p}: a probability, must be in [0, 1]")
-    if not -1 < augment.target < 1:
-        raise UserError(f"config.augment.target = {augment.target}: a mean of signs, must be above -1 and below 1")
-    if not 0 < augment.kimg < float("inf"):
-        raise UserError(f"config.augment.kimg = {augment.kimg}: must be above 0 and finite")
-    plain = default_config().augment
-    for name, mode in (("p", "fixed"), ("target", "adaptive"), ("kimg", "adaptive")):
-        if augment[name] != plain[name] and augment.mode != mode:
-            raise UserError(
-                f"config.augment.{name} = {augment[name]}: is of mode {mode}, not {augment.mode}: set "
-                f"config.augment.mode to {mode}, or leave it at {plain[name]:g}"
-            )
-    if augment.mode == "adaptive" and loss == "wasserstein":
-        raise UserError(
-            "config.augment.mode = 'adaptive': it goes by the sign of D's logits, and wasserstein's have no zero: take "
-            "mode fixed, or another config.loss.name"
-        )
-    if augment.mode != "none" and not any(augment[name] for name in LIMITS):
-        raise UserError(f"config.augment.mode = {augment.mode!r}: every transform is at 0: set one, or mode to none")
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

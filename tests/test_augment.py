@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 from scipy import ndimage
 
-from idrid_jax import cli
+from idrid_jax import cli, config_checks
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
 from idrid_jax.models.functional import functional
@@ -441,8 +441,8 @@ def test_augmentation_that_a_run_can_have():
         if found:
             assert found.p == (0.5 if config.augment.mode == "fixed" else None) and found.strengths == MILD
             assert found.images == config.augment.kimg * 1000
-    assert config_lib.LIMITS.keys() == {field.name for field in dataclasses.fields(Strengths)}
-    assert set(augment.TRANSFORMS) == set(config_lib.LIMITS)
+    assert config_checks.LIMITS.keys() == {field.name for field in dataclasses.fields(Strengths)}
+    assert set(augment.TRANSFORMS) == set(config_checks.LIMITS)
 
 
 # -- The sheet

@@ -63,6 +63,23 @@ def test_the_order_is_of_the_seed(runs, tmp_path):
     assert origins not in (sorted(origins), sorted(origins, reverse=True))
 
 
+def test_a_grade_without_photographs_is_left_out(runs, tmp_path):
+    from idrid_jax import sampling
+    from idrid_jax.evaluation import run
+
+    sampler = sampling.load(runs["cgan32"])
+    _, training, _ = run.photographs(runs["cgan32"], sampler, "")
+    rest = training.part(training.grades != 2)
+    out = blind.write(sampler, rest.images, rest.grades, rest.ids, tmp_path / "blind", each=1)
+    key = pd.read_csv(out / "key.csv")
+    assert list(key["grade"]) == [0, 0, 1, 1, 3, 3, 4, 4]
+    last = key[(key["grade"] == 4) & (key["origin"] == "generated")].iloc[0]
+    want = list(sampler.images(np.array([0, 1, 3, 4], np.int32)))[3]
+    picture = np.asarray(Image.open(out / "sheet.png"))
+    y, x = 3 * (2 * blind.LABEL + 2 * blind.GAP + 128) + blind.LABEL + blind.GAP, (last.number - 7) * (128 + blind.GAP)
+    np.testing.assert_array_equal(picture[y : y + 128 : 4, x : x + 128 : 4], want)
+
+
 def test_refused(runs, tmp_path, capsys):
     assert sheet(runs["cgan32"], tmp_path / "a", "--each=2") == 2
     assert "--each 2: grade 4 (PROLIFERATIVE) has 1 training photographs; take 1 or fewer" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
     assert all(len(leaf.sharding.device_set) == data * rows for leaf in leaves)
     split = [leaf for leaf in leaves if not leaf.sharding.is_fully_replicated]
     if fsdp:  # most values lie on one device each (small arrays are not worth it)
-        assert sum(leaf.size for leaf in split) > 0.8 * sum(leaf.size for leaf in leaves)
+        assert sum(leaf.size for leaf in split) > 0.9 * sum(leaf.size for leaf in leaves)
         assert all(leaf.addressable_shards[0].data.size == leaf.size // data for leaf in split)
     else:
         assert not split
@@ -110,6 +110,7 @@ def test_a_mesh_computes_what_one_device_does(network, options, monkeypatch):
     """Losses, gradients and statistics, with dropout; BatchNorm is over the global batch and whole images."""
     # In float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by per cents.
     dtype, tolerance = "float64", 2e-5
+    monkeypatch.setattr(mesh, "LEAST_SPLIT", mesh.LEAST_SPLIT // 64)  # as its arrays are smaller
     wide = NETWORKS[network]  # of its layers a fraction of the channels: convolutions in float64 are slow loops
     width = {} if network.startswith("retina") else dict(width=8)
     generator, discriminator = (functools.partial(module, **width) for module in (wide.generator, wide.discriminator))

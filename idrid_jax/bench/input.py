@@ -27,7 +27,7 @@ import numpy as np
 from idrid_jax import config as config_lib
 from idrid_jax.bench import report
 from idrid_jax.bench.timing import Times, interleaved
-from idrid_jax.data import phantom, resident, stream
+from idrid_jax.data import phantom, resident
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.snapshots import Measures
@@ -97,7 +97,7 @@ def _release(config, scratch):
 def _from_disk(config, mesh, manifest, seconds):
     """The file's pages are dropped from memory before each round, where the system lets us."""
     split = build.load_split(config, manifest, "train")
-    batches = _stream(config, split) if "stream" in WAYS else iter(())
+    batches = build.streamed(config, split, 0) if "stream" in WAYS else iter(())
     count = -(-len(split.grades) // config.batch_size)  # batches of a round: as many images as the split has, or more
     read = jax.jit(lambda x: jnp.max(x))  # on a CPU `put` may map the file, which is not to have read it
 
@@ -126,18 +126,6 @@ def _drop_pages(images: np.ndarray) -> None:
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)
-
-
-def _stream(config, split):
-    return stream.batches(
-        split.images,
-        split.grades,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        sampling=config.data.sampling,
-        temperature=config.data.temperature,
-        first_step=0,
-    )
 
 
 # -- Steps in a row

@@ -34,7 +34,8 @@ def write(
     each: int = 10,
     seed: int = 0,
 ) -> Path:
-    """`each` photographs and as many generated images of each grade (in all, where `sampler` is unconditional).
+    """`each` photographs and as many generated images of each grade that has photographs (in all, where `sampler` is
+    unconditional).
 
     images uint8 [N, R, R, C], grades int [N], ids: the photographs to draw from, as the generator's size has them.
     Writes to `out`, a new or empty folder, whole or not at all: the sheet, numbered; answers.csv, to be filled in; and
@@ -43,50 +44,51 @@ def write(
     """
     out = Path(out)
     rng = np.random.default_rng(seed)
-    conditional = sampler.network.conditional
-    rows, tiles = [], []
-    for grade in range(len(GRADES)) if conditional else [None]:
-        mine = np.arange(len(grades)) if grade is None else np.flatnonzero(grades == grade)
-        if len(mine) < each:
-            whose = "the release" if grade is None else f"grade {grade} ({GRADES[grade]})"
-            raise UserError(f"--each {each}: {whose} has {len(mine)} training photographs; take {len(mine)} or fewer")
-        for index in rng.choice(mine, each, replace=False):
-            rows.append((grade, REAL, ids[index]))
-            tiles.append(np.asarray(images[index]))
-    asked = np.array([0 if grade is None else grade for grade, _, _ in rows], np.int32)
-    for (grade, _, _), number, image in zip(rows.copy(), range(len(rows)), sampler.images(asked, seed=seed)):
-        rows.append((grade, GENERATED, f"image {number} of seed {seed}"))
-        tiles.append(image)
-    of_grade = [-1 if grade is None else grade for grade, _, _ in rows]
-    order = np.lexsort((rng.random(len(rows)), of_grade))  # shuffled within each grade
-    rows, tiles = [rows[i] for i in order], [tiles[i] for i in order]
-    key = pd.DataFrame(rows, columns=["grade", "origin", "image"])
-    key.insert(0, "number", np.arange(1, len(key) + 1))
-    key["grade"] = key["grade"].astype("Int64")
-    answers = key[["number", "grade"]].assign(answer="")
+    groups = [None]
+    if sampler.network.conditional:
+        groups = [grade for grade in range(len(GRADES)) if (grades == grade).any()]
     with atomic.new_folder(out) as folder:
-        (folder / SHEET).write_bytes(encode(np.asarray(_sheet(tiles, key["grade"].isna().all(), 2 * each)), "png"))
+        rows, tiles = [], []
+        for grade in groups:
+            mine = np.arange(len(grades)) if grade is None else np.flatnonzero(grades == grade)
+            if len(mine) < each:
+                whose = "the release" if grade is None else f"grade {grade} ({GRADES[grade]})"
+                there = f"{len(mine)} training photographs"
+                raise UserError(f"--each {each}: {whose} has {there}; take {len(mine)} or fewer")
+            for index in rng.choice(mine, each, replace=False):
+                rows.append((grade, REAL, ids[index]))
+                tiles.append(images[index])
+        asked = np.repeat(np.array([grade or 0 for grade in groups], np.int32), each)
+        for number, image in enumerate(sampler.images(asked, seed=seed)):
+            rows.append((groups[number // each], GENERATED, f"image {number} of seed {seed}"))
+            tiles.append(image)
+        # photographs come before generated images: shuffled within each grade
+        order = np.lexsort((rng.random(len(rows)), np.tile(np.repeat(np.arange(len(groups)), each), 2)))
+        key = pd.DataFrame([rows[i] for i in order], columns=["grade", "origin", "image"])
+        key.insert(0, "number", np.arange(1, len(key) + 1))
+        key["grade"] = key["grade"].astype("Int64")
+        sheet = _sheet([tiles[i] for i in order], groups, 2 * each)
+        (folder / SHEET).write_bytes(encode(np.asarray(sheet), "png"))
         key.to_csv(folder / KEY, index=False)
-        answers.to_csv(folder / ANSWERS, index=False)
+        key[["number", "grade"]].assign(answer="").to_csv(folder / ANSWERS, index=False)
     return out
 
 
-def _sheet(tiles: list[np.ndarray], ungraded: bool, block: int) -> Image.Image:
-    """Ten images a row, numbered from 1; each grade begins a row, beneath its name."""
+def _sheet(tiles: list[np.ndarray], groups: list[int | None], block: int) -> Image.Image:
+    """Ten images a row, numbered from 1; each grade, of `block` images, begins a row beneath its name."""
     factor = -(-TILE // tiles[0].shape[0])
     side = factor * tiles[0].shape[0]
     rows_of_block = -(-block // COLUMNS)
-    heading = 0 if ungraded else LABEL + GAP
+    heading = 0 if groups == [None] else LABEL + GAP
     block_height = heading + rows_of_block * (side + LABEL + GAP)
-    blocks = len(tiles) // block
-    picture = Image.new("RGB", (COLUMNS * (side + GAP), blocks * block_height), "white")
+    picture = Image.new("RGB", (COLUMNS * (side + GAP), len(groups) * block_height), "white")
     draw = ImageDraw.Draw(picture)
     for place, tile in enumerate(tiles):
         which, inside = divmod(place, block)
         row, column = divmod(inside, COLUMNS)
         x, y = column * (side + GAP), which * block_height + heading + row * (side + LABEL + GAP)
         if not inside and heading:
-            draw.text((0, which * block_height), f"grade {which} ({GRADES[which]})", "black")
+            draw.text((0, which * block_height), f"grade {groups[which]} ({GRADES[groups[which]]})", "black")
         tile = np.broadcast_to(tile, (*tile.shape[:2], 3))  # grey ones, too
         picture.paste(
             Image.fromarray(np.ascontiguousarray(tile)).resize((side, side), Image.Resampling.NEAREST), (x, y)
@@ -131,7 +133,7 @@ def _of(name, told):
 
 def _read(path, column) -> pd.DataFrame:
     try:
-        table = pd.read_csv(io.StringIO(path.read_text()))
+        table = pd.read_csv(io.StringIO(path.read_text("utf-8-sig")))
     except FileNotFoundError:
         raise UserError(f"{path}: is not there: idrid-jax blind sheet writes it") from None
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -191,17 +191,7 @@ def compile_step(
         return Step(jitted, lambda: data, steps)
 
     def batches_from(step):
-        batches = stream.batches(
-            split.images,
-            split.grades,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            sampling=config.data.sampling,
-            temperature=config.data.temperature,
-            first_step=step,
-            process=jax.process_index(),
-            processes=jax.process_count(),
-        )
+        batches = streamed(config, split, step)
 
         def to_devices():
             several = [next(batches) for _ in range(steps)]
@@ -210,6 +200,23 @@ def compile_step(
         return to_devices
 
     return Step(_jit(config, update, mesh, steps), batches_from(first_step), steps, batches_from)
+
+
+def streamed(
+    config: ml_collections.ConfigDict, split: cache.Split, first_step: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """This process's part of each batch of `config` from `first_step` on: `stream.batches`."""
+    return stream.batches(
+        split.images,
+        split.grades,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        sampling=config.data.sampling,
+        temperature=config.data.temperature,
+        first_step=first_step,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
 
 
 def compile_bare_step(
