@@ -171,6 +171,7 @@ def test_usefulness_is_measured_when_asked_for(workdir, tmp_path, monkeypatch, c
     stages = [line.split("]")[0][1:].split("/") for line in err.splitlines() if line.startswith("[")]
     assert [int(done) for done, _ in stages] == list(range(1, len(stages) + 1)) and stages[-1][1] == str(len(stages))
     assert run.evaluate(workdir)["usefulness"] == written  # of the same images it is not lost
+    assert "usefulness" not in run.evaluate(workdir, seed=1)
 
 
 def test_an_unconditional_generator_s_use_is_told_missing(workdir, monkeypatch):

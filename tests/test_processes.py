@@ -116,22 +116,22 @@ def test_two_processes_go_back_together(phantom_data, tmp_path, quick_compilatio
     assert steps(folder) == [4]
 
 
-def test_two_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch, quick_compilation):
-    """The losses of one process that is fed the two shares' batches, one after the other."""
-    status, output = run(*LOCAL, 2, "--", *train(tmp_path / "two", phantom_data, total_kimg=0.032, data__way="stream"))
+def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch, quick_compilation):
+    """The losses of one process that is fed the four shares' batches, one after the other."""
+    status, output = run(*LOCAL, 4, "--", *train(tmp_path / "four", phantom_data, total_kimg=0.032, data__way="stream"))
     assert status == 0, output
     batches = stream.batches
 
     def together(images, grades, *, process, processes, **options):
-        shares = [batches(images, grades, process=share, processes=2, **options) for share in range(2)]
+        shares = [batches(images, grades, process=share, processes=4, **options) for share in range(4)]
         while True:
             yield tuple(map(np.concatenate, zip(*map(next, shares))))
 
     monkeypatch.setattr(stream, "batches", together)
     options = {"data__crop": "letterbox", "data__way": "stream", "total_kimg": 0.048, "log_kimg": 0.008}
-    for one in ("two", "one"):  # and goes on with what two have saved
+    for one in ("four", "one"):  # and goes on with what four have saved
         loop.train(make_config(phantom_data, "dcgan28", **options), tmp_path / one)
-    assert_same_losses(stats(tmp_path / "two"), stats(tmp_path / "one"))
+    assert_same_losses(stats(tmp_path / "four"), stats(tmp_path / "one"))
 
 
 # -- What is refused at the start
