@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+from flax import nnx
 
 from idrid_jax import cli
 from idrid_jax import config as config_lib
@@ -72,13 +73,23 @@ def test_what_is_between_two_pixels_makes_no_grid():
     np.testing.assert_allclose(retina.down(checkers)[:, 1:-1, 1:-1], 0, atol=1e-6)
 
 
-def test_what_down_takes_is_emphasised():
-    x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+@pytest.mark.parametrize(("side", "levels"), [(8, 1), (64, 1), (128, 2), (256, 3)])
+def test_what_32_pixels_do_not_hold_is_emphasised(side, levels):
+    x = np.random.default_rng(0).standard_normal((2, side, side, 3)).astype(np.float32)
     both = retina.emphasised(jnp.asarray(x))
     np.testing.assert_array_equal(both[..., :3], x)
-    np.testing.assert_allclose(both[..., 3:], retina.EMPHASIS * (x - retina.up(retina.down(x))), atol=1e-5)
-    flat = retina.emphasised(jnp.ones((1, 8, 8, 3)))
-    np.testing.assert_allclose(flat[..., 3:], 0, atol=1e-6)
+    plain = x
+    for change in levels * [retina.down] + levels * [retina.up]:
+        plain = change(plain)
+    np.testing.assert_allclose(both[..., 3:], retina.EMPHASIS * (x - plain), atol=1e-4)
+
+
+def test_detail_is_told_from_the_rest_in_bfloat16_too():
+    wave = 0.8 + 0.01 * np.where(np.arange(64) % 2, 1, -1)[None, None, :, None] * np.ones((1, 64, 64, 3))
+    detail = retina.emphasised(jnp.asarray(wave, jnp.bfloat16))[..., 3:]
+    exact = retina.emphasised(jnp.asarray(jnp.asarray(wave, jnp.bfloat16), jnp.float32))[..., 3:]
+    np.testing.assert_allclose(detail, exact, atol=1e-6)
+    np.testing.assert_allclose(retina.emphasised(jnp.ones((1, 8, 8, 3)))[..., 3:], 0, atol=1e-6)
 
 
 # -- The networks
@@ -97,6 +108,13 @@ def test_sizes_of_every_member_of_the_family(size):
     logits = jax.eval_shape(lambda d: discriminator.eval(d, {}, jnp.zeros(fake.shape), jnp.zeros(2, jnp.int32)), d)
     assert (logits.shape, logits.dtype) == ((2,), jnp.float32)
     assert (len(g["up"]), len(d["down"])) == (size.bit_length() - 3, size.bit_length() - 4)
+
+
+def test_a_bfloat16_generator_that_is_all_white_still_learns():
+    generator = retina.Generator(8, max_channels=8, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    generator.image.bias[...] = jnp.full(3, 5.0)
+    of_bias = nnx.grad(lambda module: module(jnp.ones((2, retina.LATENT)), jnp.zeros(2, jnp.int32)).sum())(generator)
+    assert (of_bias["image"]["bias"][...] > 0).all()
 
 
 def test_layers_are_listed_whatever_is_computed_again():
