@@ -178,7 +178,7 @@ def test_the_discriminator_is_asked_about_photographs_as_it_was_shown_them(confi
     train(changed(config, total_kimg=0.016, snapshot_kimg=0.016, data__one_side=True), tmp_path)
     split, _ = build.load_training(config, cache.prepared(config.data.data_dir))
     mirrored = dataclasses.replace(split, images=np.ascontiguousarray(split.images[:, :, ::-1]))
-    scores = [run._scores(tmp_path, None, one, split.images, split.grades) for one in (split, mirrored)]
+    scores = [run._scores(tmp_path, None, one, split) for one in (split, mirrored)]
     np.testing.assert_array_equal(scores[0][0], scores[1][0])
     np.testing.assert_array_equal(scores[0][0], scores[0][1])
 

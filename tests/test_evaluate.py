@@ -8,6 +8,7 @@ import shutil
 import made_run
 import numpy as np
 import pytest
+from PIL import Image
 
 from idrid_jax import cli, sampling
 from idrid_jax.data import cache
@@ -121,6 +122,26 @@ def test_the_same_again_and_another_seed_or_step_differs(workdir, result):
         assert older[reference] == result[reference]  # of real images alone
 
 
+def test_at_fewer_pixels_beside_a_run_of_smaller_images(workdir, manifest, result):
+    before = (workdir / run.NAME).read_bytes(), (workdir / run.PAIRS).exists()
+    small = run.evaluate(workdir, pixels=16)
+    assert json.loads((workdir / "evaluation_16.json").read_text()) == small and small["of"]["pixels"] == 16
+    assert ((workdir / run.NAME).read_bytes(), (workdir / run.PAIRS).exists()) == before
+    assert small["membership"] == result["membership"] and small["leak"] == result["leak"]
+    assert len(small["closeness"]["rows"]["generated"]["sliced_wasserstein"]["levels"]) == 1  # 16 pixels; of 32 two
+    split = cache.load(manifest, "train", size=16, channels=3, crop="field_of_view")
+    none = np.asarray(split.images[:0]), split.grades[:0]
+    wanted = protocol.measure(none[0], None, np.asarray(split.images), split.grades, *none)["mean_image"]
+    assert small["mean_image"]["ssim"] == pytest.approx(wanted["ssim"])
+
+
+def test_made_smaller_as_pillow_does():
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    for image, small in zip(images, run.smaller(images, 16)):
+        wanted = np.asarray(Image.fromarray(image).reduce(4), int)
+        assert np.abs(small - wanted).max() <= 1  # rounding
+
+
 def test_a_table_of_every_row(result):
     text = protocol.table(result)
     for caption in protocol.CAPTIONS.values():
@@ -198,11 +219,11 @@ def test_the_discriminator_s_scores_are_its_logits(workdir, training):
     """Also where the last batch is not full."""
     record, state = saved.read_run(workdir, step=5)
     _, discriminator = build.networks(record.config)
-    few = training.images[:7], training.grades[:7]
-    members, others, untrained = run._scores(workdir, 5, training, *few)
+    few = training.part(np.arange(7))
+    members, others, untrained = run._scores(workdir, 5, training, few)
     assert len(untrained) == run.UNTRAINED and all(len(u[0]) == len(members) and len(u[1]) == 7 for u in untrained)
     assert not np.allclose(untrained[0][1], untrained[1][1]) and not np.allclose(untrained[0][1], others)
-    wanted = discriminator.eval(state.d.params, state.d.stats, to_float(np.asarray(few[0])), few[1])
+    wanted = discriminator.eval(state.d.params, state.d.stats, to_float(np.asarray(few.images)), few.grades)
     np.testing.assert_allclose(others, wanted, atol=1e-5)
     np.testing.assert_allclose(members[:7], wanted, atol=1e-5)
     assert members.shape == training.grades.shape
@@ -267,10 +288,13 @@ def test_a_network_sees_the_same_images_once(training):
         ("--edema", "--edema is of the graders"),
         ("--grader_pixels=32", "--grader_pixels is of the graders"),
         ("--batch_statistics=walking", "batch_statistics"),
+        ("--pixels=24", "--pixels 24: the images are of 32 a side; give one of 16, or leave it out"),
+        ("--pixels=32", "--pixels 32: the images are of 32 a side; give one of 16, or leave it out"),
+        ("--pixels=16 --usefulness=1", "--usefulness is measured at the images' own size: leave --pixels out"),
     ],
 )
 def test_mistakes_are_one_line_and_lose_nothing(workdir, result, capsys, flag, says):
     before = (workdir / run.NAME).read_bytes()
-    assert cli.main(["evaluate", "--workdir", str(workdir), flag]) == 2
+    assert cli.main(["evaluate", "--workdir", str(workdir), *flag.split()]) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1 and (workdir / run.NAME).read_bytes() == before

@@ -108,6 +108,13 @@ def _define_evaluate(values, argv):
     flags.DEFINE_string(
         "data_dir", "", "where the release is prepared; empty: where the run found it", flag_values=values
     )
+    flags.DEFINE_integer(
+        "pixels",
+        None,
+        "a side at which images are compared with photographs, to set a run beside one of smaller images; empty: their "
+        "own",
+        flag_values=values,
+    )
     flags.DEFINE_list(
         "weights",
         [],
@@ -145,6 +152,8 @@ def _run_evaluate(values):
     for name in ("keep_share", "edema", "grader_pixels"):
         if values[name].present and not values.usefulness:
             raise UserError(f"--{name} is of the graders that --usefulness N trains: give that too, or leave it out")
+    if values.usefulness and values.pixels is not None:
+        raise UserError("--usefulness is measured at the images' own size: leave --pixels out")
     if checkpoint.another_process("evaluate"):
         return
     from idrid_jax.cli.stages import Stages
@@ -161,6 +170,7 @@ def _run_evaluate(values):
             count=values.count,
             seed=values.seed,
             step=values.step,
+            pixels=values.pixels,
             statistics=values.batch_statistics,
             data_dir=values.data_dir,
             weights_files=values.weights,
@@ -171,7 +181,7 @@ def _run_evaluate(values):
             progress=stages,
             told=tell,
         )
-    print(f"\nwritten to {Path(values.workdir) / run.NAME}")
+    print(f"\nwritten to {Path(values.workdir) / run.name(values.pixels)}")
     return 2 if "weights_left_out" in result else None
 
 

@@ -76,8 +76,8 @@ def _neighbours(x, axis, beyond=None):
 def emphasised(images: jax.Array) -> jax.Array:
     """[N, R, R, 3] -> [N, R, R, 6]: beside the images what `PLAIN` pixels a side do not hold of them, `EMPHASIS` times.
 
-    That has a tenth to a fifteenth of the photographs' contrast. Layers that do not normalise would hear it so much less
-    than the rest, and for long ask for none of it (Gal et al. 2021, "SWAGAN", give theirs wavelets for that). In
+    That has a tenth to a fifteenth of the photographs' contrast. Layers that do not normalise would hear it so much
+    less than the rest, and for long ask for none of it (Gal et al. 2021, "SWAGAN", give theirs wavelets for that). In
     float32 at least, as bfloat16 has no room for it beside the rest.
     """
     levels = max(1, (images.shape[1] // PLAIN).bit_length() - 1)

@@ -39,10 +39,13 @@ def find_release(config: ml_collections.ConfigDict) -> cache.Manifest:
     return cache.prepared(config.data.data_dir or None, config.data.release)
 
 
-def load_split(config: ml_collections.ConfigDict, manifest: cache.Manifest, split: str) -> cache.Split:
-    """A split of a prepared release at the network's size. Raises UserError where `cache.load` does."""
+def load_split(
+    config: ml_collections.ConfigDict, manifest: cache.Manifest, split: str, pixels: int | None = None
+) -> cache.Split:
+    """A split of a prepared release at so many pixels a side (None: the network's). Raises UserError where `cache.load`
+    does."""
     network = NETWORKS[config.network]
-    return cache.load(manifest, split, size=network.size, channels=network.channels, crop=config.data.crop)
+    return cache.load(manifest, split, size=pixels or network.size, channels=network.channels, crop=config.data.crop)
 
 
 def load_training(config: ml_collections.ConfigDict, manifest: cache.Manifest) -> tuple[cache.Split, cache.Split]:
