@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import io
 import json
+import re
 import shutil
 
 import made_run
@@ -16,7 +18,7 @@ from idrid_jax.data.prepare import prepare
 from idrid_jax.data.preprocess import preprocess
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import grader, leak, protocol, run, usefulness
+from idrid_jax.evaluation import grader, leak, protocol, run, smaller, spectra, usefulness
 from idrid_jax.evaluation.features import trained_grader, weights
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.image_quality import psnr, ssim
@@ -122,24 +124,54 @@ def test_the_same_again_and_another_seed_or_step_differs(workdir, result):
         assert older[reference] == result[reference]  # of real images alone
 
 
-def test_at_fewer_pixels_beside_a_run_of_smaller_images(workdir, manifest, result):
-    before = (workdir / run.NAME).read_bytes(), (workdir / run.PAIRS).exists()
-    small = run.evaluate(workdir, pixels=16)
-    assert json.loads((workdir / "evaluation_16.json").read_text()) == small and small["of"]["pixels"] == 16
-    assert ((workdir / run.NAME).read_bytes(), (workdir / run.PAIRS).exists()) == before
-    assert small["membership"] == result["membership"] and small["leak"] == result["leak"]
-    assert len(small["closeness"]["rows"]["generated"]["sliced_wasserstein"]["levels"]) == 1  # 16 pixels; of 32 two
-    split = cache.load(manifest, "train", size=16, channels=3, crop="field_of_view")
+def test_at_fewer_pixels_beside_a_run_of_smaller_images(workdir, manifest, result, capsys):
+    (workdir / run.PAIRS).write_bytes(b"of the images' own size")
+    before = (workdir / run.NAME).read_bytes()
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--pixels=28", "--count=3"]) == 0
+    told = capsys.readouterr().out
+    assert "32x32x3, field_of_view, compared at 28x28" in told and "evaluation_28.json" in told
+    small = json.loads((workdir / "evaluation_28.json").read_text())
+    assert small["of"] == result["of"] | {"pixels": 28}
+    assert not small.keys() & {"copies", "membership", "leak", "usefulness"} and "reading" in small
+    assert (workdir / run.NAME).read_bytes() == before
+    assert (workdir / run.PAIRS).read_bytes() == b"of the images' own size"
+    split = cache.load(manifest, "train", size=28, channels=3, crop="field_of_view")
+    grades = split.grades[np.random.default_rng(0).permutation(len(split.grades))[:3]]
+    drawn = smaller.smaller(np.stack(list(sampling.load(workdir).images(grades, seed=0))), 28)
     none = np.asarray(split.images[:0]), split.grades[:0]
-    wanted = protocol.measure(none[0], None, np.asarray(split.images), split.grades, *none)["mean_image"]
-    assert small["mean_image"]["ssim"] == pytest.approx(wanted["ssim"])
+    wanted = protocol.measure(drawn, grades, np.asarray(split.images), split.grades, *none)
+    for row in ("generated", "mean_image"):
+        assert small[row]["ssim"] == pytest.approx(wanted[row]["ssim"]), row
 
 
-def test_made_smaller_as_pillow_does():
-    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    for image, small in zip(images, run.smaller(images, 16)):
-        wanted = np.asarray(Image.fromarray(image).reduce(4), int)
-        assert np.abs(small - wanted).max() <= 1  # rounding
+def test_made_smaller_as_photographs_are():
+    """Their finest frequencies: means of squares would leave 0.4 dB more."""
+    photographs = [made_run.photograph(seed, 1024, 1536) for seed in range(4)]
+    noise = np.random.default_rng(0).integers(-40, 40, (1024, 1536, 1))
+    made = lambda size: np.stack([
+        preprocess(_png(np.asarray(Image.open(io.BytesIO(one)), int) + noise), "it", size=size, channels=3,
+                   crop="field_of_view") for one in photographs])  # fmt: skip
+    finest = lambda images: spectra.radial_spectrum(images)[:, -8:].mean()
+    assert abs(finest(smaller.smaller(made(128), 32)) - finest(made(32))) < 0.2
+    grey = smaller.smaller(made(128)[..., :1], 32)
+    np.testing.assert_array_equal(grey, smaller.smaller(made(128), 32)[..., :1])
+
+
+def _png(image):
+    file = io.BytesIO()
+    Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("pixels", "size", "says"), [
+    (28, 28, "--pixels 28: the images are of 28 a side; none are smaller, leave it out"),
+    (27, 64, "--pixels 27: the images are of 64 a side; give 28 to 63, or leave it out"),
+    (64, 64, "give 28 to 63"),
+    (-1, 32, "give 28 to 31"),
+])  # fmt: skip
+def test_pixels_that_cannot_be(pixels, size, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        smaller.check(pixels, size)
 
 
 def test_a_table_of_every_row(result):
@@ -288,9 +320,8 @@ def test_a_network_sees_the_same_images_once(training):
         ("--edema", "--edema is of the graders"),
         ("--grader_pixels=32", "--grader_pixels is of the graders"),
         ("--batch_statistics=walking", "batch_statistics"),
-        ("--pixels=24", "--pixels 24: the images are of 32 a side; give one of 16, or leave it out"),
-        ("--pixels=32", "--pixels 32: the images are of 32 a side; give one of 16, or leave it out"),
-        ("--pixels=16 --usefulness=1", "--usefulness is measured at the images' own size: leave --pixels out"),
+        ("--pixels=32", "--pixels 32: the images are of 32 a side; give 28 to 31, or leave it out"),
+        ("--pixels=28 --usefulness=1", "--usefulness is measured at the images' own size: leave --pixels out"),
     ],
 )
 def test_mistakes_are_one_line_and_lose_nothing(workdir, result, capsys, flag, says):

@@ -152,8 +152,6 @@ def _run_evaluate(values):
     for name in ("keep_share", "edema", "grader_pixels"):
         if values[name].present and not values.usefulness:
             raise UserError(f"--{name} is of the graders that --usefulness N trains: give that too, or leave it out")
-    if values.usefulness and values.pixels is not None:
-        raise UserError("--usefulness is measured at the images' own size: leave --pixels out")
     if checkpoint.another_process("evaluate"):
         return
     from idrid_jax.cli.stages import Stages
@@ -181,7 +179,7 @@ def _run_evaluate(values):
             progress=stages,
             told=tell,
         )
-    print(f"\nwritten to {Path(values.workdir) / run.name(values.pixels)}")
+    print(f"\nwritten to {Path(values.workdir) / run.file_name(values.pixels)}")
     return 2 if "weights_left_out" in result else None
 
 
@@ -192,12 +190,15 @@ def _print_evaluation(result):
     print(
         f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg, {of['chosen']}; batch statistics: "
         f"{of['batch_statistics']}) on release {of['release']} ({of['fingerprint'][:12]}), "
-        f"{of['size']}x{of['size']}x{of['channels']}, {of['crop']}\n"
+        f"{of['size']}x{of['size']}x{of['channels']}, {of['crop']}"
+        + (f", compared at {of['pixels']}x{of['pixels']}" if "pixels" in of else "")
+        + "\n"
     )
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
     print("\n" + closeness.table(result["closeness"]))
-    print("\n" + copies.table(result["copies"]))
-    print(membership.line(result["membership"]))
+    if "copies" in result:
+        print("\n" + copies.table(result["copies"]))
+        print(membership.line(result["membership"]))
     if "reading" in result:
         print(reading.line(result["reading"]))
     if "leak" in result:

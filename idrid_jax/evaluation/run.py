@@ -17,6 +17,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.evaluation import closeness, copies, grader, leak, membership, protocol, reading, usefulness
 from idrid_jax.evaluation.features import kept, random_network, trained_grader, weights
 from idrid_jax.evaluation.features.network import Network
+from idrid_jax.evaluation.smaller import check, smaller
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
 from idrid_jax.sampling import Sampler, encode
@@ -25,7 +26,6 @@ from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.step import to_float, to_uint8
 
 NAME = "evaluation.json"
-LEAST = 16  # pixels a side to be compared at
 UNTRAINED = 8  # discriminators that know nobody, for what splits differ by themselves
 PAIRS = "copies.png"  # the generated images nearest to training photographs, each above its own
 Progress = Callable[[str, int], None]  # (what is done now, of how many such stages)
@@ -53,7 +53,7 @@ def evaluate(
     step, statistics: of the generator, see `sampling.load`. data_dir: where the release is prepared; empty: where the
       run found it.
     pixels: a side at which images and photographs are compared, to set a run beside one of smaller images (None: the
-      images' own). Membership and leaks are still looked for at the images' own.
+      images' own). Copies, membership, leaks and usefulness are measured at the images' own alone.
     weights_files: of networks trained elsewhere, see `features.weights`: closeness is measured by their features too.
       One that holds no such network is told on stderr, and done without.
     seeds: graders trained each way for `usefulness.measure`, whose result is then under "usefulness"; 0: none, but what
@@ -66,34 +66,33 @@ def evaluate(
     Returns what `protocol.measure` does, with `closeness.measure` under "closeness", `copies.measure` under "copies",
     `membership.measure` under "membership", for a conditional generator `reading.measure` under "reading", where D was
     shown augmented images `leak.compare` under "leak", and what was measured under "of"; writes it to
-    `workdir/evaluation.json`, and the pairs of "copies" to `workdir/copies.png`; under `pixels` to
+    `workdir/evaluation.json`, and the pairs of "copies" to `workdir/copies.png`; at `pixels` to
     `workdir/evaluation_PIXELS.json` alone.
     Where a file of weights was done without, "weights_left_out": {its name: why}.
     Raises UserError where `sampling.load` does, a file of weights is not there, the release is no longer prepared,
-    `workdir` cannot be written, or `pixels` is no power of two from `LEAST` to below the images' own.
+    `workdir` cannot be written, or `smaller.check` refuses `pixels`, which do not go with `seeds` either.
     """
+    if pixels is not None and seeds:
+        raise UserError("--usefulness is measured at the images' own size: leave --pixels out")
     trained_elsewhere, left_out = _trained_elsewhere(weights_files)
     sampler = sampling.load(workdir, step, statistics=statistics)
-    check_pixels(pixels, sampler.network.size)
+    if pixels is not None:
+        check(pixels, sampler.network.size)
     with atomic.partial_folder(Path(workdir)):  # or minutes of work would end in it
         pass
     conditional = sampler.network.conditional
     arms = len(usefulness.ARMS) - (not keep_share) if seeds and conditional else 0
-    stages = 5 + 3 * (2 + len(trained_elsewhere)) + len(GRADES) * conditional + arms
+    stages = 3 + 2 * (pixels is None) + 3 * (2 + len(trained_elsewhere)) + len(GRADES) * conditional + arms
     tell = lambda text: progress(text, stages)
-    manifest, training, held_out = whole = photographs(workdir, sampler, data_dir)
-    not_validation = ~folds.validation(manifest, sampler.config.data.validation_folds)
-    if pixels is not None:
-        manifest, training, held_out = photographs(workdir, sampler, data_dir, pixels)
-    shown = training.part(not_validation)
+    manifest, training, held_out = photographs(workdir, sampler, data_dir, pixels)
+    shown = training.part(~folds.validation(manifest, sampler.config.data.validation_folds))
     count = len(training.grades) if count is None else count
     # the training split's own grades, in a drawn order, over and over: the same mixture for any count
     order = np.random.default_rng(seed).permutation(len(training.grades))
     grades = training.grades[np.resize(order, count)]
     tell(f"drawing {count} images; PSNR and SSIM of all pairs")
-    drawn = images = np.stack(list(sampler.images(grades, seed=seed)))
-    if pixels is not None:
-        images = smaller(drawn, pixels)
+    images = np.stack(list(sampler.images(grades, seed=seed)))
+    images = images if pixels is None else smaller(images, pixels)
     real = np.asarray(training.images), training.grades, np.asarray(held_out.images), held_out.grades
     sets = images, grades if conditional else None, *real
     result = protocol.measure(*sets, seed=seed)
@@ -102,24 +101,22 @@ def evaluate(
     strangers = [_remembered(network) for network in (random_network.network(), *trained_elsewhere)]
     keep = lambda network, images: kept.features(images, network.name, network.extract, manifest.folder / "features")
     result["closeness"] = closeness.measure(*sets, networks=[dr_grader, *strangers], keep=keep, seed=seed, note=tell)
-    tell("copies of training photographs")
-    features = {n.name: (n.extract(images), *(keep(n, some) for some in (real[0], real[2]))) for n in strangers}
-    result["copies"] = copies.measure(images, real[0], real[2], training.ids, features)
-    tell("membership")
-    result["membership"] = membership.measure(*_scores(workdir, sampler.step, whole[1].part(not_validation), whole[2]))
     if conditional:
         read = [grader.read(params, some)[0].argmax(-1) for some in (images, real[2])]
         result["reading"] = reading.measure(read[0], grades, read[1], held_out.grades)
-    if augmentation := build.augmentation(sampler.config):
-        photographed = np.asarray(whole[1].images)
-        augmented = _augmented(photographed, augmentation.strengths, sampler.network.at_once, seed)
-        result["leak"] = leak.compare(drawn, photographed, augmented, seed=seed)
-    result["of"] = _subject(workdir, sampler, manifest, step, statistics)
-    if pixels is not None:
-        result["of"]["pixels"] = pixels
+    if pixels is None:
+        tell("copies of training photographs")
+        features = {n.name: (n.extract(images), *(keep(n, some) for some in (real[0], real[2]))) for n in strangers}
+        result["copies"] = copies.measure(images, real[0], real[2], training.ids, features)
+        tell("membership")
+        result["membership"] = membership.measure(*_scores(workdir, sampler.step, shown, held_out))
+        if augmentation := build.augmentation(sampler.config):
+            augmented = _augmented(real[0], augmentation.strengths, sampler.network.at_once, seed)
+            result["leak"] = leak.compare(images, real[0], augmented, seed=seed)
+    result["of"] = _subject(workdir, sampler, manifest, step, statistics, pixels)
     if left_out:
         result["weights_left_out"] = left_out
-    path = Path(workdir) / name(pixels)
+    path = Path(workdir) / file_name(pixels)
     if seeds:
         result["usefulness"] = _usefulness(
             sampler, training, held_out, params, seed=seed, seeds=seeds, keep_share=keep_share, edema=edema, side=side,
@@ -128,34 +125,17 @@ def evaluate(
     elif earlier := _earlier(path, result):
         result["usefulness"] = earlier
     told(result)
-    if (pairs := result["copies"].get("pairs")) and pixels is None:
-        copied, nearest = ([pair[which] for pair in pairs] for which in ("generated", "index"))
-        both = np.concatenate([images[copied], real[0][nearest]])
+    if pairs := result.get("copies", {}).get("pairs"):
+        drawn, nearest = ([pair[which] for pair in pairs] for which in ("generated", "index"))
+        both = np.concatenate([images[drawn], real[0][nearest]])
         atomic.write_bytes(Path(workdir) / PAIRS, encode(np.asarray(grid(both, len(pairs))), "png"))
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
     return result
 
 
-def name(pixels: int | None) -> str:
-    """Of the file that `evaluate` writes."""
+def file_name(pixels: int | None) -> str:
+    """Of what `evaluate` writes."""
     return NAME if pixels is None else NAME.replace(".", f"_{pixels}.")
-
-
-def check_pixels(pixels: int | None, size: int) -> None:
-    """Raises UserError where images of `size` pixels a side are not to be compared at so many."""
-    fit = [2**power for power in range(LEAST.bit_length() - 1, size.bit_length()) if 2**power < size]
-    if pixels is not None and (pixels not in fit or size % pixels):
-        raise UserError(
-            f"--pixels {pixels}: the images are of {size} a side; "
-            + (f"give one of {', '.join(map(str, fit))}, or leave it out" if fit else "leave it out")
-        )
-
-
-def smaller(images: np.ndarray, pixels: int) -> np.ndarray:
-    """uint8 [N, R, R, C] -> [N, pixels, pixels, C]: means of squares of whole pixels, as photographs are made small."""
-    n, size, _, channels = images.shape
-    squares = images.reshape(n, pixels, size // pixels, pixels, size // pixels, channels)
-    return np.rint(squares.mean(axis=(2, 4))).astype(np.uint8)
 
 
 def _trained_elsewhere(files) -> tuple[list[Network], dict[str, str]]:
@@ -186,16 +166,16 @@ def _remembered(network: Network) -> Network:
 
 
 def photographs(
-    workdir, sampler: Sampler, data_dir, pixels: int | None = None
+    workdir, sampler: Sampler, data_dir, size: int | None = None
 ) -> tuple[cache.Manifest, cache.Split, cache.Split]:
-    """The release of a run, its training split, and its test split (of a release such as `sample` writes: empty), at
-    so many pixels a side (None: the network's)."""
+    """The release of a run, its training split, and its test split (of a release such as `sample` writes: empty),
+    `size` pixels a side (None: the network's)."""
     config = saved.with_its_release(sampler.run, data_dir)
     try:
         manifest = build.find_release(config)
-        training = build.load_split(config, manifest, "train", pixels)
+        training = build.load_split(config, manifest, "train", size)
         tested = any(manifest.counts["grading"]["test"])
-        held_out = build.load_split(config, manifest, "test", pixels) if tested else training.part(np.arange(0))
+        held_out = build.load_split(config, manifest, "test", size) if tested else training.part(np.arange(0))
         return manifest, training, held_out
     except UserError as error:
         release = f"{sampler.run.release} ({sampler.run.fingerprint[:12]})"
@@ -204,7 +184,7 @@ def photographs(
         ) from error
 
 
-def _subject(workdir, sampler: Sampler, manifest, step, statistics) -> dict:
+def _subject(workdir, sampler: Sampler, manifest, step, statistics, pixels) -> dict:
     """What was measured."""
     config, network = sampler.config, sampler.network
     with Checkpoints(Path(workdir)) as checkpoints:
@@ -227,7 +207,7 @@ def _subject(workdir, sampler: Sampler, manifest, step, statistics) -> dict:
         "size": network.size,
         "channels": network.channels,
         "crop": config.data.crop,
-    }
+    } | ({} if pixels is None else {"pixels": pixels})
 
 
 def _earlier(path, result) -> dict | None:

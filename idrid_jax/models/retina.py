@@ -74,11 +74,12 @@ def _neighbours(x, axis, beyond=None):
 
 
 def emphasised(images: jax.Array) -> jax.Array:
-    """[N, R, R, 3] -> [N, R, R, 6]: beside the images what `PLAIN` pixels a side do not hold of them, `EMPHASIS` times.
+    """[N, R, R, 3] -> [N, R, R, 6]: beside the images what `PLAIN` pixels a side (half of R at most) do not hold of
+    them, `EMPHASIS` times. R is a power of two.
 
     That has a tenth to a fifteenth of the photographs' contrast. Layers that do not normalise would hear it so much
-    less than the rest, and for long ask for none of it (Gal et al. 2021, "SWAGAN", give theirs wavelets for that). In
-    float32 at least, as bfloat16 has no room for it beside the rest.
+    less than the rest, and for long ask for none of it (Gal et al. 2021, "SWAGAN", give theirs wavelets for that).
+    In float32 at least, as bfloat16 has no room for it beside the rest.
     """
     levels = max(1, (images.shape[1] // PLAIN).bit_length() - 1)
     plain = images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
@@ -130,7 +131,7 @@ def _sides(size: int) -> list[int]:
 
 
 class Generator(nnx.Module):
-    """z [B, 128] and grades -> images [B, size, size, 3] in [-1, 1].
+    """z [B, 128] and grades -> images [B, size, size, 3] in [-1, 1], float32 at least.
 
     Every level scales its channels by z (skip-layer excitation, Liu et al. 2021, "Towards faster and stabilized GAN
     training", section 3.1, from the latent itself); those finer than `COARSE` hear the grade too.
@@ -157,7 +158,7 @@ class Generator(nnx.Module):
         for block in self.up:
             x = level(block, x, z if 2 * x.shape[1] <= COARSE else style)
         image = self.image(edged(_leaky(x)))
-        # in bfloat16 tanh has no slope at all beyond 3: a generator that goes there, as all do at first, stays there
+        # in bfloat16 tanh has no slope at all beyond 3.5: a generator that goes there, as all do at first, stays there
         return jnp.tanh(image.astype(jnp.promote_types(image.dtype, jnp.float32)))
 
 

@@ -40,12 +40,13 @@ def find_release(config: ml_collections.ConfigDict) -> cache.Manifest:
 
 
 def load_split(
-    config: ml_collections.ConfigDict, manifest: cache.Manifest, split: str, pixels: int | None = None
+    config: ml_collections.ConfigDict, manifest: cache.Manifest, split: str, size: int | None = None
 ) -> cache.Split:
-    """A split of a prepared release at so many pixels a side (None: the network's). Raises UserError where `cache.load`
+    """A split of a prepared release, `size` pixels a side (None: the network's). Raises UserError where `cache.load`
     does."""
     network = NETWORKS[config.network]
-    return cache.load(manifest, split, size=pixels or network.size, channels=network.channels, crop=config.data.crop)
+    size = network.size if size is None else size
+    return cache.load(manifest, split, size=size, channels=network.channels, crop=config.data.crop)
 
 
 def load_training(config: ml_collections.ConfigDict, manifest: cache.Manifest) -> tuple[cache.Split, cache.Split]:
