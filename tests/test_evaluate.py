@@ -171,7 +171,7 @@ def _png(image):
 ])  # fmt: skip
 def test_pixels_that_cannot_be(pixels, size, says):
     with pytest.raises(UserError, match=re.escape(says)):
-        smaller.check(pixels, size)
+        smaller.check_pixels(pixels, size)
 
 
 def test_a_table_of_every_row(result):

@@ -17,7 +17,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.evaluation import closeness, copies, grader, leak, membership, protocol, reading, usefulness
 from idrid_jax.evaluation.features import kept, random_network, trained_grader, weights
 from idrid_jax.evaluation.features.network import Network
-from idrid_jax.evaluation.smaller import check, smaller
+from idrid_jax.evaluation.smaller import check_pixels, smaller
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
 from idrid_jax.sampling import Sampler, encode
@@ -70,14 +70,14 @@ def evaluate(
     `workdir/evaluation_PIXELS.json` alone.
     Where a file of weights was done without, "weights_left_out": {its name: why}.
     Raises UserError where `sampling.load` does, a file of weights is not there, the release is no longer prepared,
-    `workdir` cannot be written, or `smaller.check` refuses `pixels`, which do not go with `seeds` either.
+    `workdir` cannot be written, or `check_pixels` refuses `pixels`, which do not go with `seeds` either.
     """
     if pixels is not None and seeds:
         raise UserError("--usefulness is measured at the images' own size: leave --pixels out")
     trained_elsewhere, left_out = _trained_elsewhere(weights_files)
     sampler = sampling.load(workdir, step, statistics=statistics)
     if pixels is not None:
-        check(pixels, sampler.network.size)
+        check_pixels(pixels, sampler.network.size)
     with atomic.partial_folder(Path(workdir)):  # or minutes of work would end in it
         pass
     conditional = sampler.network.conditional

@@ -8,7 +8,7 @@ from idrid_jax.errors import UserError
 LEAST = 28  # pixels a side, the smallest network's
 
 
-def check(pixels: int, size: int) -> None:
+def check_pixels(pixels: int, size: int) -> None:
     """Raises UserError where images of `size` pixels a side are not to be compared at so many."""
     if not LEAST <= pixels < size:
         way = f"give {LEAST} to {size - 1}, or leave it out" if size > LEAST else "none are smaller, leave it out"

@@ -158,7 +158,7 @@ class Generator(nnx.Module):
         for block in self.up:
             x = level(block, x, z if 2 * x.shape[1] <= COARSE else style)
         image = self.image(edged(_leaky(x)))
-        # in bfloat16 tanh has no slope at all beyond 3.5: a generator that goes there, as all do at first, stays there
+        # in bfloat16 tanh has no slope at all beyond 3.5: a generator that goes there stays there
         return jnp.tanh(image.astype(jnp.promote_types(image.dtype, jnp.float32)))
 
 
