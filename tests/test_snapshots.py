@@ -8,8 +8,9 @@ from conftest import changed, score, stats, steps
 
 from idrid_jax import sampling
 from idrid_jax.data import cache, folds
-from idrid_jax.evaluation import grader, protocol, snapshots
+from idrid_jax.evaluation import distances, grader, protocol, snapshots
 from idrid_jax.evaluation.features import trained_grader
+from idrid_jax.evaluation.features.network import Network
 from idrid_jax.training import build, standing
 from idrid_jax.training.alarm import alarm
 from idrid_jax.training.checkpoint import Checkpoints
@@ -83,6 +84,22 @@ def test_without_validation_photographs_and_without_a_grader(tmp_path):
     one = training.part(np.arange(1))
     found = snapshots.Measures(tmp_path, chooses="")(training.images[:5], None, training, one.part(np.arange(0)))
     assert "ssim_excess" in found
+
+
+def test_features_of_imagenet_only_where_they_choose(tmp_path, monkeypatch):
+    seen = []
+    network = Network("colour", lambda images: seen.append(len(images)) or images.mean((1, 2)).astype(np.float32) / 255)
+    monkeypatch.setattr(snapshots.weights, "load", lambda name: {"efficientnet-lite0": network}[name])
+    monkeypatch.setattr(snapshots.trained_grader, "train", lambda *args, **more: (network, None))
+    training, validation, fakes = eyes(60, 0), eyes(20, 1), eyes(8, 2)
+    measures = snapshots.Measures(tmp_path, chooses="kid_imagenet")
+    found = [measures(fakes.images, fakes.grades, training, validation) for _ in range(2)]
+    wanted = distances.kid(*(network.extract(some.images) for some in (fakes, validation)))
+    assert found[0]["kid_imagenet"] == found[1]["kid_imagenet"] == wanted and "diversity" in found[0]
+    assert "kid_imagenet" in measures.names  # or it could not be chosen by
+    del seen[:]
+    assert "kid_imagenet" not in snapshots.Measures(tmp_path, chooses="")(fakes.images, None, training, validation)
+    assert not seen
 
 
 def test_a_grader_is_trained_once_and_a_torn_one_again(tmp_path):

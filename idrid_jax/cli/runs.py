@@ -117,8 +117,9 @@ def _define_evaluate(values, argv):
     )
     flags.DEFINE_list(
         "weights",
-        [],
-        "files of networks trained elsewhere (InceptionV3 for FID, DINOv2, SwAV), whose features then measure too",
+        ["efficientnet-lite0"],
+        "networks trained elsewhere whose features measure too: efficientnet-lite0, which is installed, and files "
+        "(InceptionV3 for FID, DINOv2, SwAV); --weights= for none",
         flag_values=values,
     )
     flags.DEFINE_integer(

@@ -11,7 +11,7 @@ import numpy as np
 
 from idrid_jax.data.cache import Split
 from idrid_jax.evaluation import copies, distances
-from idrid_jax.evaluation.features import random_network, trained_grader
+from idrid_jax.evaluation.features import random_network, trained_grader, weights
 from idrid_jax.evaluation.image_quality import ssim_pairs
 
 ALIKE = 60  # images of each set whose pairs SSIM takes at 128 pixels and below, fewer above: it shall cost seconds
@@ -21,11 +21,13 @@ LEAST = 10  # validation photographs; with fewer the training ones are the refer
 class Measures:
     """Handed to `loop.train`; what is of photographs alone is computed at the first call.
 
-    kid, kid_grader, diversity: only where one of the first two chooses the checkpoint, as a grader has to be trained
-      for them.
+    kid, kid_grader, diversity: only where one of the first two or kid_imagenet chooses the checkpoint, as a grader has
+      to be trained for them.
     kid_grader, kid_random: to the validation photographs, unbiased, by the features of a grader (`trained_grader`) and
       by random ones. Not x1000. kid: the mean of both, which are of one order on photographs and noise. The grader's
       alone ends at 0 long before textures are right; the random ones alone are won by a blurred mean image.
+    kid_imagenet: likewise by the features of `weights.IMAGENET`, which see vessels where the others do not; a twentieth
+      of a second an image on a CPU, so only where it chooses the checkpoint.
     diversity: the variance of the grader's features among the fakes over that among training photographs.
     copied: the share of fakes that are copies of a training photograph (`copies.COPY`).
     ssim_among, ssim_excess, ssim_gap: SSIM among the fakes; less that among as many training photographs; the excess
@@ -33,18 +35,28 @@ class Measures:
     veto: 1 where more are copied than `copies.allowed`: such a snapshot is not to be chosen; 0 otherwise.
     """
 
-    names = ("kid", "kid_grader", "kid_random", "copied", "ssim_among", "ssim_gap")  # those of which lower is better
+    names = (
+        "kid",
+        "kid_grader",
+        "kid_random",
+        "kid_imagenet",
+        "copied",
+        "ssim_among",
+        "ssim_gap",
+    )  # those of which lower is better
 
     def __init__(self, folder: Path, chooses: str = "kid", tell: Callable[[str], None] = lambda text: None):
         """folder: where graders of the release are kept. chooses: `config.checkpoint.best`. tell: is told of what takes
         long."""
-        self._folder, self._with_grader = Path(folder), chooses in ("kid", "kid_grader")
+        self._folder, self._with_grader = Path(folder), chooses in ("kid", "kid_grader", "kid_imagenet")
+        self._imagenet = weights.load(weights.IMAGENET) if chooses == "kid_imagenet" else None
         self._tell, self._real = tell, None
 
     def __call__(self, fakes: np.ndarray, grades: np.ndarray, training: Split, validation: Split) -> dict[str, float]:
         """fakes uint8 [N, R, R, C], N at least 2 -> numbers; those that lack photographs are left out."""
         if self._real is None:
-            self._real = _Real(training, validation, self._folder if self._with_grader else None, self._tell)
+            folder = self._folder if self._with_grader else None
+            self._real = _Real(training, validation, folder, self._imagenet, self._tell)
         real, out = self._real, {}
         if real.grader is not None:
             features = real.grader.extract(fakes)
@@ -53,6 +65,8 @@ class Measures:
         out["kid_random"] = distances.kid(random_network.extract(fakes), real.random_features)
         if real.grader is not None:
             out["kid"] = (out["kid_grader"] + out["kid_random"]) / 2
+        if self._imagenet is not None:
+            out["kid_imagenet"] = distances.kid(self._imagenet.extract(fakes), real.imagenet_features)
         if real.copies is not None:
             copied = float((real.copies.likeness(fakes) >= copies.COPY).mean())
             out |= {"copied": copied, "veto": float(copied > copies.allowed(len(fakes)))}
@@ -66,7 +80,7 @@ class Measures:
 class _Real:
     """What the photographs alone say."""
 
-    def __init__(self, training, validation, folder, tell):
+    def __init__(self, training, validation, folder, imagenet, tell):
         images = np.asarray(training.images)
         enough = len(validation.grades) >= LEAST
         reference = np.asarray(validation.images) if enough else images
@@ -76,6 +90,7 @@ class _Real:
             self.features = self.grader.extract(reference)
             self.variance = float(self.grader.extract(images).var(axis=0).sum())
         self.random_features = random_network.extract(reference)
+        self.imagenet_features = None if imagenet is None else imagenet.extract(reference)
         self.copies = copies.Training(images) if len(images) >= copies.LEAST else None
         some = np.linspace(0, len(images) - 1, min(_alike(images), len(images))).astype(int)
         self.ssim_among = ssim_among(images[some]) if len(some) > 1 else None

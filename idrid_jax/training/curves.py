@@ -27,7 +27,12 @@ PANELS = (  # title, {key in stats.jsonl: caption}
     ),
     (
         "KID of the snapshot's images to the validation photographs (the mean chooses the checkpoint)",
-        {"kid_grader": "grader's features", "kid_random": "random features", "kid": "mean"},
+        {
+            "kid_grader": "grader's features",
+            "kid_random": "random features",
+            "kid": "mean",
+            "kid_imagenet": "ImageNet's features",
+        },
     ),
     (
         "alike: SSIM among the images less among real ones (collapse above 0.1); spread of features over photographs'",

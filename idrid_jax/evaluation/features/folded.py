@@ -16,9 +16,9 @@ class Convolutional:
     """A network, and where a file keeps its parameters.
 
     Attributes:
-      network: (conv, x [N, size, size, 3]) -> anything, built from conv(name, x, out, kernel, stride=1, padding=0):
-        [N, H, W, I] -> [N, h, w, out], convolution and BatchNorm; kernel and padding in pixels, one number or (rows,
-        columns).
+      network: (conv, x [N, size, size, 3]) -> anything, built from conv(name, x, out, kernel, stride=1, padding=0,
+        groups=1): [N, H, W, I] -> [N, h, w, out], convolution and BatchNorm; kernel and padding in pixels, one number
+        or (rows, columns); padding "SAME" as TensorFlow has it.
       names: of a convolution -> its weight, and the prefix of its BatchNorm, in the file.
       epsilon: of BatchNorm.
     """
@@ -29,13 +29,13 @@ class Convolutional:
     epsilon: float
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape, kernels [out, in, rows, columns] as PyTorch has them, of all that is taken from a file."""
+        """Name and shape of all that is taken from a file; kernels [out, in / groups, rows, columns], as PyTorch's."""
         kernels = {self.names(name): shape for name, shape in self._convolutions().items()}
         out = {weight: shape for (weight, _), shape in kernels.items()}
         return out | {f"{norm}.{part}": shape[:1] for (_, norm), shape in kernels.items() for part in STATISTICS}
 
     def parameters(self, state: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """{convolution: (kernel float32 [rows, columns, in, out], bias float32 [out])}, `state` being a file's."""
+        """{convolution: (kernel float32 [rows, columns, in / groups, out], bias float32 [out])} of a file's `state`."""
         found = {}
         for name in self._convolutions():
             weight, norm = self.names(name)
@@ -48,18 +48,19 @@ class Convolutional:
     def apply(self, params: dict, x: jax.Array):
         """What the network gives for x [N, size, size, 3]; params as `parameters` returns them."""
 
-        def conv(name, x, out, kernel, stride=1, padding=0):
+        def conv(name, x, out, kernel, stride=1, padding=0, groups=1):
             weight, bias = params[name]
-            return _conv(x, weight, stride, _pair(padding)) + bias
+            return _conv(x, weight, stride, padding, groups) + bias
 
         return self.network(conv, x)
 
     def _convolutions(self):
         found = {}
 
-        def conv(name, x, out, kernel, stride=1, padding=0):
-            found[name] = (out, x.shape[-1], *_pair(kernel))
-            return _conv(x, jnp.zeros((*_pair(kernel), x.shape[-1], out)), stride, _pair(padding))
+        def conv(name, x, out, kernel, stride=1, padding=0, groups=1):
+            read = x.shape[-1] // groups
+            found[name] = (out, read, *_pair(kernel))
+            return _conv(x, jnp.zeros((*_pair(kernel), read, out)), stride, padding, groups)
 
         images = jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)
         jax.eval_shape(lambda x: self.network(conv, x), images)
@@ -77,13 +78,14 @@ def mean_pool(x: jax.Array) -> jax.Array:
     return total(x) / total(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
-def _conv(x, kernel, stride, padding):
+def _conv(x, kernel, stride, padding, groups):
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        [(p, p) for p in padding],
+        padding if isinstance(padding, str) else [(p, p) for p in _pair(padding)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
         precision=lax.Precision.HIGHEST,
     )
 

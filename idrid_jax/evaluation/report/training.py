@@ -20,7 +20,7 @@ MEASURES = (  # of a snapshot: title, what it tells, {key: caption}, line across
     (
         "KID to photographs held back",
         "Low is good. By the features of a grader, of an untrained network, and their mean.",
-        {"kid": "mean", "kid_grader": "grader", "kid_random": "untrained"},
+        {"kid": "mean", "kid_grader": "grader", "kid_random": "untrained", "kid_imagenet": "ImageNet's"},
         None,
     ),
     ("Diversity", "Variance of the images' features over that of photographs; 1 is as real.", {"diversity": ""}, 1),
