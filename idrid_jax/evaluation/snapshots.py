@@ -26,8 +26,8 @@ class Measures:
     kid_grader, kid_random: to the validation photographs, unbiased, by the features of a grader (`trained_grader`) and
       by random ones. Not x1000. kid: the mean of both, which are of one order on photographs and noise. The grader's
       alone ends at 0 long before textures are right; the random ones alone are won by a blurred mean image.
-    kid_imagenet: likewise by the features of `weights.IMAGENET`, which see vessels where the others do not; a twentieth
-      of a second an image on a CPU, so only where it chooses the checkpoint.
+    kid_imagenet: likewise by the features of `weights.IMAGENET`, which see vessels where the others do not; a fortieth
+      of a second an image on a CPU's core, and only where it chooses the checkpoint.
     diversity: the variance of the grader's features among the fakes over that among training photographs.
     copied: the share of fakes that are copies of a training photograph (`copies.COPY`).
     ssim_among, ssim_excess, ssim_gap: SSIM among the fakes; less that among as many training photographs; the excess

@@ -26,7 +26,7 @@ PANELS = (  # title, {key in stats.jsonl: caption}
         },
     ),
     (
-        "KID of the snapshot's images to the validation photographs (the mean chooses the checkpoint)",
+        "KID of the snapshot's images to the validation photographs",
         {
             "kid_grader": "grader's features",
             "kid_random": "random features",

@@ -46,7 +46,7 @@ def _network(conv, x):
         for first in [True] + [False] * (blocks - 1):
             name, wide = f"_blocks.{block}", x.shape[-1] * expansion
             y = relu6(conv(f"{name}._expand_conv", x, wide, 1)) if expansion > 1 else x
-            y = relu6(conv(f"{name}._depthwise_conv", y, wide, kernel, stride if first else 1, "SAME", groups=wide))
+            y = relu6(conv(f"{name}._depthwise_conv", y, wide, kernel, stride if first else 1, "SAME", True))
             y = conv(f"{name}._project_conv", y, out, 1)
             x = y if first else x + y  # the first of no stage keeps the number of channels
             block += 1
