@@ -33,6 +33,7 @@ import jax.numpy as jnp
 
 TRANSFORMS = ("rotation", "zoom", "shift", "brightness", "contrast", "saturation")
 GEOMETRIC = TRANSFORMS[:3]
+REACH = 2  # pixels either way: of `_cubic`
 STREAM = 0xA06  # folded into the key of one of D's looks, of which dropout takes 0, 1, ...
 MEAN_LIGHT = 0.7  # of IDRiD's training retinas, light 0 to 2 (from 0.45 to 0.91 in 90 % of them)
 REAL_SIGNS = 256  # images: half-life of the mean sign; StyleGAN2-ADA takes means of four batches of 64
@@ -62,7 +63,7 @@ class Strengths:
     def window(self) -> int:
         """Pixels a side of the square that may take something of one pixel: see `_gather_back`."""
         angle = math.radians(min(self.rotation, 45.0))
-        return 3 if (1 + self.zoom) * (math.cos(angle) + math.sin(angle)) <= 1.5 else 4
+        return math.ceil(2 * REACH * (1 + self.zoom) * (math.cos(angle) + math.sin(angle)))
 
 
 # -- What the update is made with
@@ -169,14 +170,15 @@ def placed(amounts: dict[str, jax.Array], size: int) -> jax.Array:
     return jnp.stack([jnp.cos(angle) / zoom, jnp.sin(angle) / zoom, *shift.T], axis=-1)
 
 
-# -- One bilinear resampling, linear in the images and closed under differentiation: its adjoint is a gather, too. The
-# scatter that autodiff would make of it takes 4 times as long on a CPU, and adds in any order on a GPU.
+# -- One bicubic resampling, linear in the images and closed under differentiation: its adjoint is a gather, too. The
+# scatter that autodiff would make of it takes 4 times as long on a CPU, and adds in any order on a GPU. A bilinear one
+# hides from D what is one or two pixels wide, and G then does not draw it: configs/retina.md, fifth round.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def resample(light: jax.Array, place: jax.Array, window: int) -> jax.Array:
     """Images [B, R, R, C] turned and scaled about their centre and moved: pixel o becomes what lies at
-    c + [[u, v], [-v, u]] (o - c - t), c the centre, in bilinear interpolation; 0 outside.
+    c + [[u, v], [-v, u]] (o - c - t), c the centre, in bicubic interpolation (Keys 1981, a = -0.5); 0 outside.
 
     Shrinking to 1 / 1.4 at least, it needs no low-pass filter.
 
@@ -217,35 +219,44 @@ def _where_moved(move, images, place, window):
 def _gather(light, place, window):
     size = light.shape[1]
     index = jnp.arange(size, dtype=jnp.float32)
-    y, x = (jnp.clip(at, -1, size) for at in _source(place, index[:, None], index, size))
+    y, x = (jnp.clip(at, -REACH, size - 1 + REACH) for at in _source(place, index[:, None], index, size))
     top, left = jnp.floor(y), jnp.floor(x)
-    take = _taker(light, 1, 2, top, left)
+    take = _taker(light, 2 * REACH - 1, 2 * REACH, top, left)
+    around = range(1 - REACH, 1 + REACH)
+    down, right = ([_cubic(at - first - i) for i in around] for at, first in ((y, top), (x, left)))
     total = 0
-    for i, down in enumerate((1 - (y - top), y - top)):
-        for j, right in enumerate((1 - (x - left), x - left)):
-            total = total + (down * right)[..., None].astype(light.dtype) * take(i, j)
+    for i in around:
+        for j in around:
+            total = total + (down[i + REACH - 1] * right[j + REACH - 1])[..., None].astype(light.dtype) * take(i, j)
     return total
 
 
 def _gather_back(gradient, place, window):
-    """A pixel s gave to the pixels o whose source lies within one pixel of it. They are in a square of side
-    2 / |(u, v)|, turned, about the place that s itself moved to: the nearest `window`^2 hold it."""
+    """A pixel s gave to the pixels o whose source lies within REACH of it. They are in a square of side
+    2 REACH / |(u, v)|, turned, about the place that s itself moved to: the nearest `window`^2 hold it."""
     size = gradient.shape[1]
     index, middle = jnp.arange(size, dtype=jnp.float32), (size - 1) / 2
     u, v, rows, columns = (part[:, None, None] for part in place.T)
     y, x, norm = index[:, None] - middle, index - middle, u * u + v * v
     y, x = (u * y - v * x) / norm + rows + middle, (v * y + u * x) / norm + columns + middle
-    y, x = (jnp.clip((jnp.round if window % 2 else jnp.floor)(at), -2, size + 1) for at in (y, x))
-    take = _taker(gradient, 3, 3, y, x)
-    tent = lambda distance: jnp.maximum(0, 1 - jnp.abs(distance))
+    beyond = window // 2
+    y, x = (jnp.clip((jnp.round if window % 2 else jnp.floor)(at), -beyond, size - 1 + beyond) for at in (y, x))
+    take = _taker(gradient, 2 * beyond, 2 * beyond, y, x)
     around = range(-((window - 1) // 2), window // 2 + 1)
     total = 0
     for i in around:
         for j in around:
             to_y, to_x = _source(place, y + i, x + j, size)  # again, as `_gather` rounds it
-            weight = tent(to_y - index[:, None]) * tent(to_x - index)
+            weight = _cubic(to_y - index[:, None]) * _cubic(to_x - index)
             total = total + weight[..., None].astype(gradient.dtype) * take(i, j)
     return total
+
+
+def _cubic(distance):
+    """The share of a pixel so far away. Keys, "Cubic convolution interpolation for digital image processing", 1981."""
+    d = jnp.abs(distance)
+    near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
+    return jnp.where(d < 1, near, jnp.where(d < REACH, far, 0))
 
 
 def _source(place, y, x, size):
