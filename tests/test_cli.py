@@ -18,7 +18,6 @@ import made_run
 import numpy as np
 import pytest
 from absl import flags
-from jax.experimental.compilation_cache import compilation_cache
 
 from idrid_jax import cli
 from idrid_jax.cli.command import Group
@@ -52,16 +51,6 @@ def workdir(folder, manifest):
 @pytest.fixture(scope="module")
 def unconditional(folder, manifest):
     return made_run.make_run(folder / "dcgan", manifest, network="dcgan28")
-
-
-@pytest.fixture
-def compile_once(folder):
-    """Keeps what was compiled, so that resuming in the same test compiles nothing again."""
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -254,7 +243,7 @@ def test_every_way_to_write_an_override(capsys, tmp_path, monkeypatch):
 
 # -- the whole way
 
-def test_the_whole_way(folder, capsys, monkeypatch, compile_once, quick_compilation):
+def test_the_whole_way(folder, capsys, monkeypatch, quick_compilation):
     """phantom, prepare, train, resume, sample, prepare what was sampled, evaluate; each by one command."""
     out = folder / "way"
     monkeypatch.setenv("TFDS_DATA_DIR", str(out / "data"))
