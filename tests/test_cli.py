@@ -13,7 +13,6 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import jax
 import made_run
 import numpy as np
 import pytest
