@@ -172,7 +172,7 @@ def placed(amounts: dict[str, jax.Array], size: int) -> jax.Array:
 
 # -- One bicubic resampling, linear in the images and closed under differentiation: its adjoint is a gather, too. The
 # scatter that autodiff would make of it takes 4 times as long on a CPU, and adds in any order on a GPU. A bilinear one
-# hides from D what is one or two pixels wide, and G then does not draw it: configs/retina.md, fifth round.
+# takes most of what is one or two pixels wide: configs/retina.md, fifth round.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
