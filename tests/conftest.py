@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import tempfile
-from importlib import metadata
 
 if (
     "JAX_COMPILATION_CACHE_DIR" not in os.environ
@@ -14,12 +13,6 @@ if (
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
-# Of XLA: programs of the tests are compiled for longer than they run. Commands under test inherit it.
-fast = ["--xla_backend_optimization_level=1", "--xla_llvm_disable_expensive_passes=true"]
-if metadata.version("jaxlib").startswith("0.10."):  # JAX 0.12 ends at this flag, as at any that it does not know
-    fast.append("--xla_cpu_use_fusion_emitters=false")  # half the time
-os.environ["XLA_FLAGS"] = " ".join([*fast, os.environ.get("XLA_FLAGS", "")]).strip()  # the last of a flag counts
 
 import jax  # noqa: E402
 

@@ -276,7 +276,7 @@ def test_the_whole_way(folder, capsys, monkeypatch, quick_compilation):
     said = run("prepare", "--release", out / "balanced", "--data_dir", out / "other", "--notfds",
                "--keep_contradictions")
     assert f"--config.data.data_dir={out / 'other'}" in said
-    said = run("evaluate", "--workdir", out / "run", "--count=4")
+    said = run("evaluate", "--workdir", out / "run", "--count=4", "--weights=")  # slow without optimizations
     subject = "cgan32 at step 2 (0.016 kimg, the newest checkpoint; batch statistics: none) on release phantom ("
     assert subject in said and "Diversity:" in said
     assert json.loads((out / "run" / "evaluation.json").read_text())["generated"]["ssim"] < 1

@@ -213,7 +213,7 @@ def test_a_release_without_held_out_photographs_is_measured_without_them(folder)
 def test_usefulness_is_measured_when_asked_for(workdir, tmp_path, monkeypatch, capsys):
     """By the command: a cGAN's images by grade, with a budget of a few updates."""
     monkeypatch.setattr(grader, "Budget", functools.partial(dataclasses.replace, QUICK))
-    assert cli.main(["evaluate", "--workdir", str(workdir), "--usefulness=2"]) == 0
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--usefulness=2", "--weights="]) == 0
     out, err = capsys.readouterr()
     written = json.loads((workdir / run.NAME).read_text())["usefulness"]
     assert written["arms"].keys() == usefulness.ARMS.keys() - {"filtered"} and written["seeds"] == 2
@@ -291,7 +291,7 @@ def test_a_disk_that_is_full_at_the_end_takes_the_file_alone(workdir, monkeypatc
         raise UserError(f"cannot write under {path}: No space left on device")
 
     monkeypatch.setattr(run.atomic, "write_text", full)
-    assert cli.main(["evaluate", "--workdir", str(workdir), "--seed=1"]) == 2
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--seed=1", "--weights="]) == 2
     out, err = capsys.readouterr()
     assert "generated x training" in out and "written to" not in out and (workdir / run.NAME).read_bytes() == before
     assert err.splitlines()[-1].endswith("No space left on device")

@@ -110,8 +110,6 @@ def test_a_mesh_computes_what_one_device_does(network, options, monkeypatch):
     # In float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by per cents.
     dtype, tolerance = "float64", 2e-5
     monkeypatch.setattr(mesh, "LEAST_SPLIT", mesh.LEAST_SPLIT // 64)  # as its arrays are smaller
-    if network == "dcgan256":  # without optimizations it runs for longer than it compiles; the fixture ends it as well
-        jax.config.update("jax_disable_most_optimizations", False)
     wide = NETWORKS[network]  # of its layers a fraction of the channels: convolutions in float64 are slow loops
     width = {} if network.startswith("retina") else dict(width=8)
     generator, discriminator = (functools.partial(module, **width) for module in (wide.generator, wide.discriminator))
