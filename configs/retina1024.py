@@ -12,7 +12,8 @@ def get_config():
     config.batch_size = 8
     config.model.max_channels = 512
     config.model.remat = True
-    config.optimizer.g_learning_rate = config.optimizer.d_learning_rate = 5e-5  # as retina256
+    # as retina256; untried, as are R1 and R2 (auto)
+    config.optimizer.g_learning_rate = config.optimizer.d_learning_rate = 5e-5
     config.total_kimg = 500.0
     config.dtype = "bfloat16"
     return config

@@ -74,14 +74,15 @@ def _train(config, workdir, say):
     from idrid_jax.training.checkpoint import Checkpoints
 
     manifest = cache.prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
+    tell = lambda text: say(text, file=sys.stderr, flush=True)
+    # before the table, which takes seconds: its weights may be missing
+    measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best, tell=tell)
     say(build.table(config))
     say(
         f"release {manifest.name} ({manifest.fingerprint[:12]}), "
         f"training photographs by grade: {manifest.counts['grading']['train']}",
         flush=True,
     )
-    tell = lambda text: say(text, file=sys.stderr, flush=True)
-    measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best, tell=tell)
     state = loop.train(config, workdir, on_snapshot=(measures,))
     step = int(state.step)
     if step < loop.steps(config.total_kimg, config):
@@ -172,7 +173,7 @@ def _run_evaluate(values):
             pixels=values.pixels,
             statistics=values.batch_statistics,
             data_dir=values.data_dir,
-            weights_files=values.weights,
+            weights_files=[name for name in values.weights if name],
             seeds=values.usefulness,
             keep_share=values.keep_share,
             edema=values.edema,

@@ -55,7 +55,7 @@ def evaluate(
     pixels: a side at which images and photographs are compared, to set a run beside one of smaller images (None: the
       images' own). Copies, membership, leaks and usefulness are measured at the images' own alone.
     weights_files: of networks trained elsewhere, see `features.weights`: closeness is measured by their features too.
-      One that holds no such network is told on stderr, and done without.
+      One that holds no such network, and `weights.IMAGENET` not installed, is told on stderr, and done without.
     seeds: graders trained each way for `usefulness.measure`, whose result is then under "usefulness"; 0: none, but what
       was measured earlier of the same checkpoint and seed stays. keep_share: above 0, also with this share of the
       synthetic images, those likeliest to a grader of training photographs. edema: they learn the risk of macular
@@ -145,7 +145,7 @@ def _trained_elsewhere(files) -> tuple[list[Network], dict[str, str]]:
         try:
             networks.append(weights.load(path))
         except UserError as error:
-            if not Path(path).is_file():  # misspelt: sooner mended than measured without
+            if str(path) != weights.IMAGENET and not Path(path).is_file():  # misspelt: sooner mended than done without
                 raise
             left_out[Path(path).name] = str(error).removeprefix(f"{path}: ")
             print(f"{error}; measuring without it", file=sys.stderr, flush=True)

@@ -21,13 +21,13 @@ LEAST = 10  # validation photographs; with fewer the training ones are the refer
 class Measures:
     """Handed to `loop.train`; what is of photographs alone is computed at the first call.
 
-    kid, kid_grader, diversity: only where one of the first two or kid_imagenet chooses the checkpoint, as a grader has
-      to be trained for them.
+    kid, kid_grader, diversity: only where kid, kid_grader or kid_imagenet chooses the checkpoint, as a grader has to be
+      trained for them.
     kid_grader, kid_random: to the validation photographs, unbiased, by the features of a grader (`trained_grader`) and
       by random ones. Not x1000. kid: the mean of both, which are of one order on photographs and noise. The grader's
       alone ends at 0 long before textures are right; the random ones alone are won by a blurred mean image.
-    kid_imagenet: likewise by the features of `weights.IMAGENET`, which see vessels where the others do not; a fortieth
-      of a second an image on a CPU's core, and only where it chooses the checkpoint.
+    kid_imagenet: likewise by the features of `weights.IMAGENET`, which tell images apart where the others do not;
+      a fortieth of a second an image on a CPU's core, and only where it chooses the checkpoint.
     diversity: the variance of the grader's features among the fakes over that among training photographs.
     copied: the share of fakes that are copies of a training photograph (`copies.COPY`).
     ssim_among, ssim_excess, ssim_gap: SSIM among the fakes; less that among as many training photographs; the excess
@@ -35,19 +35,12 @@ class Measures:
     veto: 1 where more are copied than `copies.allowed`: such a snapshot is not to be chosen; 0 otherwise.
     """
 
-    names = (
-        "kid",
-        "kid_grader",
-        "kid_random",
-        "kid_imagenet",
-        "copied",
-        "ssim_among",
-        "ssim_gap",
-    )  # those of which lower is better
+    # those of which lower is better
+    names = ("kid", "kid_grader", "kid_random", "kid_imagenet", "copied", "ssim_among", "ssim_gap")
 
     def __init__(self, folder: Path, chooses: str = "kid", tell: Callable[[str], None] = lambda text: None):
         """folder: where graders of the release are kept. chooses: `config.checkpoint.best`. tell: is told of what takes
-        long."""
+        long. Raises: UserError where the weights of `kid_imagenet` are not installed."""
         self._folder, self._with_grader = Path(folder), chooses in ("kid", "kid_grader", "kid_imagenet")
         self._imagenet = weights.load(weights.IMAGENET) if chooses == "kid_imagenet" else None
         self._tell, self._real = tell, None

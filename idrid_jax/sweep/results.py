@@ -67,8 +67,8 @@ def last_step(run: Run) -> int:
 
 def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
     """A row for each run: number, name, every field that some run changes, status, reason, and `MEASURES`, `LAST`,
-    kid (the lowest of its snapshots, which is the one evaluated), images/s (median over the run's log) and seconds, as
-    far as they are there yet."""
+    kid (the lowest of its snapshots, which is the one evaluated where `kid` chooses), images/s (median over the run's
+    log) and seconds, as far as they are there yet."""
     rows = []
     for run in sweep.runs:
         folder = workdir / run.name

@@ -171,8 +171,8 @@ def placed(amounts: dict[str, jax.Array], size: int) -> jax.Array:
 
 
 # -- One bicubic resampling, linear in the images and closed under differentiation: its adjoint is a gather, too. The
-# scatter that autodiff would make of it takes 4 times as long on a CPU, and adds in any order on a GPU. A bilinear one
-# takes most of what is one or two pixels wide: configs/retina.md, fifth round.
+# scatter that autodiff would make of it takes longer on a CPU (of a bilinear one, 4 times), and adds in any order on a
+# GPU. Bilinear it would take more of what is one or two pixels wide: configs/retina.md, fifth round.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -209,7 +209,7 @@ _spread.defvjp(
 def _where_moved(move, images, place, window):
     """`move`, or the images where none is moved at all. A GPU would wait for that decision; on a CPU the branch also
     keeps XLA from gathering anew for each that reads the result (all of `apply` forward and back, 32 images of 64
-    pixels: 2 ms, not 10)."""
+    pixels: 2 ms, not 10, when it was bilinear)."""
     moves = lambda images, place: move(images, place, window)
     moved = lambda place: (place != jnp.array([1, 0, 0, 0], place.dtype)).any()
     decided = lambda images, place: jax.lax.cond(moved(place), moves, lambda images, _: images, images, place)

@@ -50,7 +50,7 @@ class Convolutional:
 
         def conv(name, x, out, kernel, stride=1, padding=0, depthwise=False):
             weight, bias = params[name]
-            return (_depthwise if depthwise else _conv)(x, weight, stride, padding) + bias
+            return _convolved(x, weight, stride, padding, depthwise) + bias
 
         return self.network(conv, x)
 
@@ -60,7 +60,7 @@ class Convolutional:
         def conv(name, x, out, kernel, stride=1, padding=0, depthwise=False):
             read = 1 if depthwise else x.shape[-1]
             found[name] = (out, read, *_pair(kernel))
-            return (_depthwise if depthwise else _conv)(x, jnp.zeros((*_pair(kernel), read, out)), stride, padding)
+            return _convolved(x, jnp.zeros((*_pair(kernel), read, out)), stride, padding, depthwise)
 
         images = jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)
         jax.eval_shape(lambda x: self.network(conv, x), images)
@@ -76,6 +76,10 @@ def mean_pool(x: jax.Array) -> jax.Array:
     """The mean of 3x3 pixels, [N, H, W, C] -> the same; at the border, of those that are there."""
     total = lambda y: lax.reduce_window(y, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), _around(1))
     return total(x) / total(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+
+
+def _convolved(x, kernel, stride, padding, depthwise):
+    return (_depthwise if depthwise else _conv)(x, kernel, stride, padding)
 
 
 def _depthwise(x, kernel, stride, padding):

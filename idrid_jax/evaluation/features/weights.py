@@ -42,7 +42,7 @@ def load(path: Path | str) -> Network:
     """
     path = _installed() if str(path) == IMAGENET else Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no file of weights is there")
+        raise UserError(f"{path}: no file of weights is there; by name there is {IMAGENET}")
     state = {name.removeprefix("module."): value for name, value in _read(path).items()}
     name, trained_on, module, params = _recognised(path, state)
     with path.open("rb") as file:

@@ -69,6 +69,8 @@ def section(runs: list[Run]) -> list:
         parts.append(tag("h3", "Features: ", tag("code", network)))
         if "untrained" in network:
             parts.append(hint("An untrained network: it sees colours, edges and textures, not lesions."))
+        if "ImageNet" in network:
+            parts.append(hint("Trained on everyday photographs: it sees the finest texture, and knows no lesion."))
         parts.append(_panels(found, BY_FEATURES, network, several))
     parts.append(tag("h3", "Without a network, from pixels"))
     parts.append(_panels(found, BY_PIXELS, "", several))

@@ -19,7 +19,7 @@ CURVES = (  # title, what it tells, {key in stats.jsonl: caption}
 MEASURES = (  # of a snapshot: title, what it tells, {key: caption}, line across
     (
         "KID to photographs held back",
-        "Low is good. By the features of a grader, of an untrained network, and their mean.",
+        "Low is good. By features of a grader, of an untrained network, their mean; ImageNet's where they choose.",
         {"kid": "mean", "kid_grader": "grader", "kid_random": "untrained", "kid_imagenet": "ImageNet's"},
         None,
     ),

@@ -47,7 +47,7 @@ def closeness(run: Run) -> Verdict:
         told.append(f"{leaked[:1].upper()}{leaked[1:]}.")
     if any(apart):
         return Verdict(BAD, "told apart from real photographs", tuple(told))
-    look = "Look at them all the same: no number here sees vessels or lesions."
+    look = "Look at them all the same: no number here knows a lesion."
     return Verdict(GOOD, "not told apart by these measures", (*told, look))
 
 
