@@ -284,6 +284,13 @@ def test_a_file_that_holds_no_network_leaves_the_other_measures(workdir, result,
     assert "Not measured by damaged.npz: cannot be read" in out and "written to" in out
 
 
+def test_installed_weights_are_done_without_where_they_are_not(monkeypatch, capsys):
+    monkeypatch.setattr(weights, "PACKAGE", "no_such_package_of_weights")
+    networks, left_out = run._trained_elsewhere([weights.IMAGENET])
+    assert not networks and "not installed" in left_out[weights.IMAGENET]
+    assert capsys.readouterr().err.endswith("measuring without it\n")
+
+
 def test_a_disk_that_is_full_at_the_end_takes_the_file_alone(workdir, monkeypatch, capsys):
     before = (workdir / run.NAME).read_bytes()
 
