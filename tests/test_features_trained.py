@@ -1,5 +1,6 @@
 """Networks of trained features against their originals on random weights, and files of weights good and bad."""
 
+import io
 import os
 import pickle
 
@@ -7,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from peers import fidelity
 from PIL import Image
 
+from idrid_jax.cli import runs
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.features import dinov2, efficientnet, folded, inception, resize, swav, torch_file, weights
 
@@ -163,6 +166,12 @@ def test_the_installed_weights_know_a_cat_and_a_cup():
     called = lambda image: int((network.extract(image[None])[0] @ state["_fc.weight"].T + state["_fc.bias"]).argmax())
     assert called(data.chelsea()) in range(281, 286)  # the five kinds of cat
     assert called(data.coffee()) == 967  # espresso
+
+
+def test_the_command_s_default_is_what_is_installed():
+    values = flags.FlagValues()
+    runs.EVALUATE.define(values, [])
+    assert values["weights"].default == [weights.IMAGENET]
 
 
 def test_weights_that_are_not_installed_are_one_line(monkeypatch):
@@ -372,15 +381,21 @@ def old_form(path, tensors: bytes, keys=("0",), values=b"", little_endian=True):
 
 
 def test_what_is_given_to_a_pickle_cannot_be_changed_by_it(tmp_path):
-    """BUILD sets the state of what lies on the stack: a storage, a type, a function of ours."""
+    """BUILD sets the state of what lies on the stack: of an array its memory, of a dtype its order of bytes for all who
+    use it, of a function its defaults."""
     storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06NtQ"
-    state = b"N}X\x01\x00\x00\x00aX\x01\x00\x00\x00bs\x86"  # (None, {"a": "b"}): attributes to set
-    for on in (storage, b"ctorch\nBFloat16Storage\n", b"ctorch._utils\n_rebuild_tensor_v2\n"):
-        old_form(tmp_path / "a.pth", b"\x80\x02}X\x01\x00\x00\x00x" + on + state + b"bs.", values=bytes(8))
-        with pytest.raises(Exception) as error:
+    no_memory = b"(K\x01K\x00\x85ctorch\nFloatStorage\n\x89U\x00t"
+    tuple_of = lambda *state: pickle.dumps(state, 2)[2:-1]
+    for victim, state, error in (
+        (storage, no_memory, pickle.UnpicklingError),
+        (b"ctorch\nBFloat16Storage\n", tuple_of(3, ">", None, None, None, -1, -1, 0), pickle.UnpicklingError),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n", tuple_of(None, {"__defaults__": (1,)}), ValueError),
+    ):
+        old_form(tmp_path / "a.pth", b"\x80\x02}X\x01\x00\x00\x00x" + victim + state + b"bs.", values=bytes(8))
+        with pytest.raises(error, match="state is not a dictionary|the list of values"):
             torch_file.read(tmp_path / "a.pth")
-        assert not isinstance(error.value, MemoryError)
-    assert np.dtype(jnp.bfloat16).byteorder == "="
+    given = torch_file._Unpickler(io.BytesIO()).find_class("torch._utils", "_rebuild_tensor_v2")
+    assert np.dtype(jnp.bfloat16).byteorder == "=" and given.__defaults__ is None
 
 
 def test_values_that_are_missing_are_not_made_up(tmp_path):
