@@ -167,12 +167,15 @@ def quick_curves(monkeypatch):
     monkeypatch.setattr(curves, "draw", lambda workdir: (workdir / "curves.png").touch())
 
 
-@pytest.fixture
-def quick_compilation():
+def _quickly_compiled():
     """XLA without most of its optimizations, for tests that compile much and compute little."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+quick_compilation = pytest.fixture(_quickly_compiled)
+quick_compilation_throughout = pytest.fixture(_quickly_compiled, scope="module")  # for fixtures of a module, too
 
 
 def make_config(data_dir, network="tiny", **changes) -> ml_collections.ConfigDict:

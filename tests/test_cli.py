@@ -23,6 +23,8 @@ from idrid_jax.cli.command import Group
 from idrid_jax.data import cache, layout
 from idrid_jax.data.masks import palette_tiff
 from idrid_jax.data.prepare import prepare
+from idrid_jax.evaluation import grader
+from idrid_jax.evaluation.features import trained_grader
 from idrid_jax.training import build, loop
 
 ROOT = Path(__file__).parents[1]
@@ -247,6 +249,8 @@ def test_the_whole_way(folder, capsys, monkeypatch, quick_compilation):
     out = folder / "way"
     monkeypatch.setenv("TFDS_DATA_DIR", str(out / "data"))
     monkeypatch.setattr(build, "table", lambda config: "layers")  # seconds of compilation, and tested above
+    brief = {"budget": grader.Budget(steps=3, batch_size=4)}
+    monkeypatch.setattr(trained_grader.train, "__kwdefaults__", trained_grader.train.__kwdefaults__ | brief)
 
     def run(*arguments):
         capsys.readouterr()

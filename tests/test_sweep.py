@@ -423,6 +423,23 @@ def test_a_killed_sweep_s_rows_are_not_running(process, file, workdir):
     assert list(results.table(made, workdir).status) == ["interrupted", "waiting"]
 
 
+def test_the_lowest_kid_of_the_snapshots_is_told(file, workdir):
+    """Of each measure that some run has, x1000 on the screen."""
+    path = file()
+    made = definition.read(path, cli.parsing._load_config(str(path)))
+    line = {"kimg": 1.0, "loss_d": 1.0, "loss_g": 1.0, "images_per_s": 1.0}
+    told = [line | {"step": 1, "kid": 0.02, "kid_imagenet": 0.2}, line | {"step": 2}, line | {"step": 3, "kid": 0.03}]
+    (workdir / SLOW).mkdir(parents=True)
+    (workdir / SLOW / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    frame = results.table(made, workdir)
+    assert frame.kid[0] == 0.02 and frame.kid_imagenet[0] == 0.2 and frame.kid[1:].isna().all()
+    header, first, second, *_ = report.text(frame, made.fields()).splitlines()
+    assert header.split()[-2:] == ["kid", "kid_imagenet"]
+    assert first.split()[-2:] == ["20.0", "200.0"] and second.split()[-2:] == ["-", "-"]
+    (workdir / SLOW / "stats.jsonl").write_text(json.dumps(line | {"step": 1}) + "\n")
+    assert "kid" not in report.text(results.table(made, workdir), made.fields())
+
+
 def test_two_at_once_refuse_but_single_runs_go_beside_each_other(process, sweep, workdir):
     (workdir / "pace").write_text("0.5")
     running = process("--only=1")

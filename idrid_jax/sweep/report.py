@@ -47,6 +47,9 @@ def text(frame: pd.DataFrame, fields: list[str]) -> str:
     shown["status"] = frame.status
     for name, (caption, digits) in SHOWN.items():
         shown[caption] = [f"{value:.{digits}f}" if pd.notna(value) else "-" for value in frame[name]]
+    kids = [name for name in results.KIDS if frame[name].notna().any()]
+    for name in kids:
+        shown[name] = [f"{1000 * value:.1f}" if pd.notna(value) else "-" for value in frame[name]]
     lines = [shown.to_string(index=False)]
     if frame.ssim.notna().any():
         ssim, psnr = plot.held_out(frame, "ssim_held_out", 3), plot.held_out(frame, "psnr_held_out", 2)
@@ -56,6 +59,8 @@ def text(frame: pd.DataFrame, fields: list[str]) -> str:
             "nearest: SSIM of each generated x its nearest training image; among: SSIM among generated;\n"
             "excess: that less among training (collapse above 0.1)."
         )
+    if kids:
+        lines.append(f"{', '.join(kids)}: x1000, to the validation photographs, the lowest of the run's snapshots.")
     lines += [
         f"run {row.number} ({row['name']}) {row.status}: {row.reason}" for _, row in frame.iterrows() if row.reason
     ]

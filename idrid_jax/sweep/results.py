@@ -33,6 +33,7 @@ MEASURES = {
 }
 # column -> key in stats.jsonl, of its last line
 LAST = {"kimg": "kimg", "loss_d": "loss_d", "loss_g": "loss_g"}
+KIDS = ("kid", "kid_imagenet")  # of `evaluation.snapshots`: the lowest of a run's, as far as it measures them
 
 
 @dataclasses.dataclass
@@ -67,7 +68,7 @@ def last_step(run: Run) -> int:
 
 def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
     """A row for each run: number, name, every field that some run changes, status, reason, and `MEASURES`, `LAST`,
-    kid (the lowest of its snapshots, which is the one evaluated where `kid` chooses), images/s (median over the run's
+    `KIDS` (where one of these chooses the snapshot, its lowest is of the one evaluated), images/s (median over the run's
     log) and seconds, as far as they are there yet."""
     rows = []
     for run in sweep.runs:
@@ -83,14 +84,14 @@ def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
             known.status = INTERRUPTED
         row |= {"status": known.status, "reason": known.reason}
         row |= {name: lines[-1].get(key) if lines else None for name, key in LAST.items()}
-        row["kid"] = min((line["kid"] for line in lines if "kid" in line), default=None)
+        row |= {name: min((line[name] for line in lines if name in line), default=None) for name in KIDS}
         row["images_per_s"] = rate(lines) if lines else None
         evaluated = evaluation(folder) if known.status == FINISHED else None
         row |= {name: ((evaluated or {}).get(of) or {}).get(key) for name, (of, key) in MEASURES.items()}
         row["seconds"] = round(known.seconds, 1) or None
         rows.append(row)
     frame = pd.DataFrame(rows)
-    numbers = [*LAST, "kid", "images_per_s", *MEASURES, "seconds"]
+    numbers = [*LAST, *KIDS, "images_per_s", *MEASURES, "seconds"]
     return frame.astype({name: float for name in numbers})
 
 
