@@ -2,7 +2,7 @@
 
     idrid-jax train --config configs/retina64.py --workdir runs/retina64
 
-On a GPU `--config.dispatch_steps=8` is some 1.5 times as fast: a batch of 8 is the host's time there.
+On a GPU `--config.dispatch_steps=8` is some 1.4 times as fast: a batch of 8 is the host's time there.
 
 Each choice, and what was tried against it, stands in configs/retina.md. Grades are heard from the start;
 `--config.conditioning.start_kimg=20 --config.conditioning.ramp_kimg=40` lets them fade in.
