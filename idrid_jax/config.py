@@ -56,8 +56,8 @@ def default_config() -> ml_collections.ConfigDict:
             on_divergence="stop",  # stop | restore: from the newest checkpoint, updates half as large; at most 3 times
             log_kimg=1.0,  # numbers to console, stats.jsonl and TensorBoard every so often
             model=dict(
-                max_channels=512,  # of a layer; dcgan256 and above
-                remat=False,  # activations computed again in the backward pass: less memory, more time; dcgan64 and up
+                max_channels=512,  # of a layer; dcgan256 and above, retina
+                remat=False,  # activations computed again in the backward pass: less memory, more time; from 64 pixels
             ),
             dtype="float32",  # of the networks' arithmetic; parameters, statistics and losses stay float32
             init_from="",  # workdir of a run whose networks to start from, of this size or, what fits, of another
@@ -105,7 +105,7 @@ def default_config() -> ml_collections.ConfigDict:
             augment=dict(  # of all that D is shown, real and fake, see training/augment.py; amounts uniform, 0 = off
                 mode="none",  # none | fixed | adaptive: p is `p`, or follows how sure D is
                 p=1.0,  # of fixed: probability of each transform for each image, 0 to 1
-                target=0.6,  # of adaptive: p grows while the mean sign of D's real logits is above
+                target=0.6,  # of adaptive: p grows while the mean sign of D's real logits (or their lead) is above
                 kimg=100.0,  # of adaptive: in so many p can go from 0 to 1
                 rotation=10.0,  # degrees either way about the centre
                 zoom=0.06,  # so much larger or smaller

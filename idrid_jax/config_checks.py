@@ -7,13 +7,15 @@ from idrid_jax.data import pools
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 
+PENALTIES = ("r1", "r2", "gradient_penalty")
+
 
 def check(config: ml_collections.ConfigDict, plain: ml_collections.ConfigDict) -> None:
     """Raises UserError, naming the field. plain: every field at its default."""
     _conditioning(config)
     _loss(config.loss)
     _accumulate(config)
-    _schedule(config.schedule)
+    _schedule(config.schedule, config.loss)
     _augment(config.augment, plain.augment, config.loss.name)
     _data(config, plain)
 
@@ -34,7 +36,7 @@ def _loss(loss) -> None:
             f"config.loss.label_smoothing = {loss.label_smoothing}: {loss.name} has no labels to smooth, set it to 0; "
             "only bce has them"
         )
-    penalties = [name for name in ("r1", "r2", "gradient_penalty") if loss[name]]
+    penalties = [name for name in PENALTIES if loss[name]]
     if loss.name == "wasserstein" and not penalties:
         raise UserError(
             "config.loss.name = 'wasserstein': its discriminator needs a bounded slope: set "
@@ -65,12 +67,17 @@ def _accumulate(config) -> None:
             )
 
 
-def _schedule(schedule) -> None:
+def _schedule(schedule, loss) -> None:
     for name in ("learning_rate", "penalty"):
         if schedule[name] != 1 and not schedule.kimg:
             raise UserError(
                 f"config.schedule.{name} = {schedule[name]}: set config.schedule.kimg, over which it comes about"
             )
+    if schedule.penalty != 1 and not any(loss[name] for name in PENALTIES):
+        raise UserError(
+            f"config.schedule.penalty = {schedule.penalty}: no penalty is on, set config.loss.r1, r2 or "
+            "gradient_penalty, or leave it at 1"
+        )
 
 
 # What a transform can be at most: beyond, an image is gone, or its light turned round

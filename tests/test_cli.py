@@ -508,8 +508,9 @@ def test_an_empty_or_damaged_workdir(workdir, refused, tmp_path, name):
     assert "no run is there (no config.json)" in refused(name, "--workdir", empty, *rest)
     (empty / "config.json").write_text('{"config": ')
     assert "not a run's record" in refused(name, "--workdir", empty, *rest)
-    (empty / "config.json").write_text('{"config": {}, "data": 3}')
-    assert "not a run's record" in refused(name, "--workdir", empty, *rest)
+    for damaged in ('{"config": {}, "data": 3}', '{"config": {"loss": 3}}', '{"config": []}', "[]"):
+        (empty / "config.json").write_text(damaged)
+        assert "not a run's record" in refused(name, "--workdir", empty, *rest)
 
 
 def test_out_that_holds_something(workdir, refused, tmp_path):

@@ -318,6 +318,8 @@ HEADS = {"prototypes.weight": (3000, 128)}
     (lambda: shaped({"bert.pooler.dense.bias": (768,)}), "another kind .it holds bert.pooler.dense.bias"),
     (lambda: {}, "it holds no array"),
     (lambda: of_resnet(**HEADS)() | {"bn1.bias": np.full(64, np.nan)}, "bn1.bias holds values that are not finite"),
+    (lambda: of_resnet(**HEADS)() | {"bn1.bias": np.full(64, "a")}, "bn1.bias holds <U1, not numbers"),
+    (lambda: of_resnet(**HEADS)() | {"bn1.running_var": np.full(64, -1.0)}, "bn1.running_var is a variance and below"),
 ])  # fmt: skip
 def test_another_network_is_told(tmp_path, monkeypatch, state, said):
     path = tmp_path / "weights.npz"

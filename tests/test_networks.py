@@ -12,6 +12,7 @@ from peers import capture
 
 from idrid_jax.models import NETWORKS, cgan, convolution, dcgan
 from idrid_jax.models.functional import functional
+from idrid_jax.models.layers import in_range
 
 COUNTS = {  # trainable parameters of generator and discriminator
     "cgan32": (1_382_077, 212_987),
@@ -120,7 +121,8 @@ def test_shapes_and_dtypes(name, dtype):
             return module(x, grades, **keys), before, nnx.state(module)
 
         output, *states = jax.eval_shape(once, inputs(name, which), GRADES, jax.random.key(0))
-        assert output.shape == expected[which] and output.dtype == dtype
+        assert output.shape == expected[which]
+        assert output.dtype == (jnp.float32 if which == 0 else dtype)  # tanh in bfloat16 has no slope beyond 3.5
         assert {a.dtype for a in jax.tree.leaves(states)} == {np.dtype(np.float32)}
 
 
@@ -145,6 +147,16 @@ def test_bfloat16_is_float32_within_its_rounding(name):
         for wide, narrow in zip(statistics[jnp.float32], statistics[jnp.bfloat16], strict=True):
             assert narrow.dtype == jnp.float32
             np.testing.assert_allclose(narrow, wide, rtol=0, atol=0.01 * np.abs(wide).max())
+
+
+@pytest.mark.parametrize("name", ["cgan32", "dcgan28", "dcgan64"])
+def test_a_bfloat16_generator_that_is_all_white_still_learns(name):
+    """In bfloat16 tanh has no slope beyond 3.5."""
+    white = jnp.full((1, 2, 2, 3), 6.0, jnp.bfloat16)
+    slope = lambda of: jax.grad(lambda x: of(x).sum())(white)
+    assert (slope(in_range) > 0).all() and not slope(jnp.tanh).any()
+    draws = lambda: NARROW[name][0](dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(inputs(name, 0), GRADES)
+    assert jax.eval_shape(draws).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("make", NARROW["cgan32"])

@@ -245,6 +245,10 @@ def test_minus_1_is_automatic_and_resolved_once():
         ({"loss.r1": -2.0}, "config.loss.r1 = -2.0: must be finite and not negative"),
         ({"loss.lecam": -1.0}, "config.loss.lecam = -1.0: must be finite and not negative"),
         ({"schedule.penalty": 0.1}, "config.schedule.penalty = 0.1: set config.schedule.kimg"),
+        (
+            {"schedule.penalty": 0.1, "schedule.kimg": 5.0},
+            "config.schedule.penalty = 0.1: no penalty is on, set config.loss.r1, r2 or gradient_penalty",
+        ),
         ({"schedule.kimg": -5.0}, "config.schedule.kimg = -5.0: must be finite and not negative"),
         (
             {"network": "cgan32", "conditioning.ramp_kimg": 5.0},

@@ -127,23 +127,32 @@ def test_a_grader_is_trained_once_and_a_torn_one_again(tmp_path):
 # -- the alarm
 
 
-def rows(*diversity, real=0.7, fake=0.3):
+def rows(*diversity, real=0.7, fake=0.3, loss=0.5):
     """Two rows before each snapshot."""
-    plain = {"d_real": real, "d_fake_after": fake}
+    plain = {"d_real": real, "d_fake_after": fake, "loss_d": loss}
     return [row for value in diversity for row in (plain, plain, plain | {"diversity": value})]
 
 
 def test_the_alarm_knows_a_collapse_from_a_beginning():
-    assert alarm(rows(0.01)) is None  # the first images are all alike
-    assert alarm(rows(0.01, 0.2, 0.6, 0.5)) is None
-    assert "diversity has fallen to 0.10 of photographs' (it was 0.60)" in alarm(rows(0.01, 0.6, 0.1))
-    assert alarm(rows(0.6, 0.1)[:-1]) is None and alarm([]) is None  # not at a snapshot
+    assert alarm(rows(0.01), "bce") is None  # the first images are all alike
+    assert alarm(rows(0.01, 0.2, 0.6, 0.5), "bce") is None
+    assert "diversity has fallen to 0.10 of photographs' (it was 0.60)" in alarm(rows(0.01, 0.6, 0.1), "bce")
+    assert alarm(rows(0.6, 0.1)[:-1], "bce") is None and alarm([], "bce") is None  # not at a snapshot
 
 
 def test_the_alarm_hears_a_discriminator_that_has_won():
-    assert "sure of everything (D(x) 0.998, D(G(z)) 0.001)" in alarm(rows(0.5, real=0.998, fake=0.001))
-    assert alarm(rows(0.5, real=0.998, fake=0.05)) is None
-    assert alarm(rows(0.5, real=0.998, fake=0.001) + rows(0.5)) is None  # over since
+    assert "sure of everything (D(x) 0.998, D(G(z)) 0.001)" in alarm(rows(0.5, real=0.998, fake=0.001), "bce")
+    assert alarm(rows(0.5, real=0.998, fake=0.05), "bce") is None
+    assert alarm(rows(0.5, real=0.998, fake=0.001) + rows(0.5), "bce") is None  # over since
+
+
+def test_the_alarm_reads_logits_as_their_loss_means_them():
+    """A relativistic discriminator that leads by 9 has won wherever its logits lie; a critic's have no zero."""
+    lead = lambda by: float(np.log1p(np.exp(-by)))
+    assert "wrong of a pair with a chance of 0.0001" in alarm(rows(0.5, loss=lead(9)), "relativistic")
+    assert alarm(rows(0.5, loss=lead(4)), "relativistic") is None
+    assert alarm(rows(0.5, real=0.999, fake=0.001, loss=lead(3)), "relativistic") is None
+    assert alarm(rows(0.5, real=0.999, fake=0.001, loss=-9.0), "wasserstein") is None
 
 
 def collapsing(fakes, *_):

@@ -12,7 +12,7 @@ from conftest import CHANNELS, LATENT, SIZE, TINY, assert_same
 from flax import nnx
 
 from idrid_jax.models.functional import functional
-from idrid_jax.training import ema, losses
+from idrid_jax.training import ema, losses, step
 from idrid_jax.training.state import generator_params, init_state
 from idrid_jax.training.step import Update, to_float, to_uint8
 
@@ -80,6 +80,13 @@ def test_smoothing_puts_the_optimum_at_its_target():
     gradient = jax.grad(lambda real: losses.discriminator_bce(real, jnp.zeros(1), 0.1))
     best = jnp.log(jnp.array([0.9 / 0.1]))
     assert abs(gradient(best)[0]) < 1e-6 and gradient(best + 1)[0] > 0 > gradient(best - 1)[0]
+
+
+def test_accuracy_is_of_images_or_where_logits_have_no_zero_of_pairs():
+    real, fake = jnp.array([3.0, 5.0, 2.0, 4.0]), jnp.array([1.0, 6.0, 1.5, -1.0])
+    assert float(step._accuracy(real, fake, border=True)) == (4 + 1) / 8
+    assert float(step._accuracy(real, fake, border=False)) == 3 / 4
+    assert [name for name, loss in losses.LOSSES.items() if not loss.border] == ["relativistic", "wasserstein"]
 
 
 # -- The update

@@ -23,7 +23,7 @@ class Measures:
 
     kid, kid_grader, diversity: only where kid, kid_grader or kid_imagenet chooses the checkpoint, as a grader has to be
       trained for them.
-    kid_grader, kid_random: to the validation photographs, unbiased, by the features of a grader (`trained_grader`) and
+    kid_grader, kid_random: to the validation photographs (where they are fewer than LEAST: the training ones), unbiased, by the features of a grader (`trained_grader`) and
       by random ones. Not x1000. kid: the mean of both, which are of one order on photographs and noise. The grader's
       alone ends at 0 long before textures are right; the random ones alone are won by a blurred mean image.
     kid_imagenet: likewise by the features of `weights.IMAGENET`, which tell images apart where the others do not;

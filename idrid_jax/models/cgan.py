@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrid_jax.models.layers import Conv, ConvTranspose, GradeEmbedding, glorot_uniform
+from idrid_jax.models.layers import Conv, ConvTranspose, GradeEmbedding, glorot_uniform, in_range
 
 
 def _leaky(x):
@@ -43,7 +43,7 @@ class Generator(nnx.Module):
         x = jnp.concatenate([x, grade], axis=-1)
         x = _leaky(self.up1(x))
         x = _leaky(self.up2(x))
-        return jnp.tanh(self.image(x))
+        return in_range(self.image(x))
 
 
 class Discriminator(nnx.Module):

@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrid_jax.models.layers import Conv, ConvTranspose, glorot_uniform, keras_batch_norm, normal_02, torch_batch_norm
+from idrid_jax.models.layers import (
+    Conv,
+    ConvTranspose,
+    glorot_uniform,
+    in_range,
+    keras_batch_norm,
+    normal_02,
+    torch_batch_norm,
+)
 
 
 def _leaky_keras(x):
@@ -35,7 +43,7 @@ class Generator28(nnx.Module):
         x = _leaky_keras(self.norm0(self.latent(z))).reshape(z.shape[0], 7, 7, -1)
         x = _leaky_keras(self.norm1(self.up1(x)))
         x = _leaky_keras(self.norm2(self.up2(x)))
-        return jnp.tanh(self.image(x))
+        return in_range(self.image(x))
 
 
 class Discriminator28(nnx.Module):
@@ -114,7 +122,7 @@ class Generator(nnx.Module):
         x = z[:, None, None, :]
         for up, norm in zip(self.up, self.norm):
             x = level(up, norm, x)
-        return jnp.tanh(self.image(x))
+        return in_range(self.image(x))
 
 
 class Discriminator(nnx.Module):

@@ -55,6 +55,11 @@ def variance_scaled(gain: float) -> Initializer:
     return nnx.initializers.variance_scaling(gain**2, "fan_in", "normal")
 
 
+def in_range(image: jax.Array) -> jax.Array:
+    """tanh, in float32 at least: in bfloat16 it has no slope at all beyond 3.5, and a generator that is there stays."""
+    return jnp.tanh(image.astype(jnp.promote_types(image.dtype, jnp.float32)))
+
+
 class GradeEmbedding(nnx.Embed):
     """Grades int32 [B] -> [B, features], or shares of the five, float32 [B, 5] -> the embeddings' weighted sum."""
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idrid_jax.models.blocking import materialized
-from idrid_jax.models.layers import Conv, GradeEmbedding, variance_scaled
+from idrid_jax.models.layers import Conv, GradeEmbedding, in_range, variance_scaled
 
 EMPHASIS = 10.0  # of detail in what the discriminator reads
 PLAIN = 32  # pixels a side: detail is what so few do not hold
@@ -157,9 +157,7 @@ class Generator(nnx.Module):
         x = self.latent(z).reshape(z.shape[0], 4, 4, -1)
         for block in self.up:
             x = level(block, x, z if 2 * x.shape[1] <= COARSE else style)
-        image = self.image(edged(_leaky(x)))
-        # in bfloat16 tanh has no slope at all beyond 3.5: a generator that goes there stays there
-        return jnp.tanh(image.astype(jnp.promote_types(image.dtype, jnp.float32)))
+        return in_range(self.image(edged(_leaky(x))))
 
 
 class Discriminator(nnx.Module):

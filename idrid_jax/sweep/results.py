@@ -68,7 +68,7 @@ def last_step(run: Run) -> int:
 
 def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
     """A row for each run: number, name, every field that some run changes, status, reason, and `MEASURES`, `LAST`,
-    `KIDS` (where one of these chooses the snapshot, its lowest is of the one evaluated), images/s (median over the run's
+    `KIDS` (the lowest of the one that chooses the snapshot is of the one evaluated), images/s (median over the run's
     log) and seconds, as far as they are there yet."""
     rows = []
     for run in sweep.runs:

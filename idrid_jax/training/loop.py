@@ -63,6 +63,8 @@ def train(
     config = config_lib.resolved(config)
     _check_best(config, on_snapshot)
     workdir, peers = Path(workdir), processes.current()
+    if config.init_from and record.read(workdir) is None:  # a run that goes on needs it no more
+        transfer.check(config)
 
     # -- What the processes must have in common, and devices
     manifest = processes.check_same(config, lambda: build.find_release(config))
@@ -191,7 +193,7 @@ def train(
                             state = dataclasses.replace(state, best=best)
                         checkpoints.save(done, state, score=score, marked=snapshot and _marked(done, config))
                         if snapshot and config.on_collapse != "ignore":
-                            warning = peers.first("alarm", lambda: alarm.alarm(read_stats(workdir)))
+                            warning = peers.first("alarm", lambda: alarm.alarm(read_stats(workdir), config.loss.name))
                             if warning and config.on_collapse == "stop":
                                 checkpoints.wait()
                                 raise TrainingCollapsed(f"step {done}: stopped, as config.on_collapse says: {warning}")
@@ -231,7 +233,8 @@ def _rows(calls):
 
 def _fakes_name(step, config):
     images = step * config.batch_size
-    return f"fakes_{round(images / 1000):06d}" if config.snapshot_kimg >= 1 else f"fakes_{images / 1000:010.3f}"
+    apart = steps(config.snapshot_kimg, config) * config.batch_size  # no two may have one name
+    return f"fakes_{round(images / 1000):06d}" if apart >= 1000 else f"fakes_{images / 1000:010.3f}"
 
 
 def _marked(step, config):

@@ -1,8 +1,8 @@
 """Adversarial losses on logits, and what is added to them; pure.
 
 D and G are the networks, x real images, z latents; D(.) are logits, sigmoid(D(.)) the probability of being real. Losses
-take logits [B] of any floating dtype and give a float32 scalar; an expectation E is the mean over the batch. `step`
-adds the penalties, which take gradients of the logits in the images, under the weights of the configuration.
+take logits [B] of any floating dtype and give a float32 scalar; an expectation E is the mean over the batch. What adds
+the penalties, which take gradients of the logits in the images, under the configuration's weights, is `objectives`.
 """
 
 import dataclasses
@@ -83,18 +83,20 @@ class Adversarial:
     Attributes:
       discriminator: logits of real and of fake images -> loss.
       generator: logits of fake images -> loss; with `pairs`, of fake and of real images.
+      border: a logit of 0 is as likely real as fake; where not, logits say something beside each other only.
     """
 
     discriminator: Callable[..., jax.Array]
     generator: Callable[..., jax.Array]
     pairs: bool = False
+    border: bool = True
 
 
 LOSSES = {
     "bce": Adversarial(discriminator_bce, generator_bce),
     "hinge": Adversarial(discriminator_hinge, generator_hinge),
-    "relativistic": Adversarial(discriminator_relativistic, generator_relativistic, pairs=True),
-    "wasserstein": Adversarial(discriminator_wasserstein, generator_wasserstein),
+    "relativistic": Adversarial(discriminator_relativistic, generator_relativistic, pairs=True, border=False),
+    "wasserstein": Adversarial(discriminator_wasserstein, generator_wasserstein, border=False),
 }
 
 

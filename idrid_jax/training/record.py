@@ -48,7 +48,7 @@ def read(workdir: Path) -> Record | None:
             content["data"]["data_dir"],
             content["data"]["left"] if config.data.one_side else 0.0,  # older records have none
         )
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not a run's record ({error}): restore it, or start again in another --workdir"
         ) from error

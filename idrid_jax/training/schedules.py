@@ -17,7 +17,7 @@ def cosine(kimg: jax.Array | float, length: float, last: float) -> jax.Array:
 
 
 def ramp(kimg: jax.Array | float, start: float, length: float) -> jax.Array:
-    """0 up to `start` kimg, 1 from `start + length` on, a line between; float32 []."""
+    """0 up to `start` kimg, 1 from `start + length` on, a line between; float32 []. length 0: 1 above `start`."""
     return jnp.clip((kimg - start) / max(length, 1e-9), 0, 1).astype(jnp.float32)
 
 

@@ -162,7 +162,7 @@ class Update:
             "d_real": _probability(on_real),  # D(x)
             "d_fake_before": _probability(on_fake),  # D(G(z)) before D's update, and
             "d_fake_after": _probability(on_fake_after),  # after it, as G sees it
-            "d_accuracy": ((on_real > 0).mean() + (on_fake <= 0).mean()) / 2,
+            "d_accuracy": _accuracy(on_real, on_fake, loss.border),
             "grad_norm_d": optax.global_norm(d_grads),
             "grad_norm_g": optax.global_norm(g_grads),
         }
@@ -236,6 +236,11 @@ def _drawn(generator, state, z, grades, at_once):
         return of((z, grades))
     parts = jax.lax.map(of, (z.reshape(-1, some, z.shape[1]), grades.reshape(-1, some, *grades.shape[1:])))
     return parts.reshape(-1, *parts.shape[2:])
+
+
+def _accuracy(on_real, on_fake, border):
+    """The share of images on their side of the border; where there is none, of pairs whose real image is ahead."""
+    return ((on_real > 0).mean() + (on_fake <= 0).mean()) / 2 if border else (on_real > on_fake).mean()
 
 
 def _probability(logits):

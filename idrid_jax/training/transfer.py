@@ -7,6 +7,7 @@ a generator, which goes from 4 pixels to the image, and its end in a discriminat
 named by their pixels would meet by themselves, and every checkpoint written before would be lost.)
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
@@ -58,6 +59,20 @@ class Fit:
         return list(below(()))
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where `config.init_from` is no run: sooner than `start_from`, which needs a compiled state."""
+    with _named():
+        saved.read_record(config.init_from)
+
+
+@contextlib.contextmanager
+def _named():
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
+
+
 def start_from(config: ml_collections.ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     """A fresh state with what fits of both networks, and of the moving average, of the run `config.init_from`, as
     `saved.read_run` takes it; and lines that tell what that is.
@@ -65,10 +80,8 @@ def start_from(config: ml_collections.ConfigDict, state: TrainState) -> tuple[Tr
     What does not fit, optimizers and progress begin fresh. Raises UserError where `read_run` does, and where the run's
     network is of another family or hardly anything of it fits.
     """
-    try:
+    with _named():
         other, source = saved.read_run(config.init_from, sharding=state.step.sharding)
-    except UserError as error:
-        raise UserError(f"config.init_from: {error}") from error
     fits = fit(state.g, source.g, deepest_last=False), fit(state.d, source.d, deepest_last=True)
     _check(config, other.config, fits)
 
@@ -135,7 +148,8 @@ def _check(config, other, fits) -> None:
     values, all_values = (sum(getattr(one, name) for one in fits) for name in ("values", "all_values"))
     if kin and values >= LEAST * all_values:
         return
-    if kin and other.model.max_channels != config.model.max_channels:
+    adjustable = "max_channels" in NETWORKS[config.network].options
+    if kin and adjustable and other.model.max_channels != config.model.max_channels:
         advice = f"set config.model.max_channels to {other.model.max_channels}, as it has"
     else:
         family = [name for name, one in NETWORKS.items() if one.family == NETWORKS[config.network].family]

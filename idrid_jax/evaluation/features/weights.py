@@ -124,8 +124,12 @@ def _check(path, state, shapes, what):
             raise UserError(f"{path}: has the names of {what}, but {name} is missing; {KNOWN}")
         if state[name].shape != shape:
             raise UserError(f"{path}: has the names of {what}, but {name} is {state[name].shape}, not {shape}; {KNOWN}")
+        if not np.issubdtype(state[name].dtype, np.number) and state[name].dtype.name != "bfloat16":
+            raise UserError(f"{path}: {name} holds {state[name].dtype}, not numbers; {KNOWN}")
         if not np.isfinite(np.asarray(state[name], np.float32)).all():
             raise UserError(f"{path}: {name} holds values that are not finite; take another copy of the file")
+        if name.endswith("running_var") and (state[name] < 0).any():
+            raise UserError(f"{path}: {name} is a variance and below 0; take another copy of the file")
     for name in state:
         if name not in shapes and not BESIDE.fullmatch(name):
             raise UserError(f"{path}: has the names of {what}, but also {name}, which that does not have; {KNOWN}")
