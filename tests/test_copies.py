@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 
 from idrid_jax.evaluation import copies, membership
 
@@ -209,7 +210,7 @@ def test_distances_by_features_too():
     sets = {"new": NEW, "copied": noisy(TRAINING[:80])}
     found = {}
     for name, images in sets.items():
-        features = {"pixels": (colours(images), colours(TRAINING), colours(HELD_OUT))}
+        features = {"pixels": (colours(images)[None], colours(TRAINING), colours(HELD_OUT)[None])}
         result = copies.measure(images, TRAINING, HELD_OUT, IDS, features)
         assert list(result["distances"]) == [copies.STRUCTURE, "pixels"]
         assert result["distances"][copies.STRUCTURE]["c_t"] == result["c_t"]
@@ -225,6 +226,33 @@ def test_distances_by_features_too():
     exact = copies.spread({"generated": apart(TRAINING[:50], TRAINING), "held_out": apart(HELD_OUT, TRAINING)}, own)
     assert exact["c_t"] < -8 and exact["generated"] == {"nearest": dict.fromkeys(map(str, copies.QUANTILES), 0.0),
                                                         "authentic": 0.0}  # fmt: skip
+
+
+def test_networks_see_copies_under_a_texture_and_mirrored():
+    """What hears pixels alone holds a noisy copy for new, and a mirrored one; softened, from both sides, it does not."""
+    fine = lambda images: np.diff(images.astype(float), axis=2).reshape(len(images), -1)
+    copied = changed(TRAINING[:60], noise=8, mirror=True)
+    bare = copies.spread({"generated": cdist(fine(copied), fine(TRAINING)), "held_out": cdist(fine(HELD_OUT),
+                          fine(TRAINING))}, cdist(fine(TRAINING), fine(TRAINING)))  # fmt: skip
+    assert bare["c_t"] > 3
+    soft = lambda images: fine(copies.softened(images))
+    sides = lambda images: np.stack([soft(images), soft(images[:, :, ::-1])])
+    features = {"fine": (sides(copied), soft(TRAINING), sides(HELD_OUT))}
+    found = copies.measure(copied, TRAINING, HELD_OUT, IDS, features)["distances"]["fine"]
+    assert found["c_t"] < -8 and found["generated"]["authentic"] < 0.05 < found["held_out"]["authentic"]
+    features["fine"] = sides(NEW), *features["fine"][1:]
+    assert abs(copies.measure(NEW, TRAINING, HELD_OUT, IDS, features)["distances"]["fine"]["c_t"]) < 3
+
+
+def test_softened_is_the_blur_it_says():
+    image = np.zeros((2, 64, 64, 3), np.uint8)
+    image[1, 32, 32] = 255
+    soft = copies.softened(image)
+    assert soft.dtype == np.uint8 and not soft[0].any()
+    gaussian = np.exp(-0.5 * (np.arange(-8, 9) / 2) ** 2)
+    gaussian /= gaussian.sum()
+    wanted = np.rint(255 * np.outer(gaussian, gaussian))
+    assert np.abs(soft[1, 24:41, 24:41, 0] - wanted).max() <= 1
 
 
 def test_authenticity_by_its_definition():

@@ -106,7 +106,7 @@ def evaluate(
         result["reading"] = reading.measure(read[0], grades, read[1], held_out.grades)
     if pixels is None:
         tell("copies of training photographs")
-        features = {n.name: (n.extract(images), *(keep(n, some) for some in (real[0], real[2]))) for n in strangers}
+        features = {network.name: _softened(network, images, real[0], real[2], keep) for network in strangers}
         result["copies"] = copies.measure(images, real[0], real[2], training.ids, features)
         tell("membership")
         result["membership"] = membership.measure(*_scores(workdir, sampler.step, shown, held_out))
@@ -150,6 +150,14 @@ def _trained_elsewhere(files) -> tuple[list[Network], dict[str, str]]:
             left_out[Path(path).name] = str(error).removeprefix(f"{path}: ")
             print(f"{error}; measuring without it", file=sys.stderr, flush=True)
     return networks, left_out
+
+
+def _softened(network, generated, training, held_out, keep):
+    """Features of softened images as `copies.measure` takes them. keep: of photographs, which need not be seen again."""
+    sides = lambda images: (copies.softened(images), copies.softened(images[:, :, ::-1]))
+    ours = np.stack([network.extract(side) for side in sides(generated)])
+    others = np.stack([keep(network, side) for side in sides(held_out)])
+    return ours, keep(network, copies.softened(training)), others
 
 
 def _remembered(network: Network) -> Network:

@@ -40,7 +40,8 @@ def section(runs: list[Run]) -> list:
         parts.append(table(head, apart))
         parts.append(
             hint(
-                "The same without likeness, by coarse structure and by networks that never saw these photographs: "
+                "The same without likeness, by coarse structure and by networks that never saw these photographs (of "
+                "blurred images, or they would hear the generator's texture more than what is on the image): "
                 f"{', '.join(f'{q:.0%}' for q in QUANTILES)} of the images are at most so far from their nearest "
                 "training photograph; 1 is a training photograph's median to its own nearest. AuthPct: the share that "
                 f"is authentic. C_T below {NEARER}: as a whole nearer than photographs of other patients are."
