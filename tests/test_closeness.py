@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from idrid_jax.evaluation import bootstrap, closeness, coverage, distances, diversity, spectra
+from idrid_jax.evaluation import bootstrap, closeness, coverage, distances, diversity, leak, spectra
 from idrid_jax.evaluation.features import kept, random_network
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.image_quality import ssim
@@ -92,6 +92,17 @@ def test_spectra_planted():
     assert spectra.spectrum_distance(power, quarter) == pytest.approx(20 * np.log10(2), abs=0.01)
     slices = spectra.slices(images, images)[0][0]
     assert np.array_equal(slices.quantiles(), slices.quantiles(np.ones(12, int)))
+
+
+def test_a_few_images_at_a_time_are_all_at_once(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    whole = spectra.descriptors(images, 1), leak.statistics(images)
+    for module in (spectra, leak):
+        monkeypatch.setattr(module, "AT_ONCE", 3)
+    for part, level in zip(spectra.descriptors(images, 1), whole[0], strict=True):
+        np.testing.assert_array_equal(part, level)
+    for name, values in leak.statistics(images).items():
+        np.testing.assert_array_equal(values, whole[1][name])
 
 
 def test_interval_covers_as_often_as_it_says():

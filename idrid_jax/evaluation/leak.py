@@ -18,6 +18,7 @@ import numpy as np
 
 LIT = 0.15  # of an image's 95th percentile of light: the retina begins, as `preprocess` looks for it
 DISC, AROUND = 1 / 10, 1 / 3  # sides of what is compared to find the disc, in sides of the image
+AT_ONCE = 32  # images as floats: a split of large photographs fills a memory
 LEAST = 0.25  # spreads of the photographs: a smaller distance is told to nobody
 LEVEL = 0.05  # of all p-values together, after Holm
 SHARE = 0.1  # of augmented photographs among plain ones, that would come nearest: less is another difference
@@ -43,6 +44,11 @@ def statistics(images: np.ndarray) -> dict[str, np.ndarray]:
       what is lit, 0 to 1. contrast: the light's standard deviation over its mean. saturation: mean distance of the
       channels from theirs, over the mean light; 0 of grey images.
     """
+    parts = [_statistics(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in CAPTIONS}
+
+
+def _statistics(images):
     images = np.asarray(images, np.float64) / 255
     light = images.mean(-1)
     lit = light > LIT * np.quantile(light, 0.95, axis=(1, 2), keepdims=True)

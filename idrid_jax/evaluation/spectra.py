@@ -4,6 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 PATCH, PATCHES, DIRECTIONS, QUANTILES = 7, 16, 64, 512
+AT_ONCE = 32  # images as floats: a split of large photographs fills a memory
 LEAST = 16  # the coarsest level's side, Karras et al. 2018
 
 
@@ -26,14 +27,31 @@ def _smooth(x):
     return ndimage.correlate1d(ndimage.correlate1d(x, taps, axis=1, mode="mirror"), taps, axis=2, mode="mirror")
 
 
-def descriptors(level, rng: np.random.Generator, patches: int = PATCHES) -> np.ndarray:
-    """[N, H, W, C] -> float32 [N, patches, 7 * 7 * C], patches at random places, the same for the same generator."""
+def descriptors(images, seed: int = 0) -> list[np.ndarray]:
+    """uint8 [N, R, R, C] -> of each level of the pyramid float32 [N, 16, 7 * 7 * C]: patches at random places, the same
+    for the same seed whatever the images."""
+    rngs = [np.random.default_rng([seed, number, 0]) for number in range(20)]  # more than there are levels
+    places, parts = [], []
+    for start in range(0, len(images), AT_ONCE):
+        levels = laplacian_pyramid(images[start : start + AT_ONCE])
+        places = places or [_places(level.shape, len(images), rng) for level, rng in zip(levels, rngs)]
+        at = slice(start, start + AT_ONCE)
+        parts.append([_cut(level, ys[at], xs[at]) for level, (ys, xs) in zip(levels, places)])
+    return [np.concatenate(level) for level in zip(*parts)]
+
+
+def _places(shape, n, rng):
+    """Upper left corners of patches of n images: rows and columns, int [n, PATCHES]."""
+    side = min(PATCH, *shape[1:3])
+    return tuple(rng.integers(size - side + 1, size=(n, PATCHES)) for size in shape[1:3])
+
+
+def _cut(level, ys, xs):
     n, h, w, c = level.shape
     side = min(PATCH, h, w)
-    ys, xs = rng.integers(h - side + 1, size=(n, patches)), rng.integers(w - side + 1, size=(n, patches))
     dy, dx = np.mgrid[:side, :side]
     rows, columns = ys[..., None, None] + dy, xs[..., None, None] + dx
-    return level[np.arange(n)[:, None, None, None], rows, columns].reshape(n, patches, side * side * c)
+    return level[np.arange(n)[:, None, None, None], rows, columns].reshape(n, PATCHES, side * side * c)
 
 
 class Slices:
@@ -65,13 +83,12 @@ def slices(images, reference, *, seed: int = 0) -> list[tuple[Slices, Slices]]:
     which would hide a difference of colour or contrast).
     """
     pairs = []
-    for number, (a, b) in enumerate(zip(laplacian_pyramid(images), laplacian_pyramid(reference))):
-        # the same places in both, so that a set is at distance 0 from itself
-        da, db = (descriptors(x, np.random.default_rng([seed, number, 0])) for x in (a, b))
+    c = np.shape(images)[-1]
+    # the same places in both, so that a set is at distance 0 from itself
+    for number, (da, db) in enumerate(zip(descriptors(images, seed), descriptors(reference, seed))):
         rng = np.random.default_rng([seed, number, 1])
         directions = rng.standard_normal((da.shape[-1], DIRECTIONS)).astype(np.float32)
         directions /= np.linalg.norm(directions, axis=0)
-        c = a.shape[-1]
         by_channel = db.reshape(-1, c)
         scale = by_channel.mean(axis=0), by_channel.std(axis=0) + 1e-6
         pairs.append((Slices(da, c, directions, scale), Slices(db, c, directions, scale)))
@@ -92,13 +109,13 @@ def radial_spectrum(images) -> np.ndarray:
 
     Source: Durall et al., "Watch your up-convolution", CVPR 2020, section 3 (azimuthal integration).
     """
-    x = np.asarray(images, np.float64) / 255
-    n, r = len(x), x.shape[1]
+    n, r = np.shape(images)[:2]
     window = np.hanning(r)[:, None] * np.hanning(r)[None]
     frequency = np.fft.fftfreq(r) * r
     radius = np.rint(np.hypot(frequency[:, None], frequency[None])).astype(int)
     out = np.zeros((n, r // 2 - 1))
-    for i, image in enumerate(x):
+    for i, image in enumerate(images):
+        image = np.asarray(image, np.float64) / 255
         image = (image - image.mean(axis=(0, 1))) * window[..., None]
         power = np.square(np.abs(np.fft.fft2(image, axes=(0, 1)))).mean(axis=-1)
         total = np.bincount(radius.ravel(), power.ravel())[1 : r // 2]
