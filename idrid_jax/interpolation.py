@@ -4,6 +4,7 @@ A latent goes to another along the sphere that both lie on; a grade goes to anot
 embeddings.
 """
 
+import functools
 import io
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import numpy as np
 from idrid_jax.data import atomic
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
+from idrid_jax.parts import in_parts
 from idrid_jax.pictures import grid
+from idrid_jax.pixels import to_uint8
 from idrid_jax.sampling import Sampler, encode
 from idrid_jax.training import build
-from idrid_jax.training.step import to_uint8
 
 FRAMES = {".png": 9, ".gif": 24}  # images of one way; a GIF also goes back
 MILLISECONDS = 80  # of a GIF's frame
@@ -70,12 +72,8 @@ def draw(sampler: Sampler, z: np.ndarray, shares: np.ndarray) -> np.ndarray:
     of = jax.jit(
         lambda params, stats, z, shares: to_uint8(sampler.generator.eval(params, stats, z, hears(shares, sampler.step)))
     )
-    parts = []
-    for first in range(0, len(z), at_once):
-        part = [np.asarray(x[first : first + at_once], np.float32) for x in (z, shares)]
-        full = [np.concatenate([x, np.zeros((at_once - len(x), x.shape[1]), np.float32)]) for x in part]
-        parts.append(np.asarray(of(sampler.params, sampler.stats, *full))[: len(part[0])])
-    return np.concatenate(parts)
+    drawn = functools.partial(of, sampler.params, sampler.stats)
+    return in_parts(drawn, np.asarray(z, np.float32), np.asarray(shares, np.float32), at_once=at_once)
 
 
 def between_latents(sampler: Sampler, grades, frames: int, *, seed: int = 0) -> np.ndarray:

@@ -17,9 +17,9 @@ from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, Network
 from idrid_jax.models.functional import Functional
 from idrid_jax.pictures import grid
+from idrid_jax.pixels import mirrored, to_uint8
 from idrid_jax.training import build, record, saved, standing
 from idrid_jax.training.state import generator_params
-from idrid_jax.training.step import mirrored, to_uint8
 
 SHEET = "contact_sheet.png"
 SHEET_COLUMNS, SHEET_ROWS = 12, 20

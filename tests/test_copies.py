@@ -229,7 +229,7 @@ def test_distances_by_features_too():
 
 
 def test_networks_see_copies_under_a_texture_and_mirrored():
-    """What hears pixels alone holds a noisy copy for new, and a mirrored one; softened, from both sides, it does not."""
+    """What hears pixels alone takes noisy copies for new, and mirrored ones; softened, from both sides, it does not."""
     fine = lambda images: np.diff(images.astype(float), axis=2).reshape(len(images), -1)
     copied = changed(TRAINING[:60], noise=8, mirror=True)
     bare = copies.spread({"generated": cdist(fine(copied), fine(TRAINING)), "held_out": cdist(fine(HELD_OUT),

@@ -22,8 +22,8 @@ from idrid_jax.evaluation import grader, leak, protocol, run, smaller, spectra, 
 from idrid_jax.evaluation.features import trained_grader, weights
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.image_quality import psnr, ssim
+from idrid_jax.pixels import to_float
 from idrid_jax.training import build, saved
-from idrid_jax.training.step import to_float
 
 REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "among_generated",
               "among_real")

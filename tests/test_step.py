@@ -12,9 +12,10 @@ from conftest import CHANNELS, LATENT, SIZE, TINY, assert_same
 from flax import nnx
 
 from idrid_jax.models.functional import functional
-from idrid_jax.training import ema, losses, step
+from idrid_jax.pixels import to_float, to_uint8
+from idrid_jax.training import ema, losses
 from idrid_jax.training.state import generator_params, init_state
-from idrid_jax.training.step import Update, to_float, to_uint8
+from idrid_jax.training.step import Update, _accuracy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH = 8
@@ -84,8 +85,8 @@ def test_smoothing_puts_the_optimum_at_its_target():
 
 def test_accuracy_is_of_images_or_where_logits_have_no_zero_of_pairs():
     real, fake = jnp.array([3.0, 5.0, 2.0, 4.0]), jnp.array([1.0, 6.0, 1.5, -1.0])
-    assert float(step._accuracy(real, fake, border=True)) == (4 + 1) / 8
-    assert float(step._accuracy(real, fake, border=False)) == 3 / 4
+    assert float(_accuracy(real, fake, border=True)) == (4 + 1) / 8
+    assert float(_accuracy(real, fake, border=False)) == 3 / 4
     assert [name for name, loss in losses.LOSSES.items() if not loss.border] == ["relativistic", "wasserstein"]
 
 
@@ -251,9 +252,9 @@ def test_ema_halves_in_its_half_life():
 
 def test_a_young_ema_forgets_faster():
     """The factor at step k is at most (1 + k) / (10 + k)."""
-    for step in (0, 5, 90):
-        kept = ema.update(jnp.float32(1), jnp.float32(0), 0.999999, jnp.int32(step))
-        np.testing.assert_allclose(kept, (1 + step) / (10 + step), rtol=1e-5)
+    for done in (0, 5, 90):
+        kept = ema.update(jnp.float32(1), jnp.float32(0), 0.999999, jnp.int32(done))
+        np.testing.assert_allclose(kept, (1 + done) / (10 + done), rtol=1e-5)
     np.testing.assert_allclose(ema.update(jnp.float32(1), jnp.float32(0), 0.9, jnp.int32(1000)), 0.9, rtol=1e-6)
     np.testing.assert_allclose(
         ema.update(jnp.float32(1), jnp.float32(0), 0.9, None), 0.9, rtol=1e-6

@@ -142,9 +142,9 @@ def _run_augment(values):
     from idrid_jax.data.layout import GRADES
     from idrid_jax.models import NETWORKS
     from idrid_jax.pictures import grid
+    from idrid_jax.pixels import to_float, to_uint8
     from idrid_jax.sampling import encode
     from idrid_jax.training import augment, build
-    from idrid_jax.training.step import to_float, to_uint8
 
     strengths = build.strengths(config)
     if strengths == augment.Strengths():

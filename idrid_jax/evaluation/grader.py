@@ -13,7 +13,8 @@ from jax.scipy.ndimage import map_coordinates
 from idrid_jax.data.layout import EDEMA, GRADES
 from idrid_jax.models.classifier import Grader
 from idrid_jax.models.functional import Functional, Tree, functional
-from idrid_jax.training.step import to_float
+from idrid_jax.parts import in_parts
+from idrid_jax.pixels import to_float
 
 AT_ONCE = 128  # images read in one go
 
@@ -102,12 +103,8 @@ def shrunk(images: np.ndarray, most: int) -> np.ndarray:
 
 
 def _in_parts(of, params, images) -> np.ndarray:
-    parts = [np.asarray(of(params, np.zeros((AT_ONCE, *images.shape[1:]), np.uint8)))[:, :0]] if not len(images) else []
-    for start in range(0, len(images), AT_ONCE):
-        part = images[start : start + AT_ONCE]
-        full = np.concatenate([part, np.zeros((AT_ONCE - len(part), *part.shape[1:]), np.uint8)])
-        parts.append(np.asarray(of(params, full))[:, : len(part)])
-    return np.concatenate(parts, axis=1)
+    images_first = lambda part: np.moveaxis(np.asarray(of(params, part)), 1, 0)
+    return np.moveaxis(in_parts(images_first, images, at_once=AT_ONCE), 0, 1)
 
 
 def _of_each_seed(read):

@@ -19,11 +19,12 @@ from idrid_jax.evaluation.features import kept, random_network, trained_grader, 
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.smaller import check_pixels, smaller
 from idrid_jax.models import NETWORKS
+from idrid_jax.parts import in_parts
 from idrid_jax.pictures import grid
+from idrid_jax.pixels import to_float, to_uint8
 from idrid_jax.sampling import Sampler, encode
 from idrid_jax.training import augment, build, saved
 from idrid_jax.training.checkpoint import Checkpoints
-from idrid_jax.training.step import to_float, to_uint8
 
 NAME = "evaluation.json"
 UNTRAINED = 8  # discriminators that know nobody, for what splits differ by themselves
@@ -153,7 +154,7 @@ def _trained_elsewhere(files) -> tuple[list[Network], dict[str, str]]:
 
 
 def _softened(network, generated, training, held_out, keep):
-    """Features of softened images as `copies.measure` takes them. keep: of photographs, which need not be seen again."""
+    """Features of softened images as `copies.measure` takes them. keep: of photographs, which are not seen again."""
     sides = lambda images: (copies.softened(images), copies.softened(images[:, :, ::-1]))
     ours = np.stack([network.extract(side) for side in sides(generated)])
     others = np.stack([keep(network, side) for side in sides(held_out)])
@@ -239,7 +240,7 @@ def _scores(workdir, step, training, held_out):
     seen = lambda images: eyes.turned(images, ~eyes.disc_on_right(images)) if run.config.data.one_side else images
     splits = [(seen(np.asarray(split.images)), split.grades) for split in (training, held_out)]
     at_once = NETWORKS[run.config.network].at_once
-    logits = lambda arrays: _logits(functools.partial(of, arrays), splits, at_once)
+    logits = lambda arrays: tuple(in_parts(functools.partial(of, arrays), *split, at_once=at_once) for split in splits)
     untrained = [discriminator.init(jax.random.key(seed)) for seed in range(UNTRAINED)]
     return *logits((state.d.params, state.d.stats)), [logits(arrays) for arrays in untrained]
 
@@ -247,25 +248,9 @@ def _scores(workdir, step, training, held_out):
 def _augmented(images, strengths, at_once, seed) -> np.ndarray:
     """Photographs as the discriminator is shown them where every transform is taken, uint8 [N, R, R, C]."""
     of = jax.jit(lambda key, x: to_uint8(augment.apply(to_float(x), key, 1.0, strengths)))
-    parts = []
-    for start in range(0, len(images), at_once):
-        part = np.resize(images[start : start + at_once], (at_once, *images.shape[1:]))  # one size, one compilation
-        parts.append(np.asarray(of(jax.random.fold_in(jax.random.key(seed), start), part)))
-    return np.concatenate(parts)[: len(images)]
-
-
-def _logits(of, splits, at_once) -> tuple[np.ndarray, ...]:
-    """Of each split, `at_once` images at a time."""
-    scores = []
-    for images, grades in splits:
-        parts = [np.zeros(0, np.float32)]
-        for start in range(0, len(images), at_once):
-            # one size, one compilation
-            part, of_part = (np.asarray(x[start : start + at_once]) for x in (images, grades))
-            filled = [np.resize(x, (at_once, *x.shape[1:])) for x in (part, of_part)]
-            parts.append(np.asarray(of(*filled), np.float32)[: len(part)])
-        scores.append(np.concatenate(parts))
-    return tuple(scores)
+    key = jax.random.key(seed)
+    part = lambda places, some: of(jax.random.fold_in(key, places[0]), some)
+    return in_parts(part, np.arange(len(images)), images, at_once=at_once)
 
 
 def _usefulness(sampler, training, held_out, params, *, seed, seeds, keep_share, edema, side, tell) -> dict:

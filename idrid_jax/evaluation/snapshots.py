@@ -23,9 +23,10 @@ class Measures:
 
     kid, kid_grader, diversity: only where kid, kid_grader or kid_imagenet chooses the checkpoint, as a grader has to be
       trained for them.
-    kid_grader, kid_random: to the validation photographs (where they are fewer than LEAST: the training ones), unbiased, by the features of a grader (`trained_grader`) and
-      by random ones. Not x1000. kid: the mean of both, which are of one order on photographs and noise. The grader's
-      alone ends at 0 long before textures are right; the random ones alone are won by a blurred mean image.
+    kid_grader, kid_random: to the validation photographs (where they are fewer than LEAST: to the training ones),
+      unbiased, by the features of a grader (`trained_grader`) and by random ones. Not x1000. kid: the mean of both,
+      which are of one order on photographs and noise. The grader's alone ends at 0 long before textures are right; the
+      random ones alone are won by a blurred mean image.
     kid_imagenet: likewise by the features of `weights.IMAGENET`, which tell images apart where the others do not;
       a fortieth of a second an image on a CPU's core, and only where it chooses the checkpoint.
     diversity: the variance of the grader's features among the fakes over that among training photographs.

@@ -101,8 +101,8 @@ def make_update(
 
     def adam(learning_rate):
         if schedule.kimg and schedule.learning_rate != 1:
-            now, learning_rate = factor(schedule.learning_rate), learning_rate
-            learning_rate = lambda step, first=learning_rate: first * now(step)
+            first, now = learning_rate, factor(schedule.learning_rate)
+            learning_rate = lambda step: first * now(step)
         clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
         return optax.chain(*clip, optax.adam(learning_rate, b1=optimizer.b1, b2=optimizer.b2))
 

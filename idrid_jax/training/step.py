@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from idrid_jax.models.functional import Functional
+from idrid_jax.pixels import mirrored, to_float, to_uint8
 from idrid_jax.training import accumulate, ema, losses, objectives, standing
 from idrid_jax.training.accumulate import Batch
 from idrid_jax.training.augment import Augmentation
@@ -17,6 +18,7 @@ from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import NetworkState, TrainState, generator_params
 
 Metrics = dict[str, jax.Array]
+REAL, FAKE, FAKE_FOR_G, BETWEEN, REAL_FOR_G = range(5)  # D's looks in an update: each has its own dropout, augmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Update:
         if self.smoothing:
             of_logits = functools.partial(of_logits, smoothing=self.smoothing)
 
-        def forward(part):
+        def drawn(part):
             """G's images, their pull-back to its parameters, its statistics."""
 
             def draw(params):
@@ -83,9 +85,9 @@ class Update:
 
             return jax.vjp(draw, state.g.params, has_aux=True)
 
-        if self.accumulate == 1:  # both objectives use the one pass; of several micro-batches none is kept
-            once = forward(batch)
-            forward = lambda part: once
+        # both objectives use the one pass; of several micro-batches none is kept
+        once = drawn(batch) if self.accumulate == 1 else None
+        forward = lambda part: once or drawn(part)
 
         def score(params, stats, x, part, look):
             key = part.keys[look]
@@ -100,11 +102,11 @@ class Update:
 
             def objective(params):
                 def pair(real, fake):
-                    on_real, stats = score(params, state.d.stats, real, part, 0)
-                    on_fake, stats = score(params, stats, fake, part, 1)
+                    on_real, stats = score(params, state.d.stats, real, part, REAL)
+                    on_fake, stats = score(params, stats, fake, part, FAKE)
                     return (on_real, on_fake), stats
 
-                alone = lambda x: score(params, state.d.stats, x, part, 3)[0]
+                alone = lambda x: score(params, state.d.stats, x, part, BETWEEN)[0]
                 both, share = (real, fake), self._split(part.share, 0)
                 return objectives.discriminator(
                     of_logits, weights, pair, alone, both, share, state.lecam, state.step, due=due, scale=scale
@@ -124,23 +126,23 @@ class Update:
         d = _descend(self.d_tx, state.d, d_grads, d_stats, state.restarts)
 
         # -- The generator
-        def look(stats, x, part, which):
+        def judged(stats, x, part, look):
             """What D makes of images, features where they are to be matched, and its statistics."""
             if weights.feature_matching:
-                key = part.keys[which]
+                key = part.keys[look]
                 x = self._shown(x, key, state)
                 return self.discriminator.train_features(d.params, stats, x, part.grades, rngs=nnx.Rngs(dropout=key))
-            logits, stats = score(d.params, stats, x, part, which)
+            logits, stats = score(d.params, stats, x, part, look)
             return (logits, None), stats
 
         def g_gradient(part):
             fake, pull_back, g_stats = forward(part)
             of_real, d_stats = (None, None), d.stats
             if loss.pairs or weights.feature_matching:
-                of_real, d_stats = look(d_stats, self._real(part), part, 4)
+                of_real, d_stats = judged(d_stats, self._real(part), part, REAL_FOR_G)
 
             def objective(fake):
-                of_fake, stats = look(d_stats, fake, part, 2)
+                of_fake, stats = judged(d_stats, fake, part, FAKE_FOR_G)
                 total, told = objectives.generator(loss, weights, of_fake, of_real)
                 return total, (*told, of_fake[0], stats)
 
@@ -178,13 +180,13 @@ class Update:
         """The batch with all that is random in its update, and what the networks hear of its grades."""
         z_key, flip_key, *looks = jax.random.split(key, 5)
         share_key, *more_looks = jax.random.split(jax.random.fold_in(key, 5), 3)  # 0 to 4 would be those above
-        mirrored = jax.random.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1)) if self.flip else None
+        flips = jax.random.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1)) if self.flip else None
         return Batch(
             images,
             self.hears(grades, state.step),
             self._split(jax.random.normal(z_key, (len(images), self.latent)), 0),
             self._split(jax.random.uniform(share_key, grades.shape[:1]), 0),
-            mirrored,
+            flips,
             jnp.stack([*looks, *more_looks]),
         )
 
@@ -197,21 +199,6 @@ class Update:
 
     def _split(self, x, which):
         return x if self.over_devices is None else jax.lax.with_sharding_constraint(x, self.over_devices[which])
-
-
-def to_float(images: jax.Array) -> jax.Array:
-    """uint8 0..255 -> float32 [-1, 1], the range of the generators' tanh."""
-    return images.astype(jnp.float32) / 127.5 - 1
-
-
-def to_uint8(images: jax.Array) -> jax.Array:
-    """float [-1, 1] -> uint8, rounded; the inverse of `to_float`."""
-    return jnp.clip(jnp.round((images.astype(jnp.float32) + 1) * 127.5), 0, 255).astype(jnp.uint8)
-
-
-def mirrored(images: jax.Array, which: jax.Array) -> jax.Array:
-    """[N, R, R, C] with those mirrored left to right for which bool [N] says so."""
-    return jnp.where(which[:, None, None, None], images[:, :, ::-1], images)
 
 
 def draw(

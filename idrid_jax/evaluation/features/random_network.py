@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from idrid_jax.evaluation.features.network import Network
+from idrid_jax.evaluation.features.network import Network, checked
+from idrid_jax.parts import in_parts
 
 CHANNELS = (8, 24, 32, 64)  # of the blocks; their sum is D
 D = sum(CHANNELS)
@@ -30,16 +31,7 @@ def extract(images: np.ndarray, *, seed: int = 0, batch: int = 64) -> np.ndarray
     seed: of the weights, which depend on nothing else (NumPy's frozen Mersenne Twister).
     Raises ValueError for images of another form.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
-        raise ValueError(f"images are {images.dtype} {images.shape}; features need uint8 [N, H, W, C], C 1 or 3")
-    out = np.zeros((len(images), D), np.float32)
-    for first in range(0, len(images), batch):
-        part = images[first : first + batch]
-        padded = np.zeros((batch, *images.shape[1:]), np.uint8)  # one shape, one compilation
-        padded[: len(part)] = part
-        out[first : first + batch] = np.asarray(_forward(weights(seed), padded))[: len(part)]
-    return out
+    return in_parts(partial(_forward, weights(seed)), checked(images), at_once=batch)
 
 
 @cache

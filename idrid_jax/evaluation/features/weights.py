@@ -11,6 +11,7 @@ import importlib.util
 import re
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,7 +19,8 @@ import numpy as np
 
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.features import dinov2, efficientnet, inception, swav, torch_file
-from idrid_jax.evaluation.features.network import Network
+from idrid_jax.evaluation.features.network import Network, checked
+from idrid_jax.parts import in_parts
 
 KNOWN = (
     "known are Inception-v3 with the weights of FID, DINOv2 ViT-S/14, ViT-B/14 and ViT-L/14 without registers,"
@@ -61,20 +63,7 @@ def _installed() -> Path:
 def _extractor(features: Callable, params) -> Callable[[np.ndarray], np.ndarray]:
     params = jax.device_put(params)
 
-    def extract(images: np.ndarray) -> np.ndarray:
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
-            raise ValueError(f"images are {images.dtype} {images.shape}; features need uint8 [N, H, W, C], C 1 or 3")
-        one = jax.ShapeDtypeStruct((BATCH, *images.shape[1:]), np.uint8)
-        out = np.zeros((len(images), jax.eval_shape(features, params, one).shape[1]), np.float32)
-        for first in range(0, len(images), BATCH):
-            part = images[first : first + BATCH]
-            padded = np.zeros(one.shape, np.uint8)  # one shape, one compilation
-            padded[: len(part)] = part
-            out[first : first + BATCH] = np.asarray(features(params, padded))[: len(part)]
-        return out
-
-    return extract
+    return lambda images: in_parts(partial(features, params), checked(images), at_once=BATCH)
 
 
 # --- which network
