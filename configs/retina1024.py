@@ -3,7 +3,7 @@
     idrid-jax train --config configs/retina1024.py --workdir runs/retina1024
 """
 
-from idrid_jax.sweep import base
+from idrid_jax.config import base
 
 
 def get_config():

@@ -3,7 +3,7 @@
     idrid-jax train --config configs/retina128.py --workdir runs/retina128
 """
 
-from idrid_jax.sweep import base
+from idrid_jax.config import base
 
 
 def get_config():

@@ -4,7 +4,7 @@ penalties its images went white, see configs/retina.md.
     idrid-jax train --config configs/retina256.py --workdir runs/retina256
 """
 
-from idrid_jax.sweep import base
+from idrid_jax.config import base
 
 
 def get_config():

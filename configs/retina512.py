@@ -5,7 +5,7 @@
 Where memory is too small, `--config.accumulate=4` makes each update in four parts.
 """
 
-from idrid_jax.sweep import base
+from idrid_jax.config import base
 
 
 def get_config():

@@ -1,6 +1,8 @@
 """Every field of a configuration, with its unit; a file in `configs/` changes some of them and says why."""
 
+import runpy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import ml_collections
 
@@ -127,6 +129,14 @@ def default_config() -> ml_collections.ConfigDict:
             log=dict(console="bar"),  # bar | thesis = its line "[e/E][b/B] Loss_D: ..."
         )
     )
+
+
+def base(file: str, path: str) -> ml_collections.ConfigDict:
+    """The configuration that get_config() of another file returns; for a file that changes some of it.
+
+    file: that file's own `__file__`. path: of the other, relative to it.
+    """
+    return runpy.run_path(str(Path(file).parent / path))["get_config"]()
 
 
 def fields(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -41,7 +41,7 @@ def file(tmp_path, data):
     """A sweep file; call it with what sweep() does, and what get_config() does after its own."""
 
     def write(body=TWO, common="pass"):
-        path.write_text(f"""from idrid_jax.sweep import base
+        path.write_text(f"""from idrid_jax.config import base
 import numpy as np
 
 def get_config():

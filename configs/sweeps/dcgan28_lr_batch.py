@@ -8,7 +8,7 @@ updates, images have the field's outline, at the higher rates discs too (SSIM 0.
 have 0.66); at 32 they are dark (0.12 to 0.24), at 128 a grey grid (0.25 to 0.50: most photographs are nearer to grey).
 """
 
-from idrid_jax.sweep import base
+from idrid_jax.config import base
 
 
 def get_config():

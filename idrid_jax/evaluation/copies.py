@@ -89,6 +89,11 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(norms[0][:, None] + norms[1] - 2 * inner, 0))
 
 
+def _others(among):
+    """Distances [M, M] with none of a photograph to itself."""
+    return among + np.diag(np.full(len(among), np.inf))
+
+
 def likeness(to_training: np.ndarray, among_training: np.ndarray) -> np.ndarray:
     """1 less the distance to the nearest training photograph over that to the nearest other one: [N], 1 is the same
     picture, 0 no nearer to one than to another.
@@ -96,7 +101,7 @@ def likeness(to_training: np.ndarray, among_training: np.ndarray) -> np.ndarray:
     Photographs that are the same (`SAME`) do not count as others, or a photograph that is there twice would hide its
     copies. to_training [N, M], among_training [M, M]: distances.
     """
-    others = among_training + np.diag(np.full(len(among_training), np.inf))
+    others = _others(among_training)
     same = among_training <= SAME * np.median(others.min(1))
     np.fill_diagonal(same, True)
     other = np.where(same[to_training.argmin(1)], np.inf, to_training).min(1)
@@ -110,7 +115,7 @@ def authenticity(to_training: np.ndarray, among_training: np.ndarray) -> np.ndar
     Alaa et al., "How Faithful is your Synthetic Data?", ICML 2022, section 4.3; its mean is AuthPct.
     to_training [N, M], among_training [M, M]: distances.
     """
-    others = among_training + np.diag(np.full(len(among_training), np.inf))
+    others = _others(among_training)
     return to_training.min(1) > others.min(1)[to_training.argmin(1)]
 
 
@@ -153,7 +158,7 @@ def spread(to_training: dict[str, np.ndarray], among_training: np.ndarray) -> di
     """How far images lie from the nearest training photograph: {"generated", "held_out"} [N or K, M] and [M, M] ->
     the same keys with {"nearest" {quantile: distance, 1 is a training photograph's median to its own nearest},
     "authentic" (AuthPct as a share)}, and "c_t"."""
-    others = among_training + np.diag(np.full(len(among_training), np.inf))
+    others = _others(among_training)
     unit = float(np.median(others.min(1))) or 1.0
     out = {
         name: {

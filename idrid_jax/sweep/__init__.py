@@ -3,7 +3,3 @@
 A sweep file is a configuration file, with get_config(), that also has `sweep()`, which yields for each run what it
 changes, {field: value} with dotted names. Plain Python does the rest: loops for a product, `zip` for a diagonal.
 """
-
-from idrid_jax.sweep.definition import base
-
-__all__ = ["base"]

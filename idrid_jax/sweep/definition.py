@@ -59,14 +59,6 @@ class Sweep:
         return sorted({name for run in self.runs for name in run.overrides})
 
 
-def base(file: str, path: str) -> ml_collections.ConfigDict:
-    """The configuration that get_config() of another file returns; for use in a file that changes some of it.
-
-    file: that file's own `__file__`. path: of the other, relative to it.
-    """
-    return runpy.run_path(str(Path(file).parent / path))["get_config"]()
-
-
 def read(path: Path | str, config: ml_collections.ConfigDict, common: dict[str, Any] | None = None) -> Sweep:
     """The sweep in the file at `path`, whose get_config() gave `config`, with `common` of the command line in it.
 
