@@ -19,7 +19,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, Network, retina
 from idrid_jax.models.functional import functional
 from idrid_jax.plan import compile as compile_lib
-from idrid_jax.training import accumulate, build, losses, mesh, objectives, step
+from idrid_jax.training import accumulate, build, losses, mesh, objectives, step, stepper
 from idrid_jax.training.augment import Augmentation, Strengths
 from idrid_jax.training.loop import train
 from idrid_jax.training.objectives import Weights
@@ -173,7 +173,7 @@ def test_micro_batches_may_change_when_a_run_goes_on(plain, tmp_path):
 def test_each_device_computes_its_share_of_each_micro_batch(plain):
     """In the compiled step no product is over more than 48 / 8 / 2 images."""
     config = changed(plain, mesh__data=8, batch_size=48, accumulate=2)
-    jitted, state, data = build.abstract_step(config, mesh.make_mesh(8))
+    jitted, state, data = stepper.abstract_step(config, mesh.make_mesh(8))
     text = jitted.lower(state, *data).compile().as_text()
     rows = {int(count) for count in re.findall(rf"= f32\[(\d+),{SIZE * SIZE * CHANNELS}\]\S* dot\(", text)}
     assert rows and max(rows) <= 8  # 3 images; or 8 hidden features, of gradients

@@ -20,7 +20,7 @@ from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import run
 from idrid_jax.models.pooled import Pooled
-from idrid_jax.training import build, mesh, record
+from idrid_jax.training import build, mesh, record, stepper
 from idrid_jax.training.loop import train
 from idrid_jax.training.step import draw
 
@@ -93,7 +93,7 @@ def batches(config, count=3):
     """[(images, grades)] of so many steps, and the split that they come from."""
     split, _ = build.load_training(config, cache.prepared(config.data.data_dir))
     here = mesh.make_mesh(1)
-    step = build.compile_step(config, Shown(), here, split, 0)
+    step = stepper.compile_step(config, Shown(), here, split, 0)
     state = build.fresh_state(config, build.make_update(config, *build.networks(config))[1], here)
     found = []
     for _ in range(count):

@@ -28,7 +28,7 @@ from idrid_jax.data import cache, phantom
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, curves, ema, mesh, step
+from idrid_jax.training import build, curves, ema, mesh, step, stepper
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import AHEAD, TrainingDiverged, train
 from idrid_jax.training.step import draw
@@ -312,7 +312,7 @@ def test_the_step_moves_nothing_to_the_device_by_itself(config, way):
     update, init = build.make_update(config, *build.networks(config))
     split = build.load_split(config, build.find_release(config), "train")
     state = jax.jit(init, out_shardings=mesh.replicated(devices))(jax.random.key(0))
-    call = build.compile_step(config, update, devices, split, 0)
+    call = stepper.compile_step(config, update, devices, split, 0)
     state, _ = call(state)
     with jax.transfer_guard("disallow"):
         for _ in range(3):
@@ -356,7 +356,7 @@ def test_the_loop_waits_for_no_step_that_it_has_just_dispatched(config, tmp_path
     """Between snapshots: metrics are read at log points alone, AHEAD steps after them; the state is not touched, and
     nothing is moved to the device but what `stream` moves explicitly."""
     events, guard = [], contextlib.ExitStack()
-    compile_step = build.compile_step
+    compile_step = stepper.compile_step
 
     def held(*args):
         step, dispatched, real = compile_step(*args), 0, None
@@ -376,7 +376,7 @@ def test_the_loop_waits_for_no_step_that_it_has_just_dispatched(config, tmp_path
         call.steps = step.steps
         return call
 
-    monkeypatch.setattr(build, "compile_step", held)
+    monkeypatch.setattr(stepper, "compile_step", held)
     with guard:
         config = changed(config, data__way=way, total_kimg=0.192, snapshot_kimg=0.192, log_kimg=0.064, **ALL_ON)
         assert int(train(config, tmp_path, on_snapshot=(score,)).step) == 24

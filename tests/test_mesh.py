@@ -15,7 +15,7 @@ from conftest import assert_same, changed, make_config
 from idrid_jax.data import cache, resident
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, mesh
+from idrid_jax.training import build, mesh, stepper
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import train
 from idrid_jax.training.objectives import Weights
@@ -71,7 +71,7 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
         patch.setattr(build, "make_update", lambda *_: (update, init))
         state = build.fresh_state(config, init, the_mesh)
         before = jax.tree.map(np.asarray, state)
-        step = build.compile_step(config, update, the_mesh, made_up(network.size, network.channels), 0)
+        step = stepper.compile_step(config, update, the_mesh, made_up(network.size, network.channels), 0)
         after, metrics = step(state)
     leaves = jax.tree.leaves(after)
     assert all(len(leaf.sharding.device_set) == data * rows for leaf in leaves)
@@ -160,7 +160,7 @@ def test_each_device_computes_its_share_alone(monkeypatch, network):
     the_mesh = mesh.make_mesh(8)
     update, init = build.make_update(config, *build.networks(config))
     state = jit(init, out_shardings=mesh.replicated(the_mesh))(jax.random.key(0))
-    build.compile_step(config, update, the_mesh, made_up(made.size, made.channels), 0)(state)
+    stepper.compile_step(config, update, the_mesh, made_up(made.size, made.channels), 0)(state)
     heavy = re.findall(r"= f32\[(\d+)[,\d]*\]\S* (?:convolution|dot|custom-call)\(", texts[0])
     assert "3" in heavy and "24" not in heavy
 
@@ -187,7 +187,7 @@ def test_a_run_moves_between_meshes(config, tmp_path, monkeypatch):
 def test_on_nvidia_gpus_a_step_is_one_graph(platform, version, graphed):
     """The option is one that this jaxlib knows; elsewhere there is none."""
     device = types.SimpleNamespace(platform=platform, client=types.SimpleNamespace(platform_version=version))
-    options = build._compiler_options(types.SimpleNamespace(devices=np.array([[device]])))
+    options = stepper._compiler_options(types.SimpleNamespace(devices=np.array([[device]])))
     assert bool(options) == graphed
     assert jax.jit(lambda x: x + 1, compiler_options=options)(1.0) == 2
     if graphed:
@@ -248,10 +248,10 @@ def test_auto_spreads_a_split_that_no_device_holds(config):
         (2, "stream", True),
     ):
         asked = changed(config, data__resident_mib=kib / 1024, data__way="auto")
-        assert (build.way_in(asked, split, eight), build.in_parts(asked, split, eight)) == (way, parts)
+        assert (stepper.way_in(asked, split, eight), stepper.in_parts(asked, split, eight)) == (way, parts)
     assert resident.bytes_in_parts(split.images.shape, 8, eight) == 11 * 192
     assert resident.bytes_in_parts(split.images.shape, 8, mesh.make_mesh(1, 2)) == (24 + 8) * 96  # rows share it, too
-    assert build.in_parts(changed(config, data__resident_mib=0.001), split, mesh.make_mesh(1, 2))
+    assert stepper.in_parts(changed(config, data__resident_mib=0.001), split, mesh.make_mesh(1, 2))
     images, grades = resident.put(split.images, split.grades, eight, parts=True)
     assert {shard.data.shape for shard in images.addressable_shards} == {(3, 8, 8, 3)}
     np.testing.assert_array_equal(images, split.images)

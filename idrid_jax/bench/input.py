@@ -32,7 +32,7 @@ from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.snapshots import Measures
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, loop
+from idrid_jax.training import build, loop, stepper
 from idrid_jax.training import mesh as mesh_lib
 
 WAYS = ("resident", "stream") if importlib.util.find_spec("tensorflow") else ("resident",)
@@ -97,13 +97,13 @@ def _release(config, scratch):
 def _from_disk(config, mesh, manifest, seconds):
     """The file's pages are dropped from memory before each round, where the system lets us."""
     split = build.load_split(config, manifest, "train")
-    batches = build.streamed(config, split, 0) if "stream" in WAYS else iter(())
+    batches = stepper.streamed(config, split, 0) if "stream" in WAYS else iter(())
     count = -(-len(split.grades) // config.batch_size)  # batches of a round: as many images as the split has, or more
     read = jax.jit(lambda x: jnp.max(x))  # on a CPU `put` may map the file, which is not to have read it
 
     def whole():
         _drop_pages(split.images)
-        images, _ = resident.put(split.images, split.grades, mesh, parts=build.in_parts(config, split, mesh))
+        images, _ = resident.put(split.images, split.grades, mesh, parts=stepper.in_parts(config, split, mesh))
         return read(images)
 
     def by_batches():
@@ -142,10 +142,10 @@ class _Steps:
         split = build.load_split(config, manifest, "train")
         if way == "bare":
             some = np.arange(config.batch_size) % len(split.grades)
-            self._step = build.compile_bare_step(config, update, mesh, split.images[some], split.grades[some])
+            self._step = stepper.compile_bare_step(config, update, mesh, split.images[some], split.grades[some])
         else:
             config.data.way = way
-            self._step = build.compile_step(config, update, mesh, split, 0)
+            self._step = stepper.compile_step(config, update, mesh, split, 0)
 
     def __call__(self, count: int) -> dict[str, jax.Array]:
         """The metrics of the last of so many steps, dispatched in a row; adds to `held_up` the seconds it waited for
@@ -210,7 +210,7 @@ def _loop(config, mesh, bare, scratch, seconds):
     cost = statistics.median(span - step for span, step in zip(times.seconds, bare_spans))
     row = {
         "what": "loop",
-        "way": build.way_in(config, build.load_split(config, manifest, "train"), mesh),
+        "way": stepper.way_in(config, build.load_split(config, manifest, "train"), mesh),
         "steps": every,
         **_rate(every * config.batch_size, times),
         **_of_bare(bare_spans, times.seconds),

@@ -20,7 +20,7 @@ from idrid_jax.plan.compile import Facts
 SOURCES = (
     "models/*.py",
     *(f"training/{name}.py" for name in ("accumulate", "augment", "build", "ema", "losses", "mesh")),
-    *(f"training/{name}.py" for name in ("objectives", "schedules", "state", "step")),
+    *(f"training/{name}.py" for name in ("objectives", "schedules", "state", "step", "stepper")),
     "pixels.py",
     *(f"data/{name}.py" for name in ("order", "resident")),
     *(f"plan/{name}.py" for name in ("compile", "collectives", "hlo", "traffic")),

@@ -18,7 +18,7 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.pictures import grid
-from idrid_jax.training import alarm, build, curves, divergence, processes, record, transfer
+from idrid_jax.training import alarm, build, curves, divergence, processes, record, stepper, transfer
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.divergence import TrainingDiverged
@@ -83,7 +83,7 @@ def train(
             if turn == min(peers.index, 1):
                 split, validation = build.load_training(config, manifest)
             peers.gather("data", lambda: None)
-        if build.way_in(config, split, mesh) == "stream":
+        if stepper.way_in(config, split, mesh) == "stream":
             stream.check_shares(split.grades, config.data.sampling, peers.count, config.data.temperature)
 
         # -- Networks, optimizers, state
@@ -107,7 +107,7 @@ def train(
         peers.first("record", lambda: record.write(workdir, config, manifest, left))
 
         # -- The compiled step and the fixed latents of the grids
-        step = build.compile_step(config, update, mesh, split, first_step)
+        step = stepper.compile_step(config, update, mesh, split, first_step)
         columns = max(2, min(GRID_COLUMNS, GRID_PIXELS // network.size))
         grid_grades = np.repeat(np.arange(GRID_ROWS, dtype=np.int32), columns)
         grid_z = jax.random.normal(
