@@ -26,6 +26,8 @@ def get_config():
     config.loss.penalty_every = 4
     config.optimizer.b1 = 0.0  # 0.5 was worse
     config.optimizer.b2 = 0.99
+    config.schedule.kimg = 80.0
+    config.schedule.penalty = 0.1  # strong while D learns anatomy, weak when detail is what it has left to tell
     config.ema_kimg = -1.0  # auto
     config.augment.mode = "adaptive"
     config.augment.kimg = 50.0
