@@ -13,7 +13,7 @@ from conftest import CHANNELS, LATENT, SIZE, assert_same, changed, make_config, 
 from flax import nnx
 
 from idrid_jax import config as config_lib
-from idrid_jax import models
+from idrid_jax import models, pixels
 from idrid_jax.bench import program
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, Network, retina
@@ -75,7 +75,7 @@ class Wide:
 )
 def test_micro_batches_make_the_update_of_the_batch(parts, options, monkeypatch):
     """Gradients in float64 to 1e-10, and metrics, over two updates: with and without a penalty due."""
-    for module in (retina, losses, objectives, step):  # images, logits and what is made of them are float32 there
+    for module in (retina, losses, objectives, pixels, step):  # images, logits and what is made of them are float32 there
         monkeypatch.setattr(module, "jnp", Wide())
     with jax.enable_x64(True):
         update, state = update_of(jnp.float64, **options)
