@@ -75,7 +75,7 @@ class Wide:
 )
 def test_micro_batches_make_the_update_of_the_batch(parts, options, monkeypatch):
     """Gradients in float64 to 1e-10, and metrics, over two updates: with and without a penalty due."""
-    for module in (retina, losses, objectives, pixels, step):  # images, logits and what is made of them are float32 there
+    for module in (retina, losses, objectives, pixels, step):  # what is float32 there
         monkeypatch.setattr(module, "jnp", Wide())
     with jax.enable_x64(True):
         update, state = update_of(jnp.float64, **options)

@@ -107,7 +107,7 @@ def evaluate(
         result["reading"] = reading.measure(read[0], grades, read[1], held_out.grades)
     if pixels is None:
         tell("copies of training photographs")
-        features = {network.name: _softened(network, images, real[0], real[2], keep) for network in strangers}
+        features = _seen_soft(strangers, images, real[0], real[2], keep)
         result["copies"] = copies.measure(images, real[0], real[2], training.ids, features)
         tell("membership")
         result["membership"] = membership.measure(*_scores(workdir, sampler.step, shown, held_out))
@@ -153,12 +153,14 @@ def _trained_elsewhere(files) -> tuple[list[Network], dict[str, str]]:
     return networks, left_out
 
 
-def _softened(network, generated, training, held_out, keep):
+def _seen_soft(networks, generated, training, held_out, keep):
     """Features of softened images as `copies.measure` takes them. keep: of photographs, which are not seen again."""
-    sides = lambda images: (copies.softened(images), copies.softened(images[:, :, ::-1]))
-    ours = np.stack([network.extract(side) for side in sides(generated)])
-    others = np.stack([keep(network, side) for side in sides(held_out)])
-    return ours, keep(network, copies.softened(training)), others
+    generated, training, held_out = (copies.softened(images) for images in (generated, training, held_out))
+    sides = lambda extract, images: np.stack([extract(side) for side in (images, images[:, :, ::-1])])
+    return {
+        n.name: (sides(n.extract, generated), keep(n, training), sides(functools.partial(keep, n), held_out))
+        for n in networks
+    }
 
 
 def _remembered(network: Network) -> Network:

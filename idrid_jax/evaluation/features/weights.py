@@ -113,7 +113,7 @@ def _check(path, state, shapes, what):
             raise UserError(f"{path}: has the names of {what}, but {name} is missing; {KNOWN}")
         if state[name].shape != shape:
             raise UserError(f"{path}: has the names of {what}, but {name} is {state[name].shape}, not {shape}; {KNOWN}")
-        if not np.issubdtype(state[name].dtype, np.number) and state[name].dtype.name != "bfloat16":
+        if state[name].dtype.kind in "OSUMm":
             raise UserError(f"{path}: {name} holds {state[name].dtype}, not numbers; {KNOWN}")
         if not np.isfinite(np.asarray(state[name], np.float32)).all():
             raise UserError(f"{path}: {name} holds values that are not finite; take another copy of the file")
