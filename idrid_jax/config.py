@@ -148,6 +148,11 @@ def fields(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tupl
             yield f"{prefix}{name}", value
 
 
+def steps(kimg: float, config: ml_collections.ConfigDict) -> int:
+    """Updates that come nearest to so many thousand images, in whole calls of the step and at least one."""
+    return config.dispatch_steps * max(1, round(kimg * 1000 / config.batch_size / config.dispatch_steps))
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError, naming the field, for a value that no run can have."""
     known, given = dict(fields(default_config())), dict(fields(config))

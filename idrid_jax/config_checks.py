@@ -6,6 +6,7 @@ import ml_collections
 from idrid_jax.data import pools
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
+from idrid_jax.training.losses import LOSSES
 
 PENALTIES = ("r1", "r2", "gradient_penalty")
 
@@ -100,9 +101,9 @@ def _augment(augment, plain, loss: str) -> None:
                 f"config.augment.{name} = {augment[name]}: is of mode {mode}, not {augment.mode}: set "
                 f"config.augment.mode to {mode}, or leave it at {plain[name]:g}"
             )
-    if augment.mode == "adaptive" and loss == "wasserstein":
+    if augment.mode == "adaptive" and not (LOSSES[loss].border or LOSSES[loss].pairs):
         raise UserError(
-            "config.augment.mode = 'adaptive': it goes by the sign of D's logits, and wasserstein's have no zero: take "
+            f"config.augment.mode = 'adaptive': it goes by the sign of D's logits, and {loss}'s have no zero: take "
             "mode fixed, or another config.loss.name"
         )
     if augment.mode != "none" and not any(augment[name] for name in LIMITS):

@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from idrid_jax.batches import in_batches
 from idrid_jax.data import atomic
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.parts import in_parts
 from idrid_jax.pictures import grid
 from idrid_jax.pixels import to_uint8
 from idrid_jax.sampling import Sampler, encode
@@ -73,7 +73,7 @@ def draw(sampler: Sampler, z: np.ndarray, shares: np.ndarray) -> np.ndarray:
         lambda params, stats, z, shares: to_uint8(sampler.generator.eval(params, stats, z, hears(shares, sampler.step)))
     )
     drawn = functools.partial(of, sampler.params, sampler.stats)
-    return in_parts(drawn, np.asarray(z, np.float32), np.asarray(shares, np.float32), at_once=at_once)
+    return in_batches(drawn, np.asarray(z, np.float32), np.asarray(shares, np.float32), at_once=at_once)
 
 
 def between_latents(sampler: Sampler, grades, frames: int, *, seed: int = 0) -> np.ndarray:

@@ -197,10 +197,13 @@ def test_words_that_are_wrong(refused, monkeypatch, tmp_path, arguments, says):
     ("--config.data.flip=maybe", "--config.data.flip=maybe: not true or false"),
     ("--config.total_kimg=inf", "config.total_kimg = inf: must be above 0 and finite"),
     ("--config.network=cgan33", "config.network = 'cgan33': did you mean cgan32?"),
+    ("--config.checkpoint.best=nonsense", "config.checkpoint.best = 'nonsense': there are"),
     ("--dry_run=perhaps", "--dry_run=perhaps: not true or false"),
 ])
 def test_fields_that_are_wrong(refused, tmp_path, override, says):
     assert says in refused("train", "--config", CGAN, "--workdir", tmp_path / "run", override)
+    if not override.startswith("--dry_run"):
+        assert says in refused("train", "--config", CGAN, "--workdir", tmp_path / "run", override, "--dry_run")
 
 
 @pytest.mark.parametrize(("text", "says"), [

@@ -24,11 +24,12 @@ from conftest import (
 )
 from PIL import Image
 
+from idrid_jax import config as config_lib
 from idrid_jax.data import cache, phantom
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, curves, ema, mesh, step, stepper
+from idrid_jax.training import build, curves, ema, mesh, snapshot, step, stepper
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import AHEAD, TrainingDiverged, train
 from idrid_jax.training.step import draw
@@ -126,6 +127,17 @@ def test_the_thesis_s_console_line(config, tmp_path, capsys):
 def test_names_of_grids_count_thousands(config, tmp_path):
     train(changed(config, batch_size=500, total_kimg=2.0, snapshot_kimg=1.0), tmp_path)
     assert sorted(path.name for path in tmp_path.glob("fakes_*.png")) == [f"fakes_{kimg:06d}.png" for kimg in range(3)]
+
+
+@pytest.mark.parametrize(
+    "batch, every, total", [(128, 10, 150), (500, 1, 2.5), (500, 1.5, 9), (16, 0.1, 2.05), (100, 3, 3.2), (64, 10, 0.3)]
+)
+def test_no_two_grids_of_a_run_have_one_name(config, batch, every, total):
+    """The last snapshot may come soon after the one before."""
+    config = changed(config, batch_size=batch, snapshot_kimg=float(every), total_kimg=float(total))
+    between, last = (config_lib.steps(kimg, config) for kimg in (every, total))
+    taken = sorted({*range(0, last, between), last})
+    assert len({snapshot.fakes_name(step, config) for step in taken}) == len(taken) > 1
 
 
 @pytest.mark.parametrize("network", ["cgan32", "dcgan28"])

@@ -79,9 +79,11 @@ def test_ssim_tells_one_image_from_many(measured):
 def test_without_validation_photographs_and_without_a_grader(tmp_path):
     """Nothing that lacks photographs passes for a number, and nothing is trained that is not asked for."""
     training = eyes(12, 0)
-    measures = snapshots.Measures(tmp_path, chooses="ssim_gap", tell=pytest.fail)
+    lines = []
+    measures = snapshots.Measures(tmp_path, chooses="ssim_gap", tell=lines.append)
     found = measures(eyes(8, 1).images, training.grades, training, training.part(np.arange(0)))
     assert not {"kid", "diversity"} & found.keys() and found["veto"] == 0 and not any(tmp_path.iterdir())
+    assert lines == ["0 validation photographs, fewer than 10: snapshots are measured by those trained on"]
     one = training.part(np.arange(1))
     found = snapshots.Measures(tmp_path, chooses="")(training.images[:5], None, training, one.part(np.arange(0)))
     assert "ssim_excess" in found

@@ -199,6 +199,7 @@ def test_a_folder_s_name_depends_on_what_the_run_changes_alone():
         ("yield {'network': 'dcgan29'}", "run 2: config.network = 'dcgan29': did you mean dcgan28"),
         ("yield {'mesh.data': 3}", "run 2: config.batch_size = 8 is not divisible by 3 devices"),
         ("yield {'mesh.data': 0}", "run 2: config.mesh.data = 0: "),
+        ("yield {'checkpoint.best': 'kid_graders'}", "run 2: .*best = 'kid_graders': did you mean kid_gr"),
         ("yield {'init_from': '/nowhere'}", "run 2: config.init_from = '/nowhere': no run is there"),
         ("yield {'data.release': 'abc'}", "run 2: release 'abc' has not been prepared"),
         ("yield ['batch_size', 3]", r"run 2: sweep\(\) yields \['batch_size', 3\]: it must yield"),

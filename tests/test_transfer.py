@@ -44,7 +44,6 @@ def fresh(config):
     return build.fresh_state(config, init, mesh.make_mesh(1))
 
 
-
 def test_a_larger_network_takes_the_levels_of_as_many_pixels(small, phantom_data, tmp_path):
     """Generators list them from 4 pixels up, discriminators from the image down."""
     source = left(configured(phantom_data, "retina32", ema_kimg=0.05), tmp_path / "source")
@@ -102,7 +101,7 @@ def fits(name, most, other, others_most):
         states.append(jax.eval_shape(init, jax.random.key(0)))
     mine, theirs = states
     found = transfer.fit(mine.g, theirs.g, deepest_last=False), transfer.fit(mine.d, theirs.d, deepest_last=True)
-    transfer._check(*configs, found)
+    transfer._check_fit(*configs, found)
     return transfer._told(*configs, found)
 
 
@@ -138,6 +137,11 @@ def test_what_fits_of_the_real_networks(pair, line):
         (
             ("cgan32", 512, "dcgan28", 512),
             "its network is dcgan28, and of the 20 arrays of cgan32 none fit: name a run of cgan32",
+        ),
+        (
+            ("dcgan64", 512, "retina64", 128),
+            "its network is retina64, and of the 38 arrays of dcgan64 none fit: name a run of dcgan64 or dcgan128 or "
+            "dcgan256 or dcgan512 or dcgan1024",
         ),
     ],
 )

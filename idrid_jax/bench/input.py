@@ -185,7 +185,7 @@ def _loop(config, mesh, bare, scratch, seconds):
     Snapshots come oftener than the configuration has them, so that there are several in the time; what one costs gives
     the rate at the configuration's own interval.
     """
-    wanted = loop.steps(config.snapshot_kimg, config)
+    wanted = config_lib.steps(config.snapshot_kimg, config)
     config = config.copy_and_resolve_references()
     step = _seconds(lambda: bare(10)) / 10
     every = max(4, min(wanted, int(seconds / SPANS / 1.5 / step)))

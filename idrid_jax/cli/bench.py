@@ -19,7 +19,9 @@ def _define_step(values, argv):
         sys_argv=argv,
     )
     flags.DEFINE_list(
-        "batch", [], "images per update, with commas between, or max: the most that fits; empty: the network's own",
+        "batch",
+        [],
+        "images per update, with commas between, or max: the most that fits; empty: the network's own",
         flag_values=values,
     )
     flags.DEFINE_list("dtype", [], "float32, bfloat16, or both; empty: the configuration's", flag_values=values)
@@ -77,9 +79,7 @@ def _define_prepare(values, argv):
 def _run_prepare(values):
     from idrid_jax.bench import prepare
 
-    prepare.run(
-        values.release, size=values.size, channels=values.channels, crop=values.crop, rounds=values.rounds
-    )
+    prepare.run(values.release, size=values.size, channels=values.channels, crop=values.crop, rounds=values.rounds)
 
 
 def _define_evaluate(values, argv):

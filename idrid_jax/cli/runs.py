@@ -49,7 +49,10 @@ def _run_train(values):
     config = values.config
     config_lib.check(config)
     automatic, config = config_lib.automatic(config), config_lib.resolved(config)
-    from idrid_jax.training import build
+    from idrid_jax.evaluation.snapshots import Measures
+    from idrid_jax.training import build, snapshot
+
+    snapshot.check_best(config, Measures.names)
 
     if values.dry_run:
         print(build.table(config))
@@ -68,6 +71,7 @@ def _run_train(values):
 
 
 def _train(config, workdir, say):
+    from idrid_jax.config import steps
     from idrid_jax.data import cache
     from idrid_jax.evaluation.snapshots import Measures
     from idrid_jax.training import build, loop
@@ -85,7 +89,7 @@ def _train(config, workdir, say):
     )
     state = loop.train(config, workdir, on_snapshot=(measures,))
     step = int(state.step)
-    if step < loop.steps(config.total_kimg, config):
+    if step < steps(config.total_kimg, config):
         return  # interrupted, and said so
     with Checkpoints(workdir) as checkpoints:
         chosen = checkpoints.chosen()

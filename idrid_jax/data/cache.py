@@ -78,6 +78,11 @@ class Split:
     ids: tuple[str, ...]
     left: np.ndarray | None = None
 
+    @property
+    def left_share(self) -> float:
+        """Of those in `left`."""
+        return 0.0 if self.left is None else float(self.left.mean())
+
     def part(self, which: np.ndarray) -> "Split":
         """The photographs at places int [M], or where bool [N] says so; in memory."""
         index = np.flatnonzero(which) if which.dtype == bool else which

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 from jax.scipy.ndimage import map_coordinates
 
+from idrid_jax.batches import in_batches
 from idrid_jax.data.layout import EDEMA, GRADES
 from idrid_jax.models.classifier import Grader
 from idrid_jax.models.functional import Functional, Tree, functional
-from idrid_jax.parts import in_parts
 from idrid_jax.pixels import to_float
 
 AT_ONCE = 128  # images read in one go
@@ -75,17 +75,17 @@ def _weights(labels, odds, classes) -> np.ndarray:
 
 def read(params: Tree, images: np.ndarray, *, budget: Budget = Budget()) -> np.ndarray:
     """uint8 [N, R, R, C] -> the probability of each grade by each seed's grader, float32 [seeds, N, 5]."""
-    return _in_parts(_grades, params, shrunk(images, budget.side))
+    return _in_batches(_grades, params, shrunk(images, budget.side))
 
 
 def read_edema(params: Tree, images: np.ndarray, *, budget: Budget = Budget()) -> np.ndarray:
     """uint8 [N, R, R, C] -> the probability of each oedema risk, float32 [seeds, N, 3]; they must have learned it."""
-    return _in_parts(_edema, params, shrunk(images, budget.side))
+    return _in_batches(_edema, params, shrunk(images, budget.side))
 
 
 def features(params: Tree, images: np.ndarray, *, budget: Budget = Budget()) -> np.ndarray:
     """uint8 [N, R, R, C] -> what the first seed's grader makes its logits of: float32 [N, D]."""
-    return _in_parts(_features, params, shrunk(images, budget.side))[0]
+    return _in_batches(_features, params, shrunk(images, budget.side))[0]
 
 
 def shrunk(images: np.ndarray, most: int) -> np.ndarray:
@@ -102,9 +102,9 @@ def shrunk(images: np.ndarray, most: int) -> np.ndarray:
     return out
 
 
-def _in_parts(of, params, images) -> np.ndarray:
+def _in_batches(of, params, images) -> np.ndarray:
     images_first = lambda part: np.moveaxis(np.asarray(of(params, part)), 1, 0)
-    return np.moveaxis(in_parts(images_first, images, at_once=AT_ONCE), 0, 1)
+    return np.moveaxis(in_batches(images_first, images, at_once=AT_ONCE), 0, 1)
 
 
 def _of_each_seed(read):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from idrid_jax import sampling
+from idrid_jax.batches import in_batches
 from idrid_jax.data import atomic, cache, eyes, folds
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
@@ -19,7 +20,6 @@ from idrid_jax.evaluation.features import kept, random_network, trained_grader, 
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.smaller import check_pixels, smaller
 from idrid_jax.models import NETWORKS
-from idrid_jax.parts import in_parts
 from idrid_jax.pictures import grid
 from idrid_jax.pixels import to_float, to_uint8
 from idrid_jax.sampling import Sampler, encode
@@ -242,7 +242,11 @@ def _scores(workdir, step, training, held_out):
     seen = lambda images: eyes.turned(images, ~eyes.disc_on_right(images)) if run.config.data.one_side else images
     splits = [(seen(np.asarray(split.images)), split.grades) for split in (training, held_out)]
     at_once = NETWORKS[run.config.network].at_once
-    logits = lambda arrays: tuple(in_parts(functools.partial(of, arrays), *split, at_once=at_once) for split in splits)
+
+    def logits(arrays):
+        reads = functools.partial(of, arrays)
+        return tuple(in_batches(reads, *split, at_once=at_once) for split in splits)
+
     untrained = [discriminator.init(jax.random.key(seed)) for seed in range(UNTRAINED)]
     return *logits((state.d.params, state.d.stats)), [logits(arrays) for arrays in untrained]
 
@@ -252,7 +256,7 @@ def _augmented(images, strengths, at_once, seed) -> np.ndarray:
     of = jax.jit(lambda key, x: to_uint8(augment.apply(to_float(x), key, 1.0, strengths)))
     key = jax.random.key(seed)
     part = lambda places, some: of(jax.random.fold_in(key, places[0]), some)
-    return in_parts(part, np.arange(len(images)), images, at_once=at_once)
+    return in_batches(part, np.arange(len(images)), images, at_once=at_once)
 
 
 def _usefulness(sampler, training, held_out, params, *, seed, seeds, keep_share, edema, side, tell) -> dict:

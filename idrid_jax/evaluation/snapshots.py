@@ -78,6 +78,11 @@ class _Real:
         images = np.asarray(training.images)
         enough = len(validation.grades) >= LEAST
         reference = np.asarray(validation.images) if enough else images
+        if not enough:
+            tell(
+                f"{len(validation.grades)} validation photographs, fewer than {LEAST}: snapshots are measured by those "
+                "trained on"
+            )
         self.grader = None
         if folder is not None:
             self.grader, _ = trained_grader.train(images, training.grades, folder, tell=tell)

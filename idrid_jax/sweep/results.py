@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from idrid_jax.config import steps
 from idrid_jax.data import atomic
 from idrid_jax.evaluation.run import NAME as EVALUATION
 from idrid_jax.sweep.definition import Run, Sweep
 from idrid_jax.training.log import read_stats
-from idrid_jax.training.loop import steps
 
 STATUS = ".sweep.json"  # in a run's folder: what the sweep last knew of it
 LOCK = ".sweep.lock"  # in a run's folder and in the sweep's: held by whoever works there

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from idrid_jax.data import cache
 from idrid_jax.errors import UserError
+from idrid_jax.evaluation.snapshots import Measures
 from idrid_jax.models import NETWORKS
 from idrid_jax.sweep import report, results
 from idrid_jax.sweep.definition import Run, Sweep
 from idrid_jax.sweep.job import Job
-from idrid_jax.training import record
+from idrid_jax.training import record, snapshot
 
 TELL_EVERY = 60  # seconds between lines that say how far the runs are
 ORPHANS_SAVE = 120  # seconds that runs whose sweep was killed are given to save
@@ -34,6 +35,7 @@ def check(sweep: Sweep, workdir: Path) -> dict[str, str]:
             if key not in known:
                 known[key] = cache.prepared(key[0] or None, key[1])
             record.check_resume(workdir / run.name, run.config, known[key])
+            snapshot.check_best(run.config, Measures.names)
             _check_source(run)
         except UserError as error:
             raise UserError(f"{sweep.path}, run {run.number}: {error}") from error

@@ -3,43 +3,28 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from idrid_jax import config as config_lib
+from idrid_jax.config import steps
 from idrid_jax.data import stream
-from idrid_jax.data.cache import Split
-from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
-from idrid_jax.pictures import grid
-from idrid_jax.training import alarm, build, curves, divergence, processes, record, stepper, transfer
+from idrid_jax.training import alarm, build, curves, divergence, processes, record, snapshot, stepper, transfer
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.divergence import TrainingDiverged
 from idrid_jax.training.interruption import interruption
 from idrid_jax.training.log import Log, Quiet, read_stats
+from idrid_jax.training.snapshot import OnSnapshot
 from idrid_jax.training.state import TrainState
-from idrid_jax.training.step import draw
 from idrid_jax.training.workdir import held
-from idrid_jax.words import nearest
 
-GRID_ROWS = len(GRADES)  # a conditional generator gets one grade a row
-GRID_COLUMNS, GRID_PIXELS = 12, 4096  # columns, fewer where the picture would be wider than so many pixels
-AHEAD = (
-    2  # calls of the step that are dispatched beyond the one waited for: the devices never wait for the host's logging
-)
-
-MEASURED = 200  # images that a snapshot is measured by at 128 pixels and below, fewer above
-
-# (fakes uint8 [N, R, R, C], their grades int32 [N], what is trained on, the validation photographs) -> numbers to log;
-# "veto" above 0: not to be chosen. `names`, an attribute, lists them, so that a misspelt one is met before training.
-OnSnapshot = Callable[[np.ndarray, np.ndarray, Split, Split], dict[str, float]]
+AHEAD = 2  # calls of the step dispatched beyond the one waited for: devices never wait for the host's logging
 
 
 class TrainingCollapsed(UserError):
@@ -61,10 +46,10 @@ def train(
     start = time.monotonic()
     config_lib.check(config)
     config = config_lib.resolved(config)
-    _check_best(config, on_snapshot)
+    snapshot.check_best(config, {name for measure in on_snapshot for name in getattr(measure, "names", ())})
     workdir, peers = Path(workdir), processes.current()
     if config.init_from and record.read(workdir) is None:  # a run that goes on needs it no more
-        transfer.check(config)
+        transfer.find(config)
 
     # -- What the processes must have in common, and devices
     manifest = processes.check_same(config, lambda: build.find_release(config))
@@ -103,34 +88,11 @@ def train(
 
         state, taken = begin()
         first_step, last_step, restarts = int(state.step), steps(config.total_kimg, config), int(state.restarts)
-        left = 0.0 if split.left is None else float(split.left.mean())
-        peers.first("record", lambda: record.write(workdir, config, manifest, left))
+        peers.first("record", lambda: record.write(workdir, config, manifest, split.left_share))
 
-        # -- The compiled step and the fixed latents of the grids
+        # -- The compiled step
         step = stepper.compile_step(config, update, mesh, split, first_step)
-        columns = max(2, min(GRID_COLUMNS, GRID_PIXELS // network.size))
-        grid_grades = np.repeat(np.arange(GRID_ROWS, dtype=np.int32), columns)
-        grid_z = jax.random.normal(
-            jax.random.fold_in(jax.random.key(config.seed), 0x6121D), (len(grid_grades), network.latent)
-        )
-        hears = build.hears(config)
-        drawn = lambda z, grades: jax.jit(
-            lambda state: draw(generator, state, z, hears(jnp.asarray(grades), state.step), network.at_once, left),
-            out_shardings=mesh_lib.replicated(mesh),
-        )
-        fakes_of = drawn(grid_z, grid_grades)
-        # -- and of the images that snapshots are measured by, with grades as often as photographs have them
-        mixture = np.random.default_rng(config.seed).permutation(split.grades)
-        measured_grades = np.resize(mixture, max(40, int(MEASURED * min(1, 128 / network.size))))
-        measured_z = jax.random.normal(
-            jax.random.fold_in(jax.random.key(config.seed), 0x3EA5), (len(measured_grades), network.latent)
-        )
-        measured_of = drawn(measured_z, measured_grades)
-
-        def measure(state):
-            fakes = np.asarray(measured_of(state)) if on_snapshot else None
-            return peers.first("measures", lambda: _measure(on_snapshot, fakes, measured_grades, split, validation))
-
+        views = snapshot.Views(config, generator, mesh, split, validation, on_snapshot)
         log_every, snapshot_every = steps(config.log_kimg, config), steps(config.snapshot_kimg, config)
         with (
             curves.drawn(workdir) if peers.index == 0 else contextlib.nullcontext(),
@@ -151,8 +113,8 @@ def train(
             else:
                 for line in taken:
                     log.say(line)
-                log.image("reals", grid(_reals(split, network, grid_grades), columns), 0)
-                log.image(_fakes_name(0, config), grid(np.asarray(fakes_of(state)), columns), 0)
+                log.image("reals", views.reals(), 0)
+                log.image(snapshot.fakes_name(0, config), views.fakes(state), 0)
 
             done = told = first_step  # steps dispatched, and steps told of
             pending = []  # metrics of the calls between, which may still be on the devices
@@ -170,8 +132,8 @@ def train(
                     if len(pending) > AHEAD:
                         jax.block_until_ready(pending[-1 - AHEAD])
                     stop = interrupted(calls) or stop
-                    snapshot = done % snapshot_every == 0 or done == last_step
-                    known = done if stop or snapshot else done - AHEAD * step.steps
+                    due = done % snapshot_every == 0 or done == last_step
+                    known = done if stop or due else done - AHEAD * step.steps
                     for point in range(told + step.steps, known + 1, step.steps):
                         if point % log_every and point < done:
                             continue
@@ -180,19 +142,19 @@ def train(
                         told, rate = point, log.read_clock(point)
                         divergence.check_metrics(rows, point, workdir, config)
                         measures = {}
-                        if snapshot and point == done:
-                            log.image(_fakes_name(done, config), grid(np.asarray(fakes_of(state)), columns), done)
-                            if measures := measure(state):
-                                log.say(f"{done * config.batch_size / 1000:.1f} kimg: {_told(measures)}")
+                        if due and point == done:
+                            log.image(snapshot.fakes_name(done, config), views.fakes(state), done)
+                            if measures := views.measures(state):
+                                log.say(f"{done * config.batch_size / 1000:.1f} kimg: {snapshot.told(measures)}")
                         log.scalars(point, rows, rate, measures | ({"restarts": restarts} if restarts else {}))
-                    if snapshot or stop:
+                    if due or stop:
                         divergence.check_state(state, done, workdir, config)
-                        score = _score(config, measures) if snapshot else None
+                        score = snapshot.score(config, measures) if due else None
                         if score is not None and score < float(state.best):
                             best = mesh_lib.everywhere(np.array(score, np.float32), mesh)
                             state = dataclasses.replace(state, best=best)
-                        checkpoints.save(done, state, score=score, marked=snapshot and _marked(done, config))
-                        if snapshot and config.on_collapse != "ignore":
+                        checkpoints.save(done, state, score=score, marked=due and _marked(done, config))
+                        if due and config.on_collapse != "ignore":
                             warning = peers.first("alarm", lambda: alarm.alarm(read_stats(workdir), config.loss.name))
                             if warning and config.on_collapse == "stop":
                                 checkpoints.wait()
@@ -221,20 +183,9 @@ def train(
     return state
 
 
-def steps(kimg: float, config: ml_collections.ConfigDict) -> int:
-    """Updates that come nearest to so many thousand images, in whole calls of the step and at least one."""
-    return config.dispatch_steps * max(1, round(kimg * 1000 / config.batch_size / config.dispatch_steps))
-
-
 def _rows(calls):
     """Metrics of calls, each float32 [steps] -> those of the updates, one by one."""
     return [{name: value[i] for name, value in call.items()} for call in calls for i in range(len(call["loss_d"]))]
-
-
-def _fakes_name(step, config):
-    images = step * config.batch_size
-    apart = steps(config.snapshot_kimg, config) * config.batch_size  # no two may have one name
-    return f"fakes_{round(images / 1000):06d}" if apart >= 1000 else f"fakes_{images / 1000:010.3f}"
 
 
 def _marked(step, config):
@@ -244,37 +195,3 @@ def _marked(step, config):
     every, between = steps(config.checkpoint.keep_every_kimg, config), steps(config.snapshot_kimg, config)
     before = (step - 1) // between * between
     return step // every > before // every
-
-
-def _measure(on_snapshot, fakes, grades, split, validation):
-    measures = {}
-    for measure in on_snapshot:
-        measures |= measure(fakes, grades, split, validation)
-    return measures
-
-
-def _told(measures):
-    return ", ".join(f"{name} {value:.4f}" for name, value in measures.items() if name != "veto")
-
-
-def _check_best(config, on_snapshot):
-    names = sorted({name for measure in on_snapshot for name in getattr(measure, "names", ())})
-    best = config.checkpoint.best
-    if names and best and best not in names:
-        raise UserError(f"config.checkpoint.best = {best!r}: {nearest(best, names)}")
-
-
-def _score(config, measures):
-    return None if measures.get("veto") else measures.get(config.checkpoint.best)
-
-
-def _reals(split, network, grid_grades):
-    """Training images for the grid: by grade where the network knows grades, else as they come."""
-    if not network.conditional:
-        return np.asarray(split.images[: len(grid_grades)])
-    images = np.zeros((len(grid_grades), *split.images.shape[1:]), np.uint8)
-    columns = len(grid_grades) // GRID_ROWS
-    for grade in range(GRID_ROWS):
-        members = np.flatnonzero(split.grades == grade)[:columns]
-        images[grade * columns :][: len(members)] = split.images[members]
-    return images

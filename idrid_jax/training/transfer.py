@@ -59,7 +59,7 @@ class Fit:
         return list(below(()))
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def find(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where `config.init_from` is no run: sooner than `start_from`, which needs a compiled state."""
     with _named():
         saved.read_record(config.init_from)
@@ -83,7 +83,7 @@ def start_from(config: ml_collections.ConfigDict, state: TrainState) -> tuple[Tr
     with _named():
         other, source = saved.read_run(config.init_from, sharding=state.step.sharding)
     fits = fit(state.g, source.g, deepest_last=False), fit(state.d, source.d, deepest_last=True)
-    _check(config, other.config, fits)
+    _check_fit(config, other.config, fits)
 
     def take(mine: Tree, theirs: Tree, which: int) -> Tree:
         there = {path: leaf for path, _, leaf in _leaves(theirs, bool(which))}
@@ -143,7 +143,7 @@ def _mapped(f: Callable, tree: Tree, deepest_last: bool, path: Path = (), printe
     return made
 
 
-def _check(config, other, fits) -> None:
+def _check_fit(config, other, fits) -> None:
     kin = NETWORKS[config.network].family == NETWORKS[other.network].family
     values, all_values = (sum(getattr(one, name) for one in fits) for name in ("values", "all_values"))
     if kin and values >= LEAST * all_values:

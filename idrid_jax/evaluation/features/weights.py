@@ -17,10 +17,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from idrid_jax.batches import in_batches
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.features import dinov2, efficientnet, inception, swav, torch_file
 from idrid_jax.evaluation.features.network import Network, checked
-from idrid_jax.parts import in_parts
 
 KNOWN = (
     "known are Inception-v3 with the weights of FID, DINOv2 ViT-S/14, ViT-B/14 and ViT-L/14 without registers,"
@@ -63,7 +63,7 @@ def _installed() -> Path:
 def _extractor(features: Callable, params) -> Callable[[np.ndarray], np.ndarray]:
     params = jax.device_put(params)
 
-    return lambda images: in_parts(partial(features, params), checked(images), at_once=BATCH)
+    return lambda images: in_batches(partial(features, params), checked(images), at_once=BATCH)
 
 
 # --- which network

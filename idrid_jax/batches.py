@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 
-def in_parts(of: Callable, *arrays: np.ndarray, at_once: int) -> np.ndarray:
+def in_batches(of: Callable, *arrays: np.ndarray, at_once: int) -> np.ndarray:
     """of(*parts) along the first axis of arrays [N, ...], joined: [N, ...].
 
     Each part has `at_once` items, so that `of` is compiled once: the last is filled with items of its own, whose
