@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from idrid_jax import config as config_lib
-from idrid_jax.data import cache
+from idrid_jax.data.manifest import Manifest
 from idrid_jax.data.release import ReleaseWriter
 from idrid_jax.training import build, record
 from idrid_jax.training.checkpoint import Checkpoints
@@ -40,7 +40,7 @@ def write_release(out: Path, train=TRAIN, test=TEST) -> Path:
     return out
 
 
-def make_run(workdir: Path, manifest: cache.Manifest, *, network: str = "cgan32", steps: tuple[int, ...] = (3,),
+def make_run(workdir: Path, manifest: Manifest, *, network: str = "cgan32", steps: tuple[int, ...] = (3,),
              **changes) -> Path:
     """A workdir as training leaves it, its checkpoints full of random numbers: costs no compilation.
 

@@ -17,9 +17,9 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("blind")
     release = write_release(root / "release")
     assert cli.main(["prepare", f"--release={release}", f"--data_dir={root / 'data'}", "--notfds"]) == 0
-    from idrid_jax.data import cache
+    from idrid_jax.data.manifest import find_prepared
 
-    manifest = cache.prepared(root / "data")
+    manifest = find_prepared(root / "data")
     return {name: make_run(root / name, manifest, network=name) for name in ("cgan32", "dcgan28")}
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from idrid_jax.data import atomic, cache, folds
+from idrid_jax.data.manifest import TFDS_VERSION, Manifest, find_prepared
 from idrid_jax.data.prepare import prepare
 from idrid_jax.data.preprocess import VERSION, preprocess
 from idrid_jax.data.release import ReleaseWriter, read_release
@@ -47,7 +48,7 @@ def release(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def manifest(release, tmp_path) -> cache.Manifest:
+def manifest(release, tmp_path) -> Manifest:
     return prepare(release, tmp_path / "data", tfds=False)[0]
 
 
@@ -72,9 +73,9 @@ def python(code: str, **options):
 
 def test_a_prepared_release_is_found_again(release, tmp_path):
     manifest, text = prepare(release, tmp_path, tfds=False)
-    assert cache.prepared(tmp_path) == manifest
-    assert cache.prepared(tmp_path, manifest.fingerprint[:8]) == manifest
-    assert cache.prepared(tmp_path, str(release)) == manifest
+    assert find_prepared(tmp_path) == manifest
+    assert find_prepared(tmp_path, manifest.fingerprint[:8]) == manifest
+    assert find_prepared(tmp_path, str(release)) == manifest
     assert manifest.fingerprint == read_release(release).fingerprint() and manifest.name == "made up"
     assert manifest.counts["grading"] == {"train": [3, 1, 1, 1, 1], "test": [0, 0, 0, 1, 0]}
     assert manifest.counts["segmentation"]["train"]["MA"] == 1 and manifest.counts["localization"]["train"] == 1
@@ -93,8 +94,8 @@ def test_what_the_audit_leaves_out_is_written_down_and_is_another_release(tmp_pa
     leaky, _ = prepare(tmp_path / "leaky", tmp_path / "data", tfds=False, keep_leaks=True)
     assert [len(one.grading["train"]) for one in (clean, leaky)] == [1, 2]
     assert "IDRiD_002" in clean.exclusions[0] and clean.exclusions[0] in text and leaky.exclusions == ()
-    assert clean.fingerprint != leaky.fingerprint and cache.prepared(tmp_path / "data") == leaky
-    assert cache.prepared(tmp_path / "data", str(tmp_path / "leaky")) == leaky  # the last of one path
+    assert clean.fingerprint != leaky.fingerprint and find_prepared(tmp_path / "data") == leaky
+    assert find_prepared(tmp_path / "data", str(tmp_path / "leaky")) == leaky  # the last of one path
 
 
 def test_validation_photographs_are_no_copies_of_those_that_are_trained_on(manifest):
@@ -110,19 +111,19 @@ def test_validation_photographs_are_no_copies_of_those_that_are_trained_on(manif
 
 def test_train_before_prepare(tmp_path):
     with pytest.raises(UserError, match="no release has been prepared under .*: run idrid-jax prepare --release PATH"):
-        cache.prepared(tmp_path)
+        find_prepared(tmp_path)
 
 
 def test_other_releases_and_vanished_ones_are_refused(manifest):
     data_dir = manifest.folder.parent.parent
     with pytest.raises(UserError, match="has not been prepared.*made up"):
-        cache.prepared(data_dir, "0123abcd")
+        find_prepared(data_dir, "0123abcd")
     (manifest.folder / "release.json").write_text('{"fingerprint": ')
     with pytest.raises(UserError, match="cannot be read"):
-        cache.prepared(data_dir)
+        find_prepared(data_dir)
     manifest.folder.rename(manifest.folder.with_name("elsewhere"))
     with pytest.raises(UserError, match="is gone"):
-        cache.prepared(data_dir)
+        find_prepared(data_dir)
 
 
 def test_a_damaged_manifest_is_written_again(manifest, release):
@@ -227,7 +228,7 @@ def test_a_release_in_zips(release, manifest, tmp_path):
         shutil.make_archive(str(tmp_path / "zips" / part), "zip", release, part)
     zipped, text = prepare(tmp_path / "zips", manifest.folder.parent.parent, tfds=False)
     assert zipped.fingerprint == manifest.fingerprint and "already" not in text
-    assert cache.prepared(manifest.folder.parent.parent, str(tmp_path / "zips")) == zipped
+    assert find_prepared(manifest.folder.parent.parent, str(tmp_path / "zips")) == zipped
     np.testing.assert_array_equal(cache.load(zipped, "train", **OPTIONS).images, expected(release, "train"))
 
 
@@ -236,13 +237,14 @@ def test_a_release_in_zips(release, manifest, tmp_path):
 LOAD = """
 import os, sys, time
 from idrid_jax.data import cache
+from idrid_jax.data.manifest import find_prepared
 real, calls = cache.preprocess, []
 def preprocess(*args, **kwargs):
     calls.append(1)
     {action}
     return real(*args, **kwargs)
 cache.preprocess = preprocess
-cache.load(cache.prepared({data_dir!r}), "train", size=16, channels=3, crop="field_of_view")
+cache.load(find_prepared({data_dir!r}), "train", size=16, channels=3, crop="field_of_view")
 """
 
 
@@ -299,8 +301,9 @@ def test_neither_tensorflow_nor_tfds_is_needed(release, tmp_path):
 import sys
 sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
 from idrid_jax.data import cache, prepare
+from idrid_jax.data.manifest import find_prepared
 manifest, _ = prepare.prepare({str(release)!r}, {str(tmp_path)!r}, tfds=False)
-print(cache.load(cache.prepared({str(tmp_path)!r}), "train", size=8, channels=1, crop="letterbox").images.shape)
+print(cache.load(find_prepared({str(tmp_path)!r}), "train", size=8, channels=1, crop="letterbox").images.shape)
 assert "jax" not in sys.modules
 """
     out, error = python(code).communicate()
@@ -311,7 +314,7 @@ assert "jax" not in sys.modules
 
 
 @pytest.fixture(scope="module")
-def built(release, tmp_path_factory) -> cache.Manifest:
+def built(release, tmp_path_factory) -> Manifest:
     pytest.importorskip("tensorflow")
     return prepare(release, tmp_path_factory.mktemp("tfds"))[0]
 
@@ -319,7 +322,7 @@ def built(release, tmp_path_factory) -> cache.Manifest:
 def test_both_ways_to_fill_give_the_same_bytes(built, manifest):
     from idrid_jax.data.idrid import Builder
 
-    assert str(Builder.VERSION) == cache.TFDS_VERSION
+    assert str(Builder.VERSION) == TFDS_VERSION
     assert built.tfds and not manifest.tfds and built.fingerprint == manifest.fingerprint
     assert {path.name for path in (built.folder / "idrid").iterdir()} == {"grading", "localization", "segmentation"}
     elsewhere = {split: tuple(dataclasses.replace(one, source=dataclasses.replace(one.source, path=Path("gone")))
@@ -358,9 +361,9 @@ prepare.prepare({str(release)!r}, {str(tmp_path)!r})
     process.communicate()
     assert process.returncode == -9
     with pytest.raises(UserError, match="no release has been prepared"):
-        cache.prepared(tmp_path)
+        find_prepared(tmp_path)
     manifest, _ = prepare(release, tmp_path)
-    assert cache.prepared(tmp_path) == manifest and not leftovers(tmp_path)
+    assert find_prepared(tmp_path) == manifest and not leftovers(tmp_path)
     assert {path.name for path in (manifest.folder / "idrid").iterdir()} == {"grading", "segmentation", "localization"}
 
 

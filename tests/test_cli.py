@@ -20,7 +20,8 @@ from absl import flags
 
 from idrid_jax import cli
 from idrid_jax.cli.command import Group
-from idrid_jax.data import cache, layout
+from idrid_jax.data import layout
+from idrid_jax.data.manifest import read_manifest
 from idrid_jax.data.masks import palette_tiff
 from idrid_jax.data.prepare import prepare
 from idrid_jax.evaluation import grader
@@ -524,7 +525,7 @@ def test_out_that_holds_something(workdir, refused, tmp_path):
 
 def test_evaluate_when_the_release_is_no_longer_prepared(folder, manifest, refused, tmp_path):
     shutil.copytree(manifest.folder.parent.parent, tmp_path / "data")
-    there = cache.read_manifest(tmp_path / "data" / "idrid_jax" / manifest.fingerprint)
+    there = read_manifest(tmp_path / "data" / "idrid_jax" / manifest.fingerprint)
     moved = made_run.make_run(tmp_path / "run", there)
     shutil.rmtree(tmp_path / "data" / "idrid_jax" / manifest.fingerprint)
     said = refused("evaluate", "--workdir", moved)

@@ -16,6 +16,7 @@ from PIL import Image
 from idrid_jax import config as config_lib
 from idrid_jax import interpolation, sampling
 from idrid_jax.data import cache, eyes, phantom, pools
+from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import run
@@ -91,7 +92,7 @@ class Shown:
 
 def batches(config, count=3):
     """[(images, grades)] of so many steps, and the split that they come from."""
-    split, _ = build.load_training(config, cache.prepared(config.data.data_dir))
+    split, _ = build.load_training(config, find_prepared(config.data.data_dir))
     here = mesh.make_mesh(1)
     step = stepper.compile_step(config, Shown(), here, split, 0)
     state = build.fresh_state(config, build.make_update(config, *build.networks(config))[1], here)
@@ -133,7 +134,7 @@ def test_a_run_of_one_side(config, tmp_path):
     config = changed(config, total_kimg=0.032, data__one_side=True)
     seen = []
     train(config, tmp_path, on_snapshot=(lambda fakes, grades, *photographs: seen.append(photographs) or {},))
-    whole = cache.load(cache.prepared(config.data.data_dir), "train", size=8, channels=3, crop=config.data.crop)
+    whole = cache.load(find_prepared(config.data.data_dir), "train", size=8, channels=3, crop=config.data.crop)
     np.testing.assert_array_equal(seen[0][0].images, whole.images)
     left = (~eyes.disc_on_right(whole.images)).mean()
     assert record.read(tmp_path).left == left and 0.1 < left < 0.9
@@ -157,7 +158,7 @@ def test_a_run_of_one_side(config, tmp_path):
 
 
 def test_older_records_are_read(tmp_path, phantom_data, tiny):
-    manifest = cache.prepared(phantom_data)
+    manifest = find_prepared(phantom_data)
     for one_side in (False, True):
         workdir = made_run.make_run(tmp_path / str(one_side), manifest, network="tiny", **{"data.one_side": one_side})
         content = json.loads((workdir / "config.json").read_text())
@@ -176,7 +177,7 @@ def test_older_records_are_read(tmp_path, phantom_data, tiny):
 def test_the_discriminator_is_asked_about_photographs_as_it_was_shown_them(config, tmp_path):
     """Membership: the mirror image of a photograph has the photograph's own score."""
     train(changed(config, total_kimg=0.016, snapshot_kimg=0.016, data__one_side=True), tmp_path)
-    split, _ = build.load_training(config, cache.prepared(config.data.data_dir))
+    split, _ = build.load_training(config, find_prepared(config.data.data_dir))
     mirrored = dataclasses.replace(split, images=np.ascontiguousarray(split.images[:, :, ::-1]))
     scores = [run._scores(tmp_path, None, one, split) for one in (split, mirrored)]
     np.testing.assert_array_equal(scores[0][0], scores[1][0])
@@ -213,7 +214,7 @@ def test_grades_of_a_pool_are_one_to_the_networks(config, options):
 
 
 def test_a_pooled_run_is_sampled_and_interpolated_by_grade(tmp_path, phantom_data, tiny):
-    manifest = cache.prepared(phantom_data)
+    manifest = find_prepared(phantom_data)
     make = lambda name, **changes: sampling.load(
         made_run.make_run(tmp_path / name, manifest, network="tiny", **changes), statistics="running"
     )

@@ -26,6 +26,7 @@ from PIL import Image
 
 from idrid_jax import config as config_lib
 from idrid_jax.data import cache, phantom
+from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
@@ -46,7 +47,7 @@ def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys, monkeypatch):
     workdir = tmp_path / "a" / "run"
     assert int(state.step) == 12
     record = json.loads((workdir / "config.json").read_text())
-    manifest = cache.prepared(phantom_data)
+    manifest = find_prepared(phantom_data)
     assert record["config"] == config.to_dict()
     assert record["data"]["fingerprint"] == manifest.fingerprint and record["data"]["counts"]["grading"][
         "train"
@@ -106,7 +107,7 @@ def test_a_picture_of_the_curves(tmp_path, added, panels):
 def test_reals_of_a_conditional_network_are_by_grade(config, phantom_data, tmp_path):
     train(changed(config, total_kimg=0.008), tmp_path)
     picture = np.asarray(Image.open(tmp_path / "reals.png"))
-    split = cache.load(cache.prepared(phantom_data), "train", size=SIZE, channels=3, crop=config.data.crop)
+    split = cache.load(find_prepared(phantom_data), "train", size=SIZE, channels=3, crop=config.data.crop)
     for grade in range(5):
         for column, index in enumerate(np.flatnonzero(split.grades == grade)):
             y, x = grade * (SIZE + 2), column * (SIZE + 2)
@@ -217,7 +218,7 @@ def test_other_data_are_refused(config, tmp_path):
         tmp_path / "other", seed=2, train=(2, 2, 2, 2, 2), test=(1, 1, 1, 1, 1), segmentation=(0, 0), height=64
     )
     other, _ = prepare(release, tmp_path / "data", tfds=False)
-    ours = cache.prepared(config.data.data_dir)
+    ours = find_prepared(config.data.data_dir)
     with pytest.raises(UserError, match="was trained on release") as error:
         train(changed(config, data__data_dir=str(tmp_path / "data")), tmp_path / "run")
     assert other.fingerprint[:12] in str(error.value) and ours.fingerprint[:12] in str(error.value)

@@ -18,7 +18,7 @@ import pytest
 
 from idrid_jax import cli
 from idrid_jax import config as config_lib
-from idrid_jax.data import cache
+from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.prepare import prepare
 from idrid_jax.sweep import definition, job, report, results
 
@@ -457,7 +457,7 @@ def test_two_at_once_refuse_but_single_runs_go_beside_each_other(process, sweep,
 
 
 def test_a_folder_of_another_configuration_or_release_is_refused(file, sweep, workdir, data, tmp_path):
-    manifest = cache.prepared(data)
+    manifest = find_prepared(data)
     made_run.make_run(
         workdir / SLOW,
         manifest,

@@ -140,6 +140,7 @@ def _run_augment(values):
 
     from idrid_jax.data import atomic, cache
     from idrid_jax.data.layout import GRADES
+    from idrid_jax.data.manifest import find_prepared
     from idrid_jax.models import NETWORKS
     from idrid_jax.pictures import grid
     from idrid_jax.pixels import to_float, to_uint8
@@ -150,7 +151,7 @@ def _run_augment(values):
     if strengths == augment.Strengths():
         raise UserError("config.augment: every transform is at 0, there is nothing to show: set one")
     network = NETWORKS.get(config.network)
-    manifest = cache.prepared(values.data_dir or config.data.data_dir or None, config.data.release)
+    manifest = find_prepared(values.data_dir or config.data.data_dir or None, config.data.release)
     split = cache.load(
         manifest,
         "train",

@@ -72,12 +72,12 @@ def _run_train(values):
 
 def _train(config, workdir, say):
     from idrid_jax.config import steps
-    from idrid_jax.data import cache
+    from idrid_jax.data.manifest import find_prepared
     from idrid_jax.evaluation.snapshots import Measures
     from idrid_jax.training import build, loop
     from idrid_jax.training.checkpoint import Checkpoints
 
-    manifest = cache.prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
+    manifest = find_prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
     tell = lambda text: say(text, file=sys.stderr, flush=True)
     # before the table, which takes seconds: its weights may be missing
     measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best, tell=tell)

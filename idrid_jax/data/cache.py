@@ -1,12 +1,9 @@
-"""Preprocessed photographs on disk, and the manifest of a prepared release that says what they are made from.
+"""Preprocessed photographs of a prepared release on disk, below its manifest's folder:
 
-    <data_dir>/idrid_jax/latest                         the fingerprint of the release prepared last
-    <data_dir>/idrid_jax/<fingerprint>/release.json     Manifest
-                                       idrid/<config>/<version>/     the TFDS dataset
-                                       cache/<size>_<channels>_<crop>_v<VERSION>/<split>/{images.npy,meta.json}
+    cache/<size>_<channels>_<crop>_v<VERSION>/<split>/{images.npy,meta.json}
 
-The key of a cache is all that its pixels depend on: fingerprint, size, channels, crop, `preprocess.VERSION`. `prepare`
-writes the manifest, `load` the cache. Neither TensorFlow nor TFDS is imported unless a cache is filled from TFDS.
+The key is all that the pixels depend on: the release's fingerprint, size, channels, crop, `preprocess.VERSION`. Neither
+TensorFlow nor TFDS is imported unless a cache is filled from TFDS.
 """
 
 import hashlib
@@ -24,45 +21,12 @@ import numpy as np
 
 from idrid_jax.data import atomic
 from idrid_jax.data.layout import SPLITS
+from idrid_jax.data.manifest import AGAIN, Manifest, Photograph, tfds_path
 from idrid_jax.data.preprocess import VERSION, check_options, preprocess, side_held
-from idrid_jax.data.source import Source
-from idrid_jax.data.tensorflow import import_tensorflow
+from idrid_jax.data.tensorflow import import_tfds
 from idrid_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-MANIFEST = "release.json"
-TFDS_VERSION = "1.0.0"  # Builder.VERSION, for those who do not import TFDS
-AGAIN = "run idrid-jax prepare --release PATH again"
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """A graded photograph of a prepared release: id "train/IDRiD_001", labels, where its bytes lie and their sha256."""
-
-    id: str
-    grade: int
-    edema: int
-    sha256: str
-    source: Source
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A prepared release, as `prepare` wrote it down."""
-
-    folder: Path  # <data_dir>/idrid_jax/<fingerprint>
-    release: Path  # where the release was read from
-    name: str  # the name of its root folder, so that a user sees which one it is
-    fingerprint: str  # of what is left after the audit
-    source: str  # the fingerprint of the release as read
-    options: dict[str, bool]  # of the audit
-    counts: dict[str, dict]  # {"grading": {"train": [a count for each grade], ...}, "segmentation": ..., ...}
-    report: str  # the audit's text for the user
-    exclusions: tuple[str, ...]  # what was left out, and why
-    groups: tuple[tuple[str, ...], ...]  # ids of the same photograph, for folds
-    grading: dict[str, tuple[Photograph, ...]]  # by split, sorted by id
-    tfds: bool  # whether the TFDS dataset was built
 
 
 @dataclass(frozen=True)
@@ -88,71 +52,6 @@ class Split:
         index = np.flatnonzero(which) if which.dtype == bool else which
         left = None if self.left is None else self.left[index]
         return Split(self.images[index], self.grades[index], self.edema[index], tuple(self.ids[i] for i in index), left)
-
-
-def default_data_dir() -> Path:
-    """$TFDS_DATA_DIR, else ~/tensorflow_datasets: where TFDS itself would look."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
-def prepared(data_dir: Path | str | None = None, release: str = "") -> Manifest:
-    """The release prepared last under `data_dir` (None: the default one), or the one that `release` names.
-
-    release: the beginning of a fingerprint, or the path that was prepared; of several prepared from one path (it has
-    changed since, or with other options) the last is taken.
-
-    Raises UserError where nothing (or nothing of that name, or more than one) was prepared, or where it has vanished.
-    """
-    data_dir = Path(data_dir).expanduser() if data_dir else default_data_dir()
-    root = data_dir / "idrid_jax"
-    if not (root / "latest").is_file():
-        raise UserError(f"no release has been prepared under {data_dir}: run idrid-jax prepare --release PATH first")
-    latest = root / (root / "latest").read_text().strip()
-    if not release:
-        return read_manifest(latest)
-    folders = [path.parent for path in sorted(root.glob(f"[!.]*/{MANIFEST}"))]
-    if found := [folder for folder in folders if folder.name.startswith(release)]:
-        if len(found) > 1:
-            raise UserError(f"release {release!r} begins {len(found)} fingerprints under {root}; give more of it")
-        return read_manifest(found[0])
-    path = Path(release).expanduser().resolve()
-    all_manifests = [read_manifest(folder) for folder in folders]
-    same = [manifest for manifest in all_manifests if manifest.release == path]
-    if not same:
-        known = ", ".join(f"{manifest.fingerprint[:8]} ({manifest.release})" for manifest in all_manifests)
-        raise UserError(f"release {release!r} has not been prepared under {data_dir}; there are: {known or 'none'}")
-    return max(same, key=lambda manifest: (manifest.folder == latest, (manifest.folder / MANIFEST).stat().st_mtime))
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest in `folder`. Raises UserError where it is missing or damaged."""
-    try:
-        fields = json.loads((folder / MANIFEST).read_text())
-        grading = {
-            split: tuple(
-                Photograph(name, grade, edema, sha256, Source(Path(path), member))
-                for name, grade, edema, sha256, path, member in fields["grading"][split]
-            )
-            for split in SPLITS
-        }
-        lists = {"exclusions": tuple(fields["exclusions"]), "groups": tuple(tuple(group) for group in fields["groups"])}
-        return Manifest(**fields | lists | {"folder": folder, "release": Path(fields["release"]), "grading": grading})
-    except FileNotFoundError:
-        raise UserError(f"{folder}: the prepared release is gone; {AGAIN}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST}: cannot be read ({error}); {AGAIN}") from error
-
-
-def write_manifest(manifest: Manifest) -> None:
-    """Writes `release.json`, in one step. Raises UserError where it cannot be written."""
-    fields = dict(vars(manifest))
-    del fields["folder"]
-    fields["release"] = str(manifest.release)
-    fields["grading"] = {
-        split: [[p.id, p.grade, p.edema, p.sha256, str(p.source.path), p.source.member] for p in photographs]
-        for split, photographs in manifest.grading.items()
-    }
-    atomic.write_text(manifest.folder / MANIFEST, json.dumps(fields, indent=1) + "\n")
 
 
 def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str) -> Split:
@@ -286,19 +185,6 @@ def _reads_from_tfds(manifest: Manifest, split: str) -> Iterator[tuple[int, Call
         raise UserError(f"{folder}: a damaged TFDS dataset ({reason}); delete it and {AGAIN}") from error
     if left:
         raise UserError(f"{folder}: a damaged TFDS dataset (without {min(left)}); delete it and {AGAIN}")
-
-
-def tfds_path(config: str) -> Path:
-    """Where, below a manifest's folder, TFDS keeps a config of the dataset."""
-    return Path("idrid", config, TFDS_VERSION)
-
-
-def import_tfds():
-    """Imports and returns (tensorflow, tensorflow_datasets)."""
-    tensorflow = import_tensorflow()
-    import tensorflow_datasets
-
-    return tensorflow, tensorflow_datasets
 
 
 def in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from idrid_jax.data.cache import Manifest
 from idrid_jax.data.layout import GRADES
+from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 
 

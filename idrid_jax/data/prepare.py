@@ -9,17 +9,17 @@ from pathlib import Path
 
 from idrid_jax.data import atomic
 from idrid_jax.data.audit import Audit, audit
-from idrid_jax.data.cache import (
+from idrid_jax.data.manifest import (
     MANIFEST,
     Manifest,
     Photograph,
     default_data_dir,
-    import_tfds,
     read_manifest,
     tfds_path,
     write_manifest,
-)  # fmt: skip
+)
 from idrid_jax.data.release import GRADES, LESIONS, SPLITS, Graded, Release, Source, read_release
+from idrid_jax.data.tensorflow import import_tfds
 from idrid_jax.errors import UserError
 
 CONFIGS = ("grading", "segmentation", "localization")

@@ -23,3 +23,11 @@ def import_tensorflow():
     except RuntimeError:  # the caller's own TensorFlow code has begun to use them; not ours to take away
         pass
     return tensorflow
+
+
+def import_tfds():
+    """Imports and returns (tensorflow, tensorflow_datasets)."""
+    tensorflow = import_tensorflow()
+    import tensorflow_datasets
+
+    return tensorflow, tensorflow_datasets

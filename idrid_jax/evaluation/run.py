@@ -14,6 +14,7 @@ from idrid_jax import sampling
 from idrid_jax.batches import in_batches
 from idrid_jax.data import atomic, cache, eyes, folds
 from idrid_jax.data.layout import GRADES
+from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import closeness, copies, grader, leak, membership, protocol, reading, usefulness
 from idrid_jax.evaluation.features import kept, random_network, trained_grader, weights
@@ -178,7 +179,7 @@ def _remembered(network: Network) -> Network:
 
 def photographs(
     workdir, sampler: Sampler, data_dir, size: int | None = None
-) -> tuple[cache.Manifest, cache.Split, cache.Split]:
+) -> tuple[Manifest, cache.Split, cache.Split]:
     """The release of a run, its training split, and its test split (of a release such as `sample` writes: empty),
     `size` pixels a side (None: the network's)."""
     config = saved.with_its_release(sampler.run, data_dir)

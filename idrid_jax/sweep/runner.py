@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from idrid_jax.data import cache
+from idrid_jax.data.manifest import find_prepared
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.snapshots import Measures
 from idrid_jax.models import NETWORKS
@@ -33,7 +33,7 @@ def check(sweep: Sweep, workdir: Path) -> dict[str, str]:
         try:
             key = run.config.data.data_dir, run.config.data.release
             if key not in known:
-                known[key] = cache.prepared(key[0] or None, key[1])
+                known[key] = find_prepared(key[0] or None, key[1])
             record.check_resume(workdir / run.name, run.config, known[key])
             snapshot.check_best(run.config, Measures.names)
             _check_source(run)

@@ -11,6 +11,7 @@ import optax
 
 from idrid_jax import config as config_lib
 from idrid_jax.data import cache, eyes, folds, pools
+from idrid_jax.data.manifest import Manifest, find_prepared
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional, functional
@@ -25,13 +26,13 @@ from idrid_jax.training.step import Update
 ENLARGED = 1.05  # as much as photographs may be enlarged for a network
 
 
-def find_release(config: ml_collections.ConfigDict) -> cache.Manifest:
+def find_release(config: ml_collections.ConfigDict) -> Manifest:
     """The prepared release that `config.data` names. Raises UserError where there is none."""
-    return cache.prepared(config.data.data_dir or None, config.data.release)
+    return find_prepared(config.data.data_dir or None, config.data.release)
 
 
 def load_split(
-    config: ml_collections.ConfigDict, manifest: cache.Manifest, split: str, size: int | None = None
+    config: ml_collections.ConfigDict, manifest: Manifest, split: str, size: int | None = None
 ) -> cache.Split:
     """A split of a prepared release, `size` pixels a side (None: the network's). Raises UserError where `cache.load`
     does."""
@@ -40,7 +41,7 @@ def load_split(
     return cache.load(manifest, split, size=size, channels=network.channels, crop=config.data.crop)
 
 
-def load_training(config: ml_collections.ConfigDict, manifest: cache.Manifest) -> tuple[cache.Split, cache.Split]:
+def load_training(config: ml_collections.ConfigDict, manifest: Manifest) -> tuple[cache.Split, cache.Split]:
     """The training split in two: what the networks are shown, and what only chooses a checkpoint (may be empty).
 
     Under `config.data.one_side` both know which of their photographs have the disc on the left; the images stay as they
@@ -58,7 +59,7 @@ def load_training(config: ml_collections.ConfigDict, manifest: cache.Manifest) -
     return shown, whole.part(held)
 
 
-def check_size(config: ml_collections.ConfigDict, manifest: cache.Manifest) -> None:
+def check_size(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     """Raises UserError where the network is larger than the photographs: it would learn what interpolation made up."""
     size = NETWORKS[config.network].size
     held = cache.size_held(manifest, config.data.crop, size)

@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 
 from idrid_jax import config as config_lib
-from idrid_jax.data.cache import Manifest
+from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 from idrid_jax.training.peers import Alone, Peers, split_address
 

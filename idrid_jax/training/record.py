@@ -13,7 +13,7 @@ import ml_collections
 
 import idrid_jax
 from idrid_jax.config import complete, differences
-from idrid_jax.data.cache import Manifest
+from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 
 NAME = "config.json"

@@ -14,6 +14,7 @@ import numpy as np
 from idrid_jax import sampling
 from idrid_jax.data import cache, folds
 from idrid_jax.data.layout import GRADES
+from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import run as evaluation_run
 from idrid_jax.models import NETWORKS, Network
@@ -57,7 +58,7 @@ class Run:
     pairs: list[tuple[np.ndarray, np.ndarray, dict]]
     parameters: tuple[int, int]
     shown: int | None
-    manifest: cache.Manifest | None
+    manifest: Manifest | None
     kind: str
     notes: dict[str, str]
 
@@ -157,7 +158,7 @@ def _sampler(workdir, of, notes) -> sampling.Sampler | None:
     return None
 
 
-def _release(config, workdir, notes) -> tuple[cache.Manifest | None, cache.Split | None]:
+def _release(config, workdir, notes) -> tuple[Manifest | None, cache.Split | None]:
     manifest = None
     try:
         manifest = build.find_release(config)
