@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrid_jax.models.layers import Conv, ConvTranspose, GradeEmbedding, glorot_uniform, in_range
+from idrid_jax.models.initializers import glorot_uniform
+from idrid_jax.models.layers import Conv, ConvTranspose, GradeEmbedding, in_range
 
 
 def _leaky(x):

@@ -10,16 +10,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from idrid_jax.models.initializers import variance_scaled
 from idrid_jax.models.layers import Conv
 
 GROUPS = 8
+HE = variance_scaled(math.sqrt(2), truncated=True)  # He's, of Keras and Flax
 
 
 class Block(nnx.Module):
     """[N, H, W, I] -> [N, H, W, O]: two 3x3 convolutions beside a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        convolution = dict(bias=False, init=nnx.initializers.he_normal(), dtype=jnp.float32, rngs=rngs)
+        convolution = dict(bias=False, init=HE, dtype=jnp.float32, rngs=rngs)
         self.norm1 = nnx.GroupNorm(inputs, num_groups=GROUPS, rngs=rngs)
         self.conv1 = Conv(inputs, outputs, 3, 1, (1, 1), **convolution)
         self.norm2 = nnx.GroupNorm(outputs, num_groups=GROUPS, rngs=rngs)
@@ -42,7 +44,7 @@ class Grader(nnx.Module):
     def __init__(self, size: int, channels: int, classes: int, width: int = 16, *, rngs: nnx.Rngs):
         levels = max(1, round(math.log2(size / 7.5)))
         widths = [width * min(4, 2**level) for level in range(levels + 1)]
-        convolution = dict(bias=False, init=nnx.initializers.he_normal(), dtype=jnp.float32, rngs=rngs)
+        convolution = dict(bias=False, init=HE, dtype=jnp.float32, rngs=rngs)
         self.stem = Conv(channels, width, 3, 1, (1, 1), **convolution)
         self.blocks = nnx.List([Block(i, o, rngs=rngs) for i, o in zip([width, *widths], widths)])
         self.norm = nnx.GroupNorm(widths[-1], num_groups=GROUPS, rngs=rngs)

@@ -10,15 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrid_jax.models.layers import (
-    Conv,
-    ConvTranspose,
-    glorot_uniform,
-    in_range,
-    keras_batch_norm,
-    normal_02,
-    torch_batch_norm,
-)
+from idrid_jax.models.initializers import glorot_uniform, normal
+from idrid_jax.models.layers import Conv, ConvTranspose, in_range, keras_batch_norm, torch_batch_norm
+
+normal_02 = normal(0.02)  # Radford et al. 2016, section 4
 
 
 def _leaky_keras(x):

@@ -1,4 +1,4 @@
-"""The layers that the networks are made of: convolutions over `models.convolution`, and the peers' initialisers."""
+"""The layers that the networks are made of: convolutions over `models.convolution`, and norms as the peers set them."""
 
 import contextlib
 import contextvars
@@ -10,13 +10,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from idrid_jax.models import convolution
+from idrid_jax.models.initializers import Initializer, normal
 
-Initializer = jax.nn.initializers.Initializer
 Padding = convolution.Padding
-
-glorot_uniform = nnx.initializers.glorot_uniform()
-normal_02 = nnx.initializers.normal(0.02)  # N(0, 0.02): Radford et al. 2016, section 4
-
 
 GRADES = 5
 LEAST_ROWS = 4  # of a layer on each device
@@ -48,13 +44,6 @@ def _split(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", rows)))
 
 
-def variance_scaled(gain: float) -> Initializer:
-    """N(0, gain^2 / fan in): He et al. 2015 ("Delving deep into rectifiers"), section 2.2; zeros where gain is 0."""
-    if not gain:
-        return nnx.initializers.zeros_init()
-    return nnx.initializers.variance_scaling(gain**2, "fan_in", "normal")
-
-
 def in_range(image: jax.Array) -> jax.Array:
     """tanh, in float32 at least: in bfloat16 it has no slope at all beyond 3.5, and a generator that is there stays."""
     return jnp.tanh(image.astype(jnp.promote_types(image.dtype, jnp.float32)))
@@ -63,19 +52,13 @@ def in_range(image: jax.Array) -> jax.Array:
 class GradeEmbedding(nnx.Embed):
     """Grades int32 [B] -> [B, features], or shares of the five, float32 [B, 5] -> the embeddings' weighted sum."""
 
-    def __init__(self, features: int, *, init: Initializer = nnx.initializers.normal(1.0), dtype, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, init: Initializer = normal(1.0), dtype, rngs: nnx.Rngs):
         super().__init__(GRADES, features, embedding_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, grades: jax.Array) -> jax.Array:
         if jnp.issubdtype(grades.dtype, jnp.integer):
             return super().__call__(grades)
         return grades.astype(self.dtype) @ self.embedding[...].astype(self.dtype)
-
-
-def normal_scale(key, shape, dtype=jnp.float32, out_sharding=None):
-    """BatchNorm scales N(1, 0.02), as the PyTorch DCGAN tutorial that the thesis follows."""
-    del out_sharding
-    return 1 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
 class Conv(nnx.Module):
@@ -150,4 +133,6 @@ def torch_batch_norm(features: int, *, dtype, rngs: nnx.Rngs) -> nnx.BatchNorm:
 
     PyTorch's running variance is the unbiased one; ours is the biased, as Keras's and Flax's: N/(N-1) apart.
     """
-    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=normal_scale, rngs=rngs)
+    return nnx.BatchNorm(
+        features, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=normal(0.02, mean=1.0), rngs=rngs
+    )

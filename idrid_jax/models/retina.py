@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idrid_jax.models.blocking import materialized
-from idrid_jax.models.layers import Conv, GradeEmbedding, in_range, variance_scaled
+from idrid_jax.models.initializers import variance_scaled
+from idrid_jax.models.layers import Conv, GradeEmbedding, in_range
 
 EMPHASIS = 10.0  # of detail in what the discriminator reads
 PLAIN = 32  # pixels a side: detail is what so few do not hold
