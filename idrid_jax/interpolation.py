@@ -17,7 +17,7 @@ from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.pictures import grid
 from idrid_jax.pixels import to_uint8
-from idrid_jax.sampling import Sampler, encode
+from idrid_jax.sampling import Sampler, check_grades, encode
 from idrid_jax.training import build
 
 FRAMES = {".png": 9, ".gif": 24}  # images of one way; a GIF also goes back
@@ -91,6 +91,7 @@ def between_grades(sampler: Sampler, grades, rows: int, frames: int, *, seed: in
     [rows, frames, R, R, C]. Raises UserError for an unconditional generator."""
     if not sampler.network.conditional:
         raise UserError(f"{sampler.config.network} is unconditional: it has no grades to go between")
+    check_grades(sampler)
     z = np.repeat(latents(sampler, rows, seed=seed), frames, axis=0)
     return _in_rows(draw(sampler, z, np.tile(mixtures(grades, frames), (rows, 1))), rows)
 

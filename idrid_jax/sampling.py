@@ -47,6 +47,11 @@ class Sampler:
     def network(self) -> Network:
         return NETWORKS[self.config.network]
 
+    @property
+    def heard(self) -> float:
+        """How much of the grades asked for it hears: less than 1 while `config.conditioning` lets them fade in."""
+        return build.heard(self.config, self.step)
+
     def images(self, grades: np.ndarray, *, seed: int = 0) -> Iterator[np.ndarray]:
         """grades int32 [N] -> N images, uint8 [R, R, C]; image i is a function of (seed, i, its grade) alone.
 
@@ -99,6 +104,15 @@ def balancing(counts: list[int]) -> list[int]:
     return [max(counts) - count for count in counts]
 
 
+def check_grades(sampler: Sampler) -> None:
+    """Raises UserError for a generator that does not hear the grades it would be asked for."""
+    if not sampler.heard:
+        raise UserError(
+            f"at step {sampler.step} {sampler.config.network} hears no grade yet (config.conditioning.start_kimg = "
+            f"{sampler.config.conditioning.start_kimg:g}): take the --step of a later checkpoint, or train on"
+        )
+
+
 def write_release(
     sampler: Sampler, out: Path | str, counts: list[int], *, seed: int = 0, suffix: str = "jpg", quality: int = 95
 ) -> Path:
@@ -110,16 +124,17 @@ def write_release(
     network, name = sampler.network, sampler.config.network
     if not network.conditional:
         raise UserError(f"{name} is unconditional: it has no grades; use --count N alone")
+    check_grades(sampler)
     if not any(counts):
         raise UserError("no image is asked for: the counts by grade are all 0")
     out = Path(out)
     grades = np.repeat(np.arange(len(GRADES)), counts)
-    images = []
+    sheet = _Sheet(grades)
     with ReleaseWriter(out, _notice(sampler, seed)) as writer:
         for image, grade in zip(sampler.images(grades, seed=seed), grades):
             writer.add_graded("train", encode(image, suffix, quality), int(grade), suffix=f".{suffix}")
-            images.append(image)
-        writer.add_file(SHEET, _sheet(images, grades))
+            sheet.add(image, grade)
+        writer.add_file(SHEET, sheet.png())
     return out
 
 
@@ -132,12 +147,13 @@ def write_images(
     """
     out = Path(out)
     grades = np.zeros(count, np.int32)
+    sheet = _Sheet(grades)
     with atomic.new_folder(out) as folder:
-        images = list(sampler.images(grades, seed=seed))
-        for number, image in enumerate(images, 1):
+        for number, image in enumerate(sampler.images(grades, seed=seed), 1):
             (folder / f"{number:0{max(4, len(str(count)))}d}.{suffix}").write_bytes(encode(image, suffix, quality))
+            sheet.add(image, 0)
         (folder / "README.txt").write_text(_notice(sampler, seed))
-        (folder / SHEET).write_bytes(_sheet(images, grades))
+        (folder / SHEET).write_bytes(sheet.png())
     return out
 
 
@@ -152,28 +168,39 @@ def encode(image: np.ndarray, suffix: str, quality: int = 95) -> bytes:
     return buffer.getvalue()
 
 
-def _sheet(images, grades) -> bytes:
-    """PNG of every image, or of SHEET_ROWS rows shared among the grades; each grade begins a row."""
-    rows = []
-    present = np.unique(grades)
-    most = SHEET_COLUMNS * max(1, SHEET_ROWS // len(present))
-    for grade in present:
-        mine = [image for image, g in zip(images, grades) if g == grade][:most]
-        mine += [np.full_like(images[0], 255)] * (-len(mine) % SHEET_COLUMNS)
-        rows += mine
-    return encode(np.asarray(grid(np.stack(rows), SHEET_COLUMNS)), "png")
+class _Sheet:
+    """The first images of each grade: all of them, or as many as SHEET_ROWS rows shared among the grades hold. Each
+    grade begins a row."""
+
+    def __init__(self, grades: np.ndarray):
+        """grades int [N]: of all images that are to come."""
+        self._shown = {grade: [] for grade in np.unique(grades).tolist()}
+        self._most = SHEET_COLUMNS * max(1, SHEET_ROWS // len(self._shown))
+
+    def add(self, image: np.ndarray, grade: int) -> None:
+        """image uint8 [R, R, C], the next of its grade."""
+        mine = self._shown[int(grade)]
+        if len(mine) < self._most:
+            mine.append(image.copy())  # what was drawn is a view of its whole batch
+
+    def png(self) -> bytes:
+        rows = []
+        for mine in self._shown.values():
+            rows += mine + [np.full_like(mine[0], 255)] * (-len(mine) % SHEET_COLUMNS)
+        return encode(np.asarray(grid(np.stack(rows), SHEET_COLUMNS)), "png")
 
 
 def _notice(sampler, seed):
     truncated = f", truncation {sampler.truncation:g}" if sampler.truncation != 1 else ""
     pools = sampler.config.data.pools
+    fading = f"It heard them by {sampler.heard:.0%} only, as they were fading in. " if sampler.heard < 1 else ""
     pooled = f"Grades that are joined by + were one and the same to it: {' '.join(pools.split())}. " if pools else ""
     return (
         "Synthetic images: no photograph of any patient. Drawn by idrid_jax "
         f"({sampler.config.network}, step {sampler.step}, seed {seed}{truncated}), "
         f"trained on release {sampler.run.release} ({sampler.run.fingerprint}).\n"
         "Grades are those the generator was asked for; nobody has graded the images. "
-        f"{pooled}"
+        f"{fading}{pooled}"
         "Oedema risk is unknown and left empty.\n"
         "Not for diagnosis. If the training release is IDRiD: (c) P. Porwal, S. Pachade, M. Kokare, "
         "CC BY 4.0, DOI 10.21227/H25W98.\n"

@@ -1,5 +1,7 @@
 """The sheet of a reader study, and what answers are worth."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,8 @@ from PIL import Image
 from scipy import stats
 
 from idrid_jax import cli
+from idrid_jax.config import default_config
+from idrid_jax.errors import UserError
 from idrid_jax.evaluation import blind
 
 
@@ -91,6 +95,26 @@ def test_refused(runs, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
 
+def test_an_each_that_is_too_large_is_refused_once(runs, tmp_path, capsys):
+    """It names what every grade has, not what the first one has that has too few."""
+    assert sheet(runs["cgan32"], tmp_path / "a", "--each=4") == 2
+    assert "--each 4: grade 4 (PROLIFERATIVE) has 1 training photographs; take 1 or fewer" in capsys.readouterr().err
+
+
+def test_a_sheet_needs_the_training_photographs_alone(tmp_path):
+    from idrid_jax.data import cache
+    from idrid_jax.data.manifest import find_prepared
+
+    release = write_release(tmp_path / "release")
+    assert cli.main(["prepare", f"--release={release}", f"--data_dir={tmp_path / 'data'}", "--notfds"]) == 0
+    manifest = find_prepared(tmp_path / "data")
+    run = make_run(tmp_path / "run", manifest)
+    cache.load(manifest, "train", size=32, channels=3, crop=default_config().data.crop)
+    shutil.rmtree(release)
+    assert sheet(run, tmp_path / "blind", "--each=1") == 0
+    assert [path.name for path in manifest.folder.glob("cache/*/*")] == ["train"]
+
+
 def study(folder, origins, answers, grades=None):
     folder.mkdir(exist_ok=True)
     frame = pd.DataFrame({"number": range(1, len(origins) + 1), "grade": grades or [0] * len(origins)})
@@ -112,6 +136,37 @@ def test_scores(tmp_path, capsys):
     assert "80%" in capsys.readouterr().out
 
 
+def test_rows_in_any_order_score_the_same(tmp_path):
+    """A spreadsheet sorts by the answers, adds rows of commas, and writes 1.0 for 1."""
+    origins = ["real", "generated", "real", "generated", "real"] * 2 + ["real"]
+    words = ["real", "real", "generated", "generated", ""] * 2 + ["real"]
+    path = study(tmp_path, origins, words, [0] * 6 + [3] * 5)
+    want = blind.score(path)
+    frame = pd.read_csv(path)
+    frame.sort_values(["answer", "number"], ascending=False).to_csv(path, index=False)
+    pd.testing.assert_frame_equal(blind.score(path), want)
+    mixed = frame.sample(frac=1, random_state=0).astype({"number": float})
+    mixed.to_csv(path, index=False)
+    path.write_text(path.read_text() + ",,\n,,\n")
+    pd.testing.assert_frame_equal(blind.score(path), want)
+
+
+@pytest.mark.parametrize(("numbers", "says"), [
+    ([1, 2], "number 3 is missing: keep one row"),
+    ([2], "number 1 is missing (and 1 more like it): keep one row"),
+    ([1, 2, 3, 2], "number 2 is there more than once: keep one row"),
+    ([1, 3, 3], "number 2 is missing, number 3 is there more than once: keep one row"),
+    ([1, 2, 3, 7], "number 7 is not in key.csv: keep one row"),
+    ([1, 2, 3, ""], "number (empty) is not in key.csv: keep one row"),
+])  # fmt: skip
+def test_numbers_that_are_not_the_key_s(tmp_path, numbers, says):
+    path = study(tmp_path, ["real"] * 3, ["real"] * 3)
+    pd.DataFrame({"number": numbers, "grade": 0, "answer": "real"}).to_csv(path, index=False)
+    with pytest.raises(UserError) as caught:
+        blind.score(path)
+    assert str(caught.value).startswith(f"{path}: {says}") and "\n" not in str(caught.value)
+
+
 def test_answers_that_are_none(tmp_path, capsys):
     def refused(path):
         assert cli.main(["blind", "score", f"--answers={path}"]) == 2
@@ -122,6 +177,6 @@ def test_answers_that_are_none(tmp_path, capsys):
     assert "image 2: answer 'maybe'" in refused(study(tmp_path, ["real", "real"], ["real", "maybe"]))
     path = study(tmp_path, ["real", "real"], ["real", "real"])
     path.write_text("\n".join(path.read_text().splitlines()[:2]))
-    assert "keep every row" in refused(path)
+    assert "number 2 is missing" in refused(path)
     path.write_text("number,grade\n1,0\n")
     assert "has no column answer" in refused(path)

@@ -126,6 +126,30 @@ def test_other_releases_and_vanished_ones_are_refused(manifest):
         find_prepared(data_dir)
 
 
+def test_a_damaged_manifest_or_none_noted_last_hides_no_named_release(manifest, release):
+    root = manifest.folder.parent
+    (root / ("f" * 64)).mkdir()
+    (root / ("f" * 64) / "release.json").write_text("{")
+    assert find_prepared(root.parent, str(release)) == manifest
+    (root / "latest").unlink()
+    assert find_prepared(root.parent, manifest.fingerprint[:8]) == manifest
+    with pytest.raises(UserError, match="no release has been prepared under"):
+        find_prepared(root.parent)
+
+
+def test_copies_of_a_scarce_grade_s_photographs_stay_with_them(manifest):
+    """A pair whose grades contradict each other, one of them scarce: both are trained on."""
+    first, *others = manifest.grading["train"]
+    many = [dataclasses.replace(first, id=f"train/more_{i}", grade=2) for i in range(9)]
+    one = dataclasses.replace(first, id="train/one", grade=1)
+    for place in range(10):
+        photographs = tuple([*many[:place], one, *many[place:]])
+        pair = (one.id, many[place - 1].id)
+        changed = dataclasses.replace(manifest, grading={"train": photographs, "test": ()}, groups=(pair,))
+        held = dict(zip((photograph.id for photograph in photographs), folds.validation(changed, 4)))
+        assert not held[pair[0]] and not held[pair[1]] and any(held.values())
+
+
 def test_a_damaged_manifest_is_written_again(manifest, release):
     (manifest.folder / "release.json").write_text("")
     again, text = prepare(release, manifest.folder.parent.parent, tfds=False)

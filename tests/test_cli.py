@@ -177,6 +177,7 @@ def test_help_imports_neither_jax_nor_tensorflow():
     (["sample", "--workdir=x", "--out=y", "stray", "words"], "'stray' belongs to no flag"),
     (["evaluate", "--workdir=x", "--count=1"], "--count=1"),
     (["phantom", "--out=x", "--train=a,b,c,d,e"], "--train=a,b,c,d,e: give whole numbers"),
+    (["sample", "--workdir=x", "--out=y", "--truncation=nan"], "--truncation=nan: not a number"),
     (["phantom", "--out=x", "--train=1,2"], "give 5 whole numbers"),
     (["phantom", "--out=x", "--height=10"], "height is 10"),
 ])

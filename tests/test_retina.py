@@ -14,7 +14,7 @@ from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, convolution, retina
 from idrid_jax.models.functional import functional
-from idrid_jax.training import build, losses, schedules
+from idrid_jax.training import build, losses, schedules, snapshot
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.step import Update
 
@@ -255,6 +255,10 @@ def test_minus_1_is_automatic_and_resolved_once():
             "config.conditioning.ramp_kimg = 5.0: cgan32 always hears its grades, or none; it is for retina64, ",
         ),
         ({"network": "retina96"}, "config.network = 'retina96': "),
+        (
+            {"conditioning.start_kimg": 20.0, "total_kimg": 20.0},
+            "config.conditioning.start_kimg = 20.0: training ends before it (config.total_kimg = 20.0)",
+        ),
     ],
 )
 def test_refused(changes, says):
@@ -264,11 +268,15 @@ def test_refused(changes, says):
 
 
 def test_what_the_networks_hear():
-    hears = build.hears(configured(**{"conditioning.start_kimg": 0.32, "conditioning.ramp_kimg": 0.64}))
+    fading = configured(**{"conditioning.start_kimg": 0.32, "conditioning.ramp_kimg": 0.64})
+    hears = build.hears(fading)
     grades = jnp.array([0, 3])
     for step, share in ((0, 0), (10, 0), (20, 0.5), (30, 1), (500, 1)):
         np.testing.assert_allclose(hears(grades, jnp.int32(step)), share * np.eye(5)[[0, 3]], atol=1e-5)
-    assert build.hears(configured())(grades, jnp.int32(0)) is grades
+        assert build.heard(fading, step) == pytest.approx(share, abs=1e-5)
+        chosen = snapshot.score(fading, {fading.checkpoint.best: 0.5}, step)
+        assert chosen == (0.5 if share == 1 else None)  # what hears its grades by half would be released mislabelled
+    assert build.hears(configured())(grades, jnp.int32(0)) is grades and build.heard(configured(), 0) == 1
 
 
 def test_learning_rate_and_penalty_follow_the_cosine():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 
 import made_run
 import numpy as np
@@ -20,7 +21,7 @@ from idrid_jax.data.audit import audit
 from idrid_jax.data.prepare import prepare
 from idrid_jax.data.release import read_release
 from idrid_jax.errors import UserError
-from idrid_jax.pictures import GAP
+from idrid_jax.pictures import GAP, grid
 from idrid_jax.training.checkpoint import Checkpoints
 
 HEADER = b"Image name,Retinopathy grade,Risk of macular edema ,,,,,,,,,\r\n"  # the official training file's first line
@@ -223,6 +224,43 @@ def test_the_contact_sheet_has_a_row_for_each_grade_at_least(sampler, unconditio
     assert many == (12 * step - GAP, sampling.SHEET_ROWS * step - GAP)  # a sheet stays one that can be looked at
 
 
+def test_the_contact_sheet_shows_the_first_of_each_grade(sampler, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "SHEET_COLUMNS", 3)
+    monkeypatch.setattr(sampling, "SHEET_ROWS", 6)
+    counts = [7, 0, 2, 0, 130]
+    drawn = draw(sampler, np.repeat(range(5), counts))
+    white = np.full_like(drawn[:1], 255)
+    want = grid(np.concatenate([drawn[:6], drawn[7:9], white, drawn[9:15]]), 3)
+    out = sampling.write_release(sampler, tmp_path / "out", counts)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / sampling.SHEET)), np.asarray(want))
+
+
+@pytest.mark.parametrize("kind", ["release", "images"])
+def test_images_are_written_as_they_come_and_forgotten(sampler, unconditional, tmp_path, monkeypatch, kind):
+    """Memory is of the sheet, not of how many images are asked for."""
+    monkeypatch.setattr(sampling, "SHEET_COLUMNS", 1)
+    monkeypatch.setattr(sampling, "SHEET_ROWS", 2)
+    count, side, there = 48, 512, []
+
+    def images(self, grades, *, seed=0):
+        for i in range(len(grades)):
+            there.append(sum(path.suffix == ".jpg" for path in files(tmp_path)))
+            yield np.full((side, side, 3), i, np.uint8)
+
+    monkeypatch.setattr(sampling.Sampler, "images", images)
+    tracemalloc.start()
+    try:
+        if kind == "release":
+            sampling.write_release(sampler, tmp_path / "out", [count // 2, 0, 0, count // 2, 0])
+        else:
+            sampling.write_images(unconditional, tmp_path / "out", count)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert there == list(range(count))
+    assert peak < count / 3 * side * side * 3
+
+
 def test_unconditional_images_are_numbered(unconditional, tmp_path):
     out = sampling.write_images(unconditional, tmp_path / "out", 3, suffix="png", seed=2)
     assert sorted(path.name for path in out.iterdir()) == ["0001.png", "0002.png", "0003.png", "README.txt",
@@ -255,6 +293,18 @@ def test_an_out_that_cannot_be_written_is_left_alone(sampler, unconditional, tmp
             write()
         assert "\n" not in str(caught.value) and "data_dir" not in str(caught.value)
     assert files(tmp_path) == before
+
+
+def test_grades_that_are_not_heard_yet_are_refused_or_told(sampler, tmp_path):
+    config = sampler.config.copy_and_resolve_references()
+    kimg = sampler.step * config.batch_size / 1000
+    config.conditioning.start_kimg = kimg
+    with pytest.raises(UserError, match=f"at step {sampler.step} cgan32 hears no grade yet"):
+        sampling.write_release(dataclasses.replace(sampler, config=config), tmp_path / "none", [1, 0, 0, 0, 0])
+    assert not list(tmp_path.iterdir())
+    config.conditioning.start_kimg, config.conditioning.ramp_kimg = 0.0, 4 * kimg
+    out = sampling.write_release(dataclasses.replace(sampler, config=config), tmp_path / "some", [1, 0, 0, 0, 0])
+    assert "heard them by 25% only" in "".join(path.read_text() for path in out.rglob("README*"))
 
 
 def test_nothing_asked_for_is_refused(sampler, tmp_path):

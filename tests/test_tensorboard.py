@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from idrid_jax.training.log import Log, read_stats
 from idrid_jax.training.tensorboard import Events, crc32c
 
 
@@ -61,3 +62,57 @@ def test_tensorflow_reads_what_was_written(tmp_path):
         assert (event.step, image.width, image.height) == (640, 130, 150)
         assert image.colorspace == len(picture.getbands())
         assert Image.open(io.BytesIO(image.encoded_image_string)).tobytes() == picture.tobytes()
+
+
+def test_tensorboard_and_stats_forget_the_same(tmp_path):
+    """Whoever resumes at a snapshot, or goes back to it, keeps what it showed; a fresh run keeps nothing."""
+    tensorflow = pytest.importorskip("tensorflow")
+    from idrid_jax.data.tensorflow import import_tensorflow
+
+    import_tensorflow()
+
+    def shown():
+        """(step, tag) after TensorBoard's `_Purge`, which keeps what lies before a SessionLog.START."""
+        found = []
+        for path in sorted((tmp_path / "tensorboard").glob("events.out.tfevents.*")):
+            for event in tensorflow.compat.v1.train.summary_iterator(str(path)):
+                if event.HasField("session_log"):
+                    found = [one for one in found if one[0] < event.step]
+                found += [(event.step, value.tag) for value in event.summary.value]
+        return found
+
+    def scalars():
+        rows = [row["step"] * 8 for row in read_stats(tmp_path)]
+        assert rows == [step for step, tag in shown() if tag == "loss_d"]
+        return rows
+
+    def grids():
+        return [one for one in shown() if one[1] in ("reals", "fakes")]
+
+    def started(step):
+        return Log(tmp_path, total_images=800, first_step=step, batch_size=8, epoch_images=80, console="bar")
+
+    rows = [dict.fromkeys(("loss_d", "loss_g", "d_real", "d_fake_before", "d_fake_after"), 0.5)]
+    picture = Image.new("RGB", (4, 4))
+    begun = [(0, "reals"), (0, "fakes")]
+    with started(0) as log:
+        log.image("reals", picture, 0)
+        log.image("fakes_0", picture, 0)
+        for step in (2, 4, 6):
+            log.image(f"fakes_{step}", picture, step)
+            log.scalars(step, rows, 1.0)
+    assert scalars() == [16, 32, 48]
+    with started(4):
+        pass
+    assert scalars() == [16, 32] and grids() == [*begun, (16, "fakes"), (32, "fakes")]
+    with started(4) as log:
+        log.scalars(6, rows, 1.0)
+        log.go_back(4)
+        log.scalars(5, rows, 1.0)
+    assert scalars() == [16, 32, 40] and grids() == [*begun, (16, "fakes"), (32, "fakes")]
+    with started(5) as log:
+        log.go_back(0)  # nobody draws the first grids anew
+    assert scalars() == [] and grids() == begun
+    with started(0):
+        pass
+    assert shown() == []

@@ -70,6 +70,13 @@ def test_a_larger_network_takes_the_levels_of_as_many_pixels(small, phantom_data
     ]
 
 
+def test_a_home_in_the_name_of_the_run(phantom_data, tmp_path, monkeypatch):
+    """The shell leaves --config.init_from=~/x alone."""
+    left(configured(phantom_data, "retina64"), tmp_path / "source")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    transfer.find(configured(phantom_data, "retina64", init_from="~/source"))
+
+
 def test_a_smaller_network_takes_them_too(small, phantom_data, tmp_path):
     source = left(configured(phantom_data, "retina64"), tmp_path / "source")
     config = configured(phantom_data, "retina32", seed=1, init_from=str(tmp_path / "source"))

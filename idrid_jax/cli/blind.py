@@ -24,7 +24,7 @@ def _run_sheet(values):
     from idrid_jax.evaluation import blind, run
 
     sampler = sampling.load(values.workdir, values.step, statistics=values.batch_statistics)
-    _, training, _ = run.photographs(values.workdir, sampler, values.data_dir)
+    _, training = run.training_photographs(values.workdir, sampler, values.data_dir)
     out = blind.write(
         sampler, training.images, training.grades, training.ids, values.out, each=values.each, seed=values.seed
     )

@@ -31,6 +31,9 @@ def parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
         raise UserError(f"{name}: {message}") from error
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{name}: {_plain(' '.join(str(error).split()))}") from error
+    for flag in values:  # within any bounds, to absl
+        if isinstance(given := values[flag].value, float) and given != given:
+            raise UserError(f"{name}: --{flag}=nan: not a number")
     for flag in PATHS & set(values):
         if given := values[flag].value:  # the shell leaves --flag=~/x alone
             expanded = [str(Path(path).expanduser()) for path in (given if isinstance(given, list) else [given])]

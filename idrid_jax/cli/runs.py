@@ -80,7 +80,8 @@ def _train(config, workdir, say):
     manifest = find_prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
     tell = lambda text: say(text, file=sys.stderr, flush=True)
     # before the table, which takes seconds: its weights may be missing
-    measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best, tell=tell)
+    stops = config.on_collapse == "stop"
+    measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best, stops=stops, tell=tell)
     say(build.table(config))
     say(
         f"release {manifest.name} ({manifest.fingerprint[:12]}), "

@@ -38,7 +38,7 @@ def validation(manifest: Manifest, n: int) -> np.ndarray:
     `cache.load`.
 
     One of n folds, in which copies of a photograph stay together; 0: none. A grade of fewer than n photographs gives
-    none away.
+    none away, nor their copies of other grades.
     """
     photographs = manifest.grading["train"]
     grades = np.array([photograph.grade for photograph in photographs], int)
@@ -46,5 +46,7 @@ def validation(manifest: Manifest, n: int) -> np.ndarray:
         return np.zeros(len(photographs), bool)
     place = {photograph.id: i for i, photograph in enumerate(photographs)}
     groups = [[place[name] for name in group if name in place] for group in manifest.groups]
-    scarce = np.bincount(grades, minlength=len(GRADES)) < n
-    return (folds(grades, groups, n, seed=0) == 0) & ~scarce[grades]
+    scarce = (np.bincount(grades, minlength=len(GRADES)) < n)[grades]
+    for group in groups:
+        scarce[group] = scarce[group].any()
+    return (folds(grades, groups, n, seed=0) == 0) & ~scarce

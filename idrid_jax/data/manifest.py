@@ -8,8 +8,10 @@
 `prepare` writes it.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,23 +69,31 @@ def find_prepared(data_dir: Path | str | None = None, release: str = "") -> Mani
     """
     data_dir = Path(data_dir).expanduser() if data_dir else default_data_dir()
     root = data_dir / "idrid_jax"
-    if not (root / "latest").is_file():
+    folders = [path.parent for path in sorted(root.glob(f"[!.]*/{MANIFEST}"))]
+    noted = (root / "latest").read_text().strip() if (root / "latest").is_file() else ""
+    if not folders and not noted or not noted and not release:
         raise UserError(f"no release has been prepared under {data_dir}: run idrid-jax prepare --release PATH first")
-    latest = root / (root / "latest").read_text().strip()
+    latest = root / noted
     if not release:
         return read_manifest(latest)
-    folders = [path.parent for path in sorted(root.glob(f"[!.]*/{MANIFEST}"))]
     if found := [folder for folder in folders if folder.name.startswith(release)]:
         if len(found) > 1:
             raise UserError(f"release {release!r} begins {len(found)} fingerprints under {root}; give more of it")
         return read_manifest(found[0])
     path = Path(release).expanduser().resolve()
-    all_manifests = [read_manifest(folder) for folder in folders]
+    all_manifests = list(readable_manifests(root))
     same = [manifest for manifest in all_manifests if manifest.release == path]
     if not same:
         known = ", ".join(f"{manifest.fingerprint[:8]} ({manifest.release})" for manifest in all_manifests)
         raise UserError(f"release {release!r} has not been prepared under {data_dir}; there are: {known or 'none'}")
     return max(same, key=lambda manifest: (manifest.folder == latest, (manifest.folder / MANIFEST).stat().st_mtime))
+
+
+def readable_manifests(root: Path) -> Iterator[Manifest]:
+    """Those under `root`, <data_dir>/idrid_jax: a damaged one hides no other, and `prepare` writes it again."""
+    for path in sorted(root.glob(f"[!.]*/{MANIFEST}")):
+        with contextlib.suppress(UserError):
+            yield read_manifest(path.parent)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -4,17 +4,15 @@ import contextlib
 import importlib.util
 import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from idrid_jax.data import atomic
 from idrid_jax.data.audit import Audit, audit
 from idrid_jax.data.manifest import (
-    MANIFEST,
     Manifest,
     Photograph,
     default_data_dir,
-    read_manifest,
+    readable_manifests,
     tfds_path,
     write_manifest,
 )
@@ -61,7 +59,7 @@ def prepare(
         notes = ["TensorFlow is not installed: no TFDS dataset; caches will be filled straight from the release"]
 
     path = Path(release_path).expanduser().resolve()
-    for manifest in _manifests(data_dir / "idrid_jax"):
+    for manifest in readable_manifests(data_dir / "idrid_jax"):
         same = (manifest.source, manifest.options, manifest.release) == (source, options, path)
         built = [config for config in CONFIGS if (tfds or manifest.tfds) and _holds(manifest.counts[config])]
         there = _sources(manifest) <= {record.image for record in release.grading}
@@ -100,13 +98,6 @@ def prepare(
 
 def _text(manifest: Manifest, notes: list[str]) -> str:
     return "\n".join([manifest.report, *notes, f"prepared as {manifest.fingerprint[:16]} in {manifest.folder}"])
-
-
-def _manifests(root: Path) -> Iterator[Manifest]:
-    """Those that can be read: a damaged one is as good as none to `prepare`, which writes it again."""
-    for path in sorted(root.glob(f"[!.]*/{MANIFEST}")):
-        with contextlib.suppress(UserError):
-            yield read_manifest(path.parent)
 
 
 def _sources(manifest: Manifest) -> set[Source]:

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from idrid_jax.data import atomic
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.sampling import Sampler, encode
+from idrid_jax.sampling import Sampler, check_grades, encode
 
 SHEET, KEY, ANSWERS = "sheet.png", "key.csv", "answers.csv"
 REAL, GENERATED = "real", "generated"
@@ -46,15 +46,16 @@ def write(
     rng = np.random.default_rng(seed)
     groups = [None]
     if sampler.network.conditional:
+        check_grades(sampler)
         groups = [grade for grade in range(len(GRADES)) if (grades == grade).any()]
+    places = [np.arange(len(grades)) if grade is None else np.flatnonzero(grades == grade) for grade in groups]
+    least = min(range(len(groups)), key=lambda which: len(places[which]))
+    if (most := len(places[least])) < each:  # of all groups: what is taken instead fits each of them
+        whose = "the release" if groups[least] is None else f"grade {groups[least]} ({GRADES[groups[least]]})"
+        raise UserError(f"--each {each}: {whose} has {most} training photographs; take {most} or fewer")
     with atomic.new_folder(out) as folder:
         rows, tiles = [], []
-        for grade in groups:
-            mine = np.arange(len(grades)) if grade is None else np.flatnonzero(grades == grade)
-            if len(mine) < each:
-                whose = "the release" if grade is None else f"grade {grade} ({GRADES[grade]})"
-                there = f"{len(mine)} training photographs"
-                raise UserError(f"--each {each}: {whose} has {there}; take {len(mine)} or fewer")
+        for grade, mine in zip(groups, places):
             for index in rng.choice(mine, each, replace=False):
                 rows.append((grade, REAL, ids[index]))
                 tiles.append(images[index])
@@ -102,14 +103,15 @@ def score(answers: Path | str) -> pd.DataFrame:
 
     Returns, for each grade and "all": answered; right, the share that is; called_real, the share of generated images
     that were taken for photographs; p, the chance that a coin gets as many right or more (exact binomial test).
-    Raises UserError where a file is missing or is not such a file, an answer is neither word, or there is none.
+    The rows of either file may be in any order, as a spreadsheet may sort them. Raises UserError where a file is
+    missing or is not such a file, their numbers differ, an answer is neither word, or there is none.
     """
     answers = Path(answers)
     given, key = _read(answers, "answer"), _read(answers.parent / KEY, "origin")
-    if list(given["number"]) != list(key["number"]):
-        raise UserError(f"{answers}: its numbers are not those of {KEY}: keep every row, and leave out by no answer")
+    _check_numbers(answers, given["number"], key["number"])
+    given = given.set_index("number").loc[key["number"]].reset_index()
     words = given["answer"].fillna("").astype(str).str.strip().str.lower()
-    for number, word in zip(given["number"], words):
+    for number, word in zip(key["number"], words):
         if word not in ("", REAL, GENERATED):
             raise UserError(f"{answers}: image {number}: answer {word!r}: write {REAL} or {GENERATED}, or nothing")
     told = key.assign(answer=words)[words != ""]
@@ -117,6 +119,23 @@ def score(answers: Path | str) -> pd.DataFrame:
         raise UserError(f"{answers}: no answer: write {REAL} or {GENERATED} in the column answer")
     groups = [(f"grade {grade} ({GRADES[int(grade)]})", some) for grade, some in told.groupby("grade")]
     return pd.DataFrame([_of(name, some) for name, some in (*groups, ("all", told))]).set_index("of")
+
+
+def _check_numbers(path, given: pd.Series, known: pd.Series) -> None:
+    """Raises UserError, one line with all that is wrong, where the numbers given are not those known, once each."""
+    wrong = {
+        "is missing": known[~known.isin(given)],
+        "is there more than once": given[given.duplicated() & given.isin(known)],
+        f"is not in {KEY}": given[~given.isin(known)],
+    }
+    told = []
+    for what, numbers in wrong.items():
+        if unlike := list(numbers.unique()):
+            more = f" (and {len(unlike) - 1} more like it)" if len(unlike) > 1 else ""
+            told.append(f"number {unlike[0] or '(empty)'} {what}{more}")
+    if told:
+        advice = f"keep one row for each number of {KEY}, its answer empty where there is none, and no other row"
+        raise UserError(f"{path}: {', '.join(told)}: {advice}")
 
 
 def _of(name, told):
@@ -133,11 +152,14 @@ def _of(name, told):
 
 def _read(path, column) -> pd.DataFrame:
     try:
-        table = pd.read_csv(io.StringIO(path.read_text("utf-8-sig")))
+        # numbers as text: beside an empty or a wrong cell they would be no integers
+        table = pd.read_csv(io.StringIO(path.read_text("utf-8-sig")), dtype={"number": str})
     except FileNotFoundError:
         raise UserError(f"{path}: is not there: idrid-jax blind sheet writes it") from None
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"{path}: is no CSV file ({str(error).splitlines()[0]})") from error
     if missing := {"number", "grade", column} - set(table.columns):
         raise UserError(f"{path}: has no column {', '.join(sorted(missing))}: idrid-jax blind sheet writes them")
-    return table
+    table = table.dropna(how="all").reset_index(drop=True)  # a spreadsheet may end in rows of commas
+    numbers = table["number"].fillna("").str.strip().str.removesuffix(".0")
+    return table.assign(number=numbers)

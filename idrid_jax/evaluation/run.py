@@ -1,5 +1,6 @@
 """What `idrid-jax evaluate` does: a run's generator measured beside photographs, written to evaluation.json."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -182,13 +183,31 @@ def photographs(
 ) -> tuple[Manifest, cache.Split, cache.Split]:
     """The release of a run, its training split, and its test split (of a release such as `sample` writes: empty),
     `size` pixels a side (None: the network's)."""
+    manifest, training = training_photographs(workdir, sampler, data_dir, size)
+    if not any(manifest.counts["grading"]["test"]):
+        return manifest, training, training.part(np.arange(0))
+    with _trained_on(workdir, sampler):
+        config = saved.with_its_release(sampler.run, data_dir)
+        return manifest, training, build.load_split(config, manifest, "test", size)
+
+
+def training_photographs(
+    workdir, sampler: Sampler, data_dir="", size: int | None = None
+) -> tuple[Manifest, cache.Split]:
+    """Of a run, as `photographs`; its test split need not be there.
+
+    data_dir: where the release is prepared; empty: where the run found it. Raises UserError where it is not there.
+    """
     config = saved.with_its_release(sampler.run, data_dir)
-    try:
+    with _trained_on(workdir, sampler):
         manifest = build.find_release(config)
-        training = build.load_split(config, manifest, "train", size)
-        tested = any(manifest.counts["grading"]["test"])
-        held_out = build.load_split(config, manifest, "test", size) if tested else training.part(np.arange(0))
-        return manifest, training, held_out
+        return manifest, build.load_split(config, manifest, "train", size)
+
+
+@contextlib.contextmanager
+def _trained_on(workdir, sampler):
+    try:
+        yield
     except UserError as error:
         release = f"{sampler.run.release} ({sampler.run.fingerprint[:12]})"
         raise UserError(

@@ -21,8 +21,8 @@ LEAST = 10  # validation photographs; with fewer the training ones are the refer
 class Measures:
     """Handed to `loop.train`; what is of photographs alone is computed at the first call.
 
-    kid, kid_grader, diversity: only where kid, kid_grader or kid_imagenet chooses the checkpoint, as a grader has to be
-      trained for them.
+    kid, kid_grader, diversity: only where kid, kid_grader or kid_imagenet chooses the checkpoint, or a collapse shall
+      stop training, as a grader has to be trained for them.
     kid_grader, kid_random: to the validation photographs (where they are fewer than LEAST: to the training ones),
       unbiased, by the features of a grader (`trained_grader`) and by random ones. Not x1000. kid: the mean of both,
       which are of one order on photographs and noise. The grader's alone ends at 0 long before textures are right; the
@@ -39,10 +39,13 @@ class Measures:
     # those of which lower is better
     names = ("kid", "kid_grader", "kid_random", "kid_imagenet", "copied", "ssim_among", "ssim_gap")
 
-    def __init__(self, folder: Path, chooses: str = "kid", tell: Callable[[str], None] = lambda text: None):
-        """folder: where graders of the release are kept. chooses: `config.checkpoint.best`. tell: is told of what takes
-        long. Raises: UserError where the weights of `kid_imagenet` are not installed."""
-        self._folder, self._with_grader = Path(folder), chooses in ("kid", "kid_grader", "kid_imagenet")
+    def __init__(
+        self, folder: Path, chooses: str = "kid", stops: bool = False, tell: Callable[[str], None] = lambda text: None
+    ):
+        """folder: where graders of the release are kept. chooses: `config.checkpoint.best`. stops: whether training
+        shall stop where images grow alike (see `alarm`), as diversity says. tell: is told of what takes long. Raises:
+        UserError where the weights of `kid_imagenet` are not installed."""
+        self._folder, self._with_grader = Path(folder), stops or chooses in ("kid", "kid_grader", "kid_imagenet")
         self._imagenet = weights.load(weights.IMAGENET) if chooses == "kid_imagenet" else None
         self._tell, self._real = tell, None
 

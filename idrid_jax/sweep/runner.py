@@ -45,7 +45,7 @@ def check(sweep: Sweep, workdir: Path) -> dict[str, str]:
 
 def _check_source(run: Run) -> None:
     if run.config.init_from:
-        source = record.read(Path(run.config.init_from))
+        source = record.read(Path(run.config.init_from).expanduser())
         family = lambda config: NETWORKS[config.network].family if config.network in NETWORKS else None
         if source is None or family(source.config) != family(run.config):
             found = "no run is there" if source is None else f"its network is {source.config.network}"

@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from idrid_jax import config as config_lib
+from idrid_jax import streams
 from idrid_jax.data import cache, eyes, folds, pools
 from idrid_jax.data.manifest import Manifest, find_prepared
 from idrid_jax.errors import UserError
@@ -122,6 +123,11 @@ def make_update(
     return update, lambda key: init_state(key, generator, discriminator, g_tx, d_tx, **averages)
 
 
+def heard(config: ml_collections.ConfigDict, step: int) -> float:
+    """How much of its grades a generator hears at `step`: 1, or less while `config.conditioning` lets them fade in."""
+    return float(hears(config)(jnp.ones(1), step)[0])
+
+
 def hears(config: ml_collections.ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """(grades int32 [B] or shares float32 [B, 5], step) -> what the networks of `config` take in their place there."""
     start, length = config.conditioning.start_kimg, config.conditioning.ramp_kimg
@@ -164,7 +170,8 @@ def state_sharding(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh):
 
 def fresh_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.sharding.Mesh) -> TrainState:
     """The state of `config` before its first step, a function of `config.seed`, on the devices of `mesh`."""
-    return jax.jit(init, out_shardings=state_sharding(config, mesh))(jax.random.key(config.seed))
+    key = jax.random.fold_in(jax.random.key(config.seed), streams.INIT)
+    return jax.jit(init, out_shardings=state_sharding(config, mesh))(key)
 
 
 def table(config: ml_collections.ConfigDict) -> str:

@@ -22,8 +22,8 @@ from orbax.checkpoint import v1 as ocp
 from idrid_jax.errors import UserError
 from idrid_jax.training import processes
 from idrid_jax.training.state import TrainState
+from idrid_jax.training.workdir import CHECKPOINTS as FOLDER
 
-FOLDER = "checkpoints"
 SET_ASIDE = "unreadable_checkpoints"
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax's suffix of a checkpoint that is not whole
 

@@ -16,6 +16,7 @@ import numpy as np
 from idrid_jax.errors import UserError
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.state import TrainState
+from idrid_jax.training.workdir import saved
 
 MOST = 3  # times that a run goes back: at an eighth of its updates it is not their size that is wrong
 
@@ -24,45 +25,49 @@ class TrainingDiverged(UserError):
     """A loss, a gradient, a parameter or a statistic is NaN or infinite.
 
     Attributes:
-      found: what it is, and at which step.
+      networks: whose learning rate may be to blame.
     """
 
-    def __init__(self, found: str, advice: str):
-        super().__init__(f"{found}; {advice}")
-        self.found, self.advice = found, advice
+    def __init__(self, found: str, *networks: str):
+        super().__init__(found)
+        self.networks = networks
 
-    def in_the_end(self, restarts: int) -> "TrainingDiverged":
-        """The same, which also says how often training went back before."""
+    def in_the_end(self, restarts: int, workdir, config: ml_collections.ConfigDict) -> "TrainingDiverged":
+        """The same with how often training went back before, what is left of it, and what to do. No save is under
+        way."""
         times = f"{restarts} time{'s' if restarts > 1 else ''}"
-        said = f"; training went back {times}, to updates 1/{2**restarts} as large" if restarts else ""
-        return TrainingDiverged(self.found + said, self.advice)
+        found = f"{self}; training went back {times}, to updates 1/{2**restarts} as large" if restarts else str(self)
+        rates = [f"{network[0]}_learning_rate" for network in self.networks]
+        named = " or ".join(f"config.optimizer.{rate} ({config.optimizer[rate]:g})" for rate in rates)
+        restore = "set config.on_divergence to restore, or " if config.on_divergence == "stop" else ""
+        advice = f"{restore}lower {named} or set config.optimizer.clip_norm"
+        if saved(workdir):  # with whose configuration a run goes on
+            elsewhere = f"in another --workdir, with --config.init_from={workdir} to keep the networks"
+            return TrainingDiverged(f"{found}; the last good checkpoint stays in {workdir}: {advice} {elsewhere}")
+        return TrainingDiverged(f"{found}; no checkpoint is in {workdir} yet: {advice}")
 
 
-def check_metrics(rows: list[dict[str, float]], done: int, workdir, config: ml_collections.ConfigDict) -> None:
+def check_metrics(rows: list[dict[str, float]], done: int) -> None:
     """Raises TrainingDiverged for a loss or gradient in `rows`, metrics of the updates up to `done`, that is not
     finite."""
     for step, row in enumerate(rows, done - len(rows) + 1):
-        for network, names in (("discriminator", ("loss_d", "grad_norm_d")), ("generator", ("loss_g", "grad_norm_g"))):
-            for name in names:
-                if not np.isfinite(row[name]):
-                    raise _diverged(f"step {step}: {name} of the {network} is {row[name]}", network, workdir, config)
+        for name in ("loss_d", "grad_norm_d"):
+            if not np.isfinite(row[name]):
+                raise TrainingDiverged(f"step {step}: {name} of the discriminator is {row[name]}", "discriminator")
+        for name in ("loss_g", "grad_norm_g"):  # judged by the discriminator that this step updated
+            if not np.isfinite(row[name]):
+                whose = "generator, or of the discriminator just updated,"
+                raise TrainingDiverged(
+                    f"step {step}: {name} of the {whose} is {row[name]}", "discriminator", "generator"
+                )
 
 
-def check_state(state: TrainState, done: int, workdir, config: ml_collections.ConfigDict) -> None:
+def check_state(state: TrainState, done: int) -> None:
     """Raises TrainingDiverged for networks that are not finite: before a save, so that the checkpoints before are never
     pushed out by a broken one."""
     for network, part in (("discriminator", state.d), ("generator", (state.g, state.ema))):
         if not _finite(part):
-            found = f"step {done}: a parameter or statistic of the {network} is not finite"
-            raise _diverged(found, network, workdir, config)
-
-
-def _diverged(found, network, workdir, config):
-    rate = f"{network[0]}_learning_rate"
-    advice = f"lower config.optimizer.{rate} ({config.optimizer[rate]:g}) or set config.optimizer.clip_norm"
-    if config.on_divergence == "stop":
-        advice += ", or config.on_divergence to restore"
-    return TrainingDiverged(found, f"the last good checkpoint stays in {workdir}: {advice}")
+            raise TrainingDiverged(f"step {done}: a parameter or statistic of the {network} is not finite", network)
 
 
 @jax.jit

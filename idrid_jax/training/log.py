@@ -31,7 +31,7 @@ class Log:
         self._workdir, self._batch_size, self._total, self._console = workdir, batch_size, total_images, console
         self._epoch_batches = max(1, epoch_images // batch_size)
         self._start = time.monotonic()
-        self._open(first_step)
+        self._open(first_step, first_step > 0)
         self._bar = tqdm(
             total=total_images / 1000,
             initial=first_step * batch_size / 1000,
@@ -52,14 +52,16 @@ class Log:
         """Goes on after `step` once more: what was logged of later ones is dropped, as at the start."""
         self._file.close()
         self._board.close()
-        self._open(step)
+        self._open(step, True)
         self._bar.n = step * self._batch_size / 1000
 
-    def _open(self, step):
+    def _open(self, step, keep):
+        """keep: whether what was logged at `step` itself stays; a fresh run logs its 0 anew."""
         path = self._workdir / "stats.jsonl"
         _keep_until(path, step)
         self._file = path.open("a")
-        self._board = Events(self._workdir / "tensorboard", step * self._batch_size)
+        # its readers forget the purge step too, where stats.jsonl keeps the row of `step`
+        self._board = Events(self._workdir / "tensorboard", step * self._batch_size + keep)
         self.start_clock(step)
 
     def start_clock(self, step: int) -> None:

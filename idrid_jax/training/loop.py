@@ -140,7 +140,7 @@ def train(
                         rows = _rows(jax.device_get(pending[: (point - told) // step.steps]))
                         del pending[: (point - told) // step.steps]
                         told, rate = point, log.read_clock(point)
-                        divergence.check_metrics(rows, point, workdir, config)
+                        divergence.check_metrics(rows, point)
                         measures = {}
                         if due and point == done:
                             log.image(snapshot.fakes_name(done, config), views.fakes(state), done)
@@ -148,8 +148,8 @@ def train(
                                 log.say(f"{done * config.batch_size / 1000:.1f} kimg: {snapshot.told(measures)}")
                         log.scalars(point, rows, rate, measures | ({"restarts": restarts} if restarts else {}))
                     if due or stop:
-                        divergence.check_state(state, done, workdir, config)
-                        score = snapshot.score(config, measures) if due else None
+                        divergence.check_state(state, done)
+                        score = snapshot.score(config, measures, done) if due else None
                         if score is not None and score < float(state.best):
                             best = mesh_lib.everywhere(np.array(score, np.float32), mesh)
                             state = dataclasses.replace(state, best=best)
@@ -167,17 +167,17 @@ def train(
                         log.say(f"interrupted: saved step {done}; the same command goes on from there")
                         break
                 except TrainingDiverged as diverged:
+                    checkpoints.wait()
                     if config.on_divergence == "stop" or restarts >= divergence.MOST:
-                        raise diverged.in_the_end(restarts) from None
+                        raise diverged.in_the_end(restarts, workdir, config) from None
                     state, restarts = None, restarts + 1  # the broken one makes room
                     pending.clear()
-                    checkpoints.wait()
                     state = divergence.restarted(begin()[0], restarts, mesh)
                     done = told = int(state.step)
                     step = step.starting_at(done)
                     log.go_back(done)
                     log.say(
-                        f"{diverged.found}: back to step {done}, updates half as large from there on "
+                        f"{diverged}: back to step {done}, updates half as large from there on "
                         f"({restarts} of at most {divergence.MOST} times)"
                     )
     return state

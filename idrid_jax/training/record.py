@@ -15,6 +15,7 @@ import idrid_jax
 from idrid_jax.config import complete, differences
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
+from idrid_jax.training.workdir import saved
 
 NAME = "config.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -80,9 +81,10 @@ def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest, 
 
 
 def check_resume(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest) -> None:
-    """Raises UserError, naming the fields, where the run in `workdir` cannot go on with this configuration or data."""
+    """Raises UserError, naming the fields, where the run in `workdir` cannot go on with this configuration or data.
+    Before its first checkpoint there is nothing to go on with: it begins again, with whatever it was corrected to."""
     record = read(workdir)
-    if record is None:
+    if record is None or not saved(workdir):
         return
     if record.fingerprint != manifest.fingerprint:
         raise UserError(

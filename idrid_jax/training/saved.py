@@ -15,7 +15,7 @@ from idrid_jax.training.state import TrainState
 
 def read_record(workdir: Path | str) -> record.Record:
     """What a run's folder says of it. Raises UserError where no run is, or its configuration is none."""
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     run = record.read(workdir)
     if run is None:
         raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
@@ -45,7 +45,7 @@ def read_run(
     device).
     Raises UserError where no run is, its configuration is none, or no checkpoint (of that step) can be read.
     """
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     run = read_record(workdir)
     _, init = build.make_update(run.config, *build.networks(run.config))
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])

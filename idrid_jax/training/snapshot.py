@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from idrid_jax import config as config_lib
+from idrid_jax import streams
 from idrid_jax.data.cache import Split
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
@@ -57,11 +58,11 @@ class Views:
 
         self._columns = max(2, min(GRID_COLUMNS, GRID_PIXELS // network.size))
         self._grid_grades = np.repeat(np.arange(GRID_ROWS, dtype=np.int32), self._columns)
-        self._grid = drawn(latents(0x6121D, len(self._grid_grades)), self._grid_grades)
+        self._grid = drawn(latents(streams.GRID, len(self._grid_grades)), self._grid_grades)
         # grades as often as photographs have them
         mixture = np.random.default_rng(config.seed).permutation(split.grades)
         self._measured_grades = np.resize(mixture, max(40, int(MEASURED * min(1, 128 / network.size))))
-        self._measured = drawn(latents(0x3EA5, len(self._measured_grades)), self._measured_grades)
+        self._measured = drawn(latents(streams.MEASURED, len(self._measured_grades)), self._measured_grades)
 
     def fakes(self, state: TrainState) -> Image.Image:
         """Generated images, a row a grade where the network knows grades."""
@@ -104,9 +105,12 @@ def told(measures: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in measures.items() if name != "veto")
 
 
-def score(config: ml_collections.ConfigDict, measures: dict[str, float]) -> float | None:
-    """The measure that chooses the checkpoint; None where there is none or it is not to be chosen."""
-    return None if measures.get("veto") else measures.get(config.checkpoint.best)
+def score(config: ml_collections.ConfigDict, measures: dict[str, float], step: int) -> float | None:
+    """The measure that chooses the checkpoint; None where there is none or it is not to be chosen: copies, or the
+    networks do not yet hear their grades in full, so that a release of it would be mislabelled."""
+    if measures.get("veto") or build.heard(config, step) < 1:
+        return None
+    return measures.get(config.checkpoint.best)
 
 
 def check_best(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:

@@ -69,7 +69,7 @@ class Update:
         self, state: TrainState, images: jax.Array, grades: jax.Array, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """images uint8 [B, R, R, C], grades int32 [B], a key of (seed, step) -> the next state, float32 [] metrics."""
-        batch, weights = self._drawn(state, images, grades, key), self.weights
+        batch, weights = self._batch(state, images, grades, key), self.weights
         over = functools.partial(accumulate.over, batch, self.accumulate)
         loss = losses.LOSSES[self.loss]
         of_logits = loss.discriminator
@@ -176,7 +176,7 @@ class Update:
         state = TrainState(state.step + 1, g, d, average, state.best, lecam, augmentation, state.restarts)
         return state, metrics | added | added_to_g
 
-    def _drawn(self, state, images, grades, key) -> Batch:
+    def _batch(self, state, images, grades, key) -> Batch:
         """The batch with all that is random in its update, and what the networks hear of its grades."""
         z_key, flip_key, *looks = jax.random.split(key, 5)
         share_key, *more_looks = jax.random.split(jax.random.fold_in(key, 5), 3)  # 0 to 4 would be those above

@@ -15,8 +15,14 @@ from idrid_jax.errors import UserError
 from idrid_jax.training import processes
 
 LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
 VISIBLE = 30.0  # seconds until what one host wrote is seen by another: network file systems cache folders
 UNKNOWN_TO = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # file systems without locks
+
+
+def saved(workdir: Path) -> bool:
+    """Whether there is a finished checkpoint; Orbax is not needed to tell."""
+    return any(path.name.isdigit() for path in (Path(workdir) / CHECKPOINTS).glob("*"))
 
 
 @contextlib.contextmanager
