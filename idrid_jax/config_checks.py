@@ -23,11 +23,6 @@ def check(config: ml_collections.ConfigDict, plain: ml_collections.ConfigDict) -
 
 def _conditioning(config) -> None:
     fades = [name for name in ("start_kimg", "ramp_kimg") if config.conditioning[name]]
-    if config.conditioning.start_kimg and config.conditioning.start_kimg >= config.total_kimg:
-        raise UserError(
-            f"config.conditioning.start_kimg = {config.conditioning.start_kimg}: training ends before it "
-            f"(config.total_kimg = {config.total_kimg}), so that no grade would ever be heard: begin sooner"
-        )
     if fades and not NETWORKS[config.network].fades_in:
         having = ", ".join(network for network, made in NETWORKS.items() if made.fades_in)
         raise UserError(

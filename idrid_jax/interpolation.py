@@ -78,7 +78,9 @@ def draw(sampler: Sampler, z: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 def between_latents(sampler: Sampler, grades, frames: int, *, seed: int = 0) -> np.ndarray:
     """Row r, of grade grades[r], goes from latent 2r of `sample --seed SEED` to latent 2r + 1: uint8
-    [rows, frames, R, R, C]."""
+    [rows, frames, R, R, C]. Raises UserError where it does not hear grades yet."""
+    if sampler.network.conditional:
+        check_grades(sampler)
     rows, t = len(grades), np.linspace(0, 1, frames)
     ends = latents(sampler, 2 * rows, seed=seed)
     z = np.concatenate([slerp(a, b, t) for a, b in zip(ends[::2], ends[1::2])])
@@ -88,7 +90,7 @@ def between_latents(sampler: Sampler, grades, frames: int, *, seed: int = 0) -> 
 
 def between_grades(sampler: Sampler, grades, rows: int, frames: int, *, seed: int = 0) -> np.ndarray:
     """Row r draws latent r of `sample --seed SEED` while its grade goes through `grades`: uint8
-    [rows, frames, R, R, C]. Raises UserError for an unconditional generator."""
+    [rows, frames, R, R, C]. Raises UserError for an unconditional generator, or one that does not hear grades yet."""
     if not sampler.network.conditional:
         raise UserError(f"{sampler.config.network} is unconditional: it has no grades to go between")
     check_grades(sampler)

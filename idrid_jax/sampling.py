@@ -119,7 +119,8 @@ def write_release(
     """counts[g] images of grade g as part B's training set of a release in IDRiD's layout, with a contact sheet.
 
     Oedema risk is unknown and stays an empty cell. Whole or not at all. Raises UserError for an unconditional
-    generator, counts that come to nothing, or a folder that exists or cannot be written.
+    generator, one that does not hear grades yet, counts that come to nothing, or a folder that exists or cannot be
+    written.
     """
     network, name = sampler.network, sampler.config.network
     if not network.conditional:
@@ -193,7 +194,7 @@ class _Sheet:
 def _notice(sampler, seed):
     truncated = f", truncation {sampler.truncation:g}" if sampler.truncation != 1 else ""
     pools = sampler.config.data.pools
-    fading = f"It heard them by {sampler.heard:.0%} only, as they were fading in. " if sampler.heard < 1 else ""
+    fading = f"It heard them by {sampler.heard:.1%} only, as they were fading in. " if sampler.heard < 1 else ""
     pooled = f"Grades that are joined by + were one and the same to it: {' '.join(pools.split())}. " if pools else ""
     return (
         "Synthetic images: no photograph of any patient. Drawn by idrid_jax "

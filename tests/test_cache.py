@@ -131,6 +131,8 @@ def test_a_damaged_manifest_or_none_noted_last_hides_no_named_release(manifest, 
     (root / ("f" * 64)).mkdir()
     (root / ("f" * 64) / "release.json").write_text("{")
     assert find_prepared(root.parent, str(release)) == manifest
+    with pytest.raises(UserError, match="damaged: .*fff: if it is that, run idrid-jax prepare"):
+        find_prepared(root.parent, "/another")
     (root / "latest").unlink()
     assert find_prepared(root.parent, manifest.fingerprint[:8]) == manifest
     with pytest.raises(UserError, match="no release has been prepared under"):

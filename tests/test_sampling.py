@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idrid_jax import sampling
+from idrid_jax import interpolation, sampling
 from idrid_jax.data import layout
 from idrid_jax.data.audit import audit
 from idrid_jax.data.prepare import prepare
@@ -301,10 +301,12 @@ def test_grades_that_are_not_heard_yet_are_refused_or_told(sampler, tmp_path):
     config.conditioning.start_kimg = kimg
     with pytest.raises(UserError, match=f"at step {sampler.step} cgan32 hears no grade yet"):
         sampling.write_release(dataclasses.replace(sampler, config=config), tmp_path / "none", [1, 0, 0, 0, 0])
+    with pytest.raises(UserError, match="hears no grade yet"):
+        interpolation.between_latents(dataclasses.replace(sampler, config=config), [0, 1], 2)
     assert not list(tmp_path.iterdir())
     config.conditioning.start_kimg, config.conditioning.ramp_kimg = 0.0, 4 * kimg
     out = sampling.write_release(dataclasses.replace(sampler, config=config), tmp_path / "some", [1, 0, 0, 0, 0])
-    assert "heard them by 25% only" in "".join(path.read_text() for path in out.rglob("README*"))
+    assert "heard them by 25.0% only" in "".join(path.read_text() for path in out.rglob("README*"))
 
 
 def test_nothing_asked_for_is_refused(sampler, tmp_path):
@@ -318,7 +320,7 @@ def test_a_kill_in_the_middle_leaves_nothing(workdir, tmp_path, end):
     script = tmp_path / "slow.py"
     script.write_text(textwrap.dedent(f"""
         import sys, time
-        from idrid_jax import sampling
+        from idrid_jax import interpolation, sampling
         encode = sampling.encode
         def slow(image, suffix, quality):
             slow.calls = getattr(slow, "calls", 0) + 1

@@ -88,6 +88,8 @@ def _train(config, workdir, say):
         f"training photographs by grade: {manifest.counts['grading']['train']}",
         flush=True,
     )
+    if heard := config.conditioning.start_kimg + config.conditioning.ramp_kimg:
+        say(f"grades are heard in full from {heard:g} kimg on: of the snapshots before, none is chosen", flush=True)
     state = loop.train(config, workdir, on_snapshot=(measures,))
     step = int(state.step)
     if step < steps(config.total_kimg, config):
@@ -201,6 +203,8 @@ def _print_evaluation(result):
         + (f", compared at {of['pixels']}x{of['pixels']}" if "pixels" in of else "")
         + "\n"
     )
+    if "heard" in of:
+        print(f"It hears {of['heard']:.1%} of its grades, as they are fading in: what follows of grades is of such.\n")
     print(protocol.table(result, thesis=of["network"] == "dcgan28"))
     print("\n" + closeness.table(result["closeness"]))
     if "copies" in result:

@@ -85,7 +85,10 @@ def find_prepared(data_dir: Path | str | None = None, release: str = "") -> Mani
     same = [manifest for manifest in all_manifests if manifest.release == path]
     if not same:
         known = ", ".join(f"{manifest.fingerprint[:8]} ({manifest.release})" for manifest in all_manifests)
-        raise UserError(f"release {release!r} has not been prepared under {data_dir}; there are: {known or 'none'}")
+        readable = {manifest.folder for manifest in all_manifests}
+        damaged = ", ".join(str(folder) for folder in folders if folder not in readable)
+        found = (known or "none") + (f"; damaged: {damaged}: if it is that, {AGAIN}" if damaged else "")
+        raise UserError(f"release {release!r} has not been prepared under {data_dir}; there are: {found}")
     return max(same, key=lambda manifest: (manifest.folder == latest, (manifest.folder / MANIFEST).stat().st_mtime))
 
 

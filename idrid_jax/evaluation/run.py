@@ -220,25 +220,30 @@ def _subject(workdir, sampler: Sampler, manifest, step, statistics, pixels) -> d
     config, network = sampler.config, sampler.network
     with Checkpoints(Path(workdir)) as checkpoints:
         best, newest = checkpoints.chosen(), checkpoints.steps()[-1]
+    heard = {} if sampler.heard == 1 else {"heard": sampler.heard}  # of its grades
     how = "the newest checkpoint"
     if step is not None:
         how = "the checkpoint that was asked for"
     elif sampler.step == best:
         how = f"the snapshot with the lowest {config.checkpoint.best} while training"
-    return {
-        "network": config.network,
-        "step": sampler.step,
-        "kimg": sampler.step * config.batch_size / 1000,
-        "chosen": how,
-        "trained": newest,
-        "statistics": statistics,
-        "batch_statistics": sampler.statistics,
-        "release": manifest.name,
-        "fingerprint": manifest.fingerprint,
-        "size": network.size,
-        "channels": network.channels,
-        "crop": config.data.crop,
-    } | ({} if pixels is None else {"pixels": pixels})
+    return (
+        {
+            "network": config.network,
+            "step": sampler.step,
+            "kimg": sampler.step * config.batch_size / 1000,
+            "chosen": how,
+            "trained": newest,
+            "statistics": statistics,
+            "batch_statistics": sampler.statistics,
+            "release": manifest.name,
+            "fingerprint": manifest.fingerprint,
+            "size": network.size,
+            "channels": network.channels,
+            "crop": config.data.crop,
+        }
+        | heard
+        | ({} if pixels is None else {"pixels": pixels})
+    )
 
 
 def _earlier(path, result) -> dict | None:

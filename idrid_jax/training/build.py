@@ -10,7 +10,6 @@ import ml_collections
 import optax
 
 from idrid_jax import config as config_lib
-from idrid_jax import streams
 from idrid_jax.data import cache, eyes, folds, pools
 from idrid_jax.data.manifest import Manifest, find_prepared
 from idrid_jax.errors import UserError
@@ -125,7 +124,10 @@ def make_update(
 
 def heard(config: ml_collections.ConfigDict, step: int) -> float:
     """How much of its grades a generator hears at `step`: 1, or less while `config.conditioning` lets them fade in."""
-    return float(hears(config)(jnp.ones(1), step)[0])
+    start, length = config.conditioning.start_kimg, config.conditioning.ramp_kimg
+    if not start and not length:
+        return 1.0
+    return min(1.0, max(0.0, round((step * config.batch_size / 1000 - start) / max(length, 1e-9), 6)))
 
 
 def hears(config: ml_collections.ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -170,8 +172,7 @@ def state_sharding(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh):
 
 def fresh_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.sharding.Mesh) -> TrainState:
     """The state of `config` before its first step, a function of `config.seed`, on the devices of `mesh`."""
-    key = jax.random.fold_in(jax.random.key(config.seed), streams.INIT)
-    return jax.jit(init, out_shardings=state_sharding(config, mesh))(key)
+    return jax.jit(init, out_shardings=state_sharding(config, mesh))(jax.random.key(config.seed))
 
 
 def table(config: ml_collections.ConfigDict) -> str:

@@ -23,8 +23,8 @@ from idrid_jax.errors import UserError
 from idrid_jax.training import processes
 from idrid_jax.training.state import TrainState
 from idrid_jax.training.workdir import CHECKPOINTS as FOLDER
+from idrid_jax.training.workdir import UNREADABLE as SET_ASIDE
 
-SET_ASIDE = "unreadable_checkpoints"
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax's suffix of a checkpoint that is not whole
 
 

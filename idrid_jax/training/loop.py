@@ -22,7 +22,7 @@ from idrid_jax.training.interruption import interruption
 from idrid_jax.training.log import Log, Quiet, read_stats
 from idrid_jax.training.snapshot import OnSnapshot
 from idrid_jax.training.state import TrainState
-from idrid_jax.training.workdir import held
+from idrid_jax.training.workdir import held, saved
 
 AHEAD = 2  # calls of the step dispatched beyond the one waited for: devices never wait for the host's logging
 
@@ -48,7 +48,7 @@ def train(
     config = config_lib.resolved(config)
     snapshot.check_best(config, {name for measure in on_snapshot for name in getattr(measure, "names", ())})
     workdir, peers = Path(workdir), processes.current()
-    if config.init_from and record.read(workdir) is None:  # a run that goes on needs it no more
+    if config.init_from and not saved(workdir):  # a run that goes on needs it no more
         transfer.find(config)
 
     # -- What the processes must have in common, and devices

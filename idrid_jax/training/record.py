@@ -15,7 +15,7 @@ import idrid_jax
 from idrid_jax.config import complete, differences
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
-from idrid_jax.training.workdir import saved
+from idrid_jax.training.workdir import came_far
 
 NAME = "config.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -82,9 +82,9 @@ def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest, 
 
 def check_resume(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     """Raises UserError, naming the fields, where the run in `workdir` cannot go on with this configuration or data.
-    Before its first checkpoint there is nothing to go on with: it begins again, with whatever it was corrected to."""
+    Before its first snapshot there is nothing to go on with: it begins again, with whatever was corrected."""
     record = read(workdir)
-    if record is None or not saved(workdir):
+    if record is None or not came_far(workdir):
         return
     if record.fingerprint != manifest.fingerprint:
         raise UserError(

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from idrid_jax import config as config_lib
-from idrid_jax import streams
 from idrid_jax.data.cache import Split
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
@@ -58,11 +57,11 @@ class Views:
 
         self._columns = max(2, min(GRID_COLUMNS, GRID_PIXELS // network.size))
         self._grid_grades = np.repeat(np.arange(GRID_ROWS, dtype=np.int32), self._columns)
-        self._grid = drawn(latents(streams.GRID, len(self._grid_grades)), self._grid_grades)
+        self._grid = drawn(latents(0x6121D, len(self._grid_grades)), self._grid_grades)
         # grades as often as photographs have them
         mixture = np.random.default_rng(config.seed).permutation(split.grades)
         self._measured_grades = np.resize(mixture, max(40, int(MEASURED * min(1, 128 / network.size))))
-        self._measured = drawn(latents(streams.MEASURED, len(self._measured_grades)), self._measured_grades)
+        self._measured = drawn(latents(0x3EA5, len(self._measured_grades)), self._measured_grades)
 
     def fakes(self, state: TrainState) -> Image.Image:
         """Generated images, a row a grade where the network knows grades."""
@@ -92,12 +91,14 @@ class Views:
 
 
 def fakes_name(step: int, config: ml_collections.ConfigDict) -> str:
-    """Of the grid at `step`: the kimg shown until then, to as many places as tell it from the snapshot before."""
-    between = config_lib.steps(config.snapshot_kimg, config)
-    kimg = lambda step: step * config.batch_size / 1000
-    before = max(0, step - 1) // between * between  # the last one may come soon after
-    whole = kimg(between) >= 1 and (step == 0 or round(kimg(step)) > round(kimg(before)))
-    return f"fakes_{round(kimg(step)):06d}" if whole else f"fakes_{kimg(step):010.3f}"
+    """Of the grid at `step`: the kimg shown until then, to the image where whole ones would not tell it from others: no
+    two grids of a run have one name, and they sort as they were drawn."""
+    between, kimg = config_lib.steps(config.snapshot_kimg, config), step * config.batch_size / 1000
+    if between * config.batch_size < 1000:
+        return f"fakes_{kimg:010.3f}"
+    if step % between == 0:
+        return f"fakes_{round(kimg):06d}"
+    return f"fakes_{kimg:010.3f}".replace(".", "_")  # the last one; a dot would sort before that of .png
 
 
 def told(measures: dict[str, float]) -> str:

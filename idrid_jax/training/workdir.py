@@ -15,7 +15,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.training import processes
 
 LOCK = ".lock"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, UNREADABLE = "checkpoints", "unreadable_checkpoints"
 VISIBLE = 30.0  # seconds until what one host wrote is seen by another: network file systems cache folders
 UNKNOWN_TO = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # file systems without locks
 
@@ -23,6 +23,13 @@ UNKNOWN_TO = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # fi
 def saved(workdir: Path) -> bool:
     """Whether there is a finished checkpoint; Orbax is not needed to tell."""
     return any(path.name.isdigit() for path in (Path(workdir) / CHECKPOINTS).glob("*"))
+
+
+def came_far(workdir: Path) -> bool:
+    """Whether it holds more than a start that failed: what a snapshot left, or an evaluation, checkpoints or not."""
+    left = [*Path(workdir).glob("evaluation*.json"), *Path(workdir).glob(UNREADABLE)]
+    grids = [*Path(workdir).glob("fakes_*")]  # the first is of the start
+    return saved(workdir) or bool(left) or len(grids) > 1
 
 
 @contextlib.contextmanager
