@@ -205,7 +205,7 @@ def test_words_that_are_wrong(refused, monkeypatch, tmp_path, arguments, says):
 def test_fields_that_are_wrong(refused, tmp_path, override, says):
     assert says in refused("train", "--config", CGAN, "--workdir", tmp_path / "run", override)
     if not override.startswith("--dry_run"):
-        assert says in refused("train", "--config", CGAN, "--workdir", tmp_path / "run", override, "--dry_run")
+        assert says in refused("train", "--config", CGAN, "--workdir", tmp_path / "run", "--dry_run", override)
 
 
 @pytest.mark.parametrize(("text", "says"), [
