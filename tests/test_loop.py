@@ -191,12 +191,10 @@ def test_divergence_names_the_step_and_the_network(config, tmp_path, monkeypatch
 def test_a_state_that_is_not_finite_is_not_saved(config, tmp_path):
     """The very update that leaves infinite parameters has finite losses and gradients."""
     every = changed(config, snapshot_kimg=0.008, optimizer__g_learning_rate=1e39)
-    found = "^step 1: .* of the generator is not finite; no checkpoint is in .* yet: .*g_learning_rate[^-]*$"
+    found = "^step 1: .* of the generator is not finite; no checkpoint is in .*g_learning_rate.* in another --workdir$"
     with pytest.raises(TrainingDiverged, match=found):
         train(every, tmp_path)
     assert steps(tmp_path) == []
-    mended = train(changed(every, optimizer__g_learning_rate=1e-4), tmp_path)  # in the same folder, as it says
-    assert int(mended.step) == 12 and [row["step"] for row in stats(tmp_path)][-1] == 12
 
 
 def test_a_discriminator_that_breaks_in_its_update_is_named_too(config, tmp_path):
@@ -204,6 +202,8 @@ def test_a_discriminator_that_breaks_in_its_update_is_named_too(config, tmp_path
     found = "^step 1: loss_g of the generator, or of the discriminator just updated, .*d_learning_rate.*g_learning_rate"
     with pytest.raises(TrainingDiverged, match=found):
         train(changed(config, optimizer__d_learning_rate=1e30, log_kimg=0.008), tmp_path)
+    mended = train(config, tmp_path)  # in the same folder: nothing there is of use
+    assert int(mended.step) == 12 and [row["step"] for row in stats(tmp_path)][-1] == 12
 
 
 # -- Refusals

@@ -16,7 +16,7 @@ import numpy as np
 from idrid_jax.errors import UserError
 from idrid_jax.training import mesh as mesh_lib
 from idrid_jax.training.state import TrainState
-from idrid_jax.training.workdir import saved
+from idrid_jax.training.workdir import came_far, saved
 
 MOST = 3  # times that a run goes back: at an eighth of its updates it is not their size that is wrong
 
@@ -44,7 +44,8 @@ class TrainingDiverged(UserError):
         if saved(workdir):  # with whose configuration a run goes on
             elsewhere = f"in another --workdir, with --config.init_from={workdir} to keep the networks"
             return TrainingDiverged(f"{found}; the last good checkpoint stays in {workdir}: {advice} {elsewhere}")
-        return TrainingDiverged(f"{found}; no checkpoint is in {workdir} yet: {advice}")
+        elsewhere = " in another --workdir" if came_far(workdir) else ""  # what the first snapshot showed is there
+        return TrainingDiverged(f"{found}; no checkpoint is in {workdir} yet: {advice}{elsewhere}")
 
 
 def check_metrics(rows: list[dict[str, float]], done: int) -> None:
