@@ -277,7 +277,7 @@ def test_the_command(monkeypatch, tmp_path, capsys, quick_compilation):
 def test_compiled_is_the_same_update():
     """torch.compile changes nothing but speed: losses of two steps on the same weights and inputs.
 
-    Adam's first step is as long for a gradient that is rounding as for any other: 0.3 % were seen between two runs."""
+    Adam's first step is as long for a gradient that is rounding as for any other: after it 0.3 % were seen."""
     config = make_config("dcgan64")
     plain, compiled = (
         torch_step.Update(torch_step.Options(**step._options(config)), CPU, compiled=compiled)
@@ -286,6 +286,6 @@ def test_compiled_is_the_same_update():
     for module, other in ((plain.generator, compiled.generator), (plain.discriminator, compiled.discriminator)):
         other.load_state_dict(module.state_dict())
     batches = torch_step.Batches(plain.options, 16, CPU)
-    for batch in (batches(), batches()):
+    for batch, rtol in ((batches(), 2e-3), (batches(), 1e-2)):
         ours, theirs = (torch.stack(update(*batch)).numpy() for update in (plain, compiled))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-2)
+        np.testing.assert_allclose(ours, theirs, rtol=rtol)

@@ -96,7 +96,9 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
         ("dcgan28", dict(data=4, rows=2, fsdp=True, steps=2)),
         ("dcgan64", dict(data=8, way="resident in parts", steps=2, losses="hinge")),
         ("dcgan64", dict(data=2, rows=4, batch=2)),
+        ("dcgan128", dict(data=8)),
         ("dcgan128", dict(data=1, rows=8, batch=2, way="resident in parts")),
+        ("dcgan256", dict(data=2, rows=4, batch=2)),
         ("cgan32", dict(data=8, losses="relativistic")),
         ("retina64", dict(data=2, rows=4, batch=2, steps=2, losses="relativistic")),  # branches begin at 0: two steps
         ("dcgan28", dict(data=2, rows=2, batch=2, fsdp=True, losses="wasserstein")),

@@ -101,8 +101,10 @@ def test_features_of_imagenet_only_where_they_choose(tmp_path, monkeypatch):
     assert found[0]["kid_imagenet"] == found[1]["kid_imagenet"] == wanted and "diversity" in found[0]
     assert "kid_imagenet" in measures.names  # or it could not be chosen by
     del seen[:]
-    assert "kid_imagenet" not in snapshots.Measures(tmp_path, chooses="")(fakes.images, None, training, validation)
+    measure = lambda **asked: snapshots.Measures(tmp_path, **asked)(fakes.images, None, training, validation)
+    assert not {"kid_imagenet", "diversity"} & measure(chooses="").keys()
     assert not seen
+    assert "diversity" in measure(chooses="", stops=True)  # or a collapse would go unheard
 
 
 def test_a_grader_is_trained_once_and_a_torn_one_again(tmp_path):

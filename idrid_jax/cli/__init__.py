@@ -89,12 +89,9 @@ def _find(arguments: list[str]) -> tuple[str, Command | Group, list[str]]:
 
     A group where the words end in one, followed by nothing or by a call for help. Raises UserError for another word.
     """
-    words, found = (
-        [],
-        Group(
-            "From IDRiD as downloaded to trained generators, measured samples and a class-balanced synthetic release.",
-            COMMANDS,
-        ),
+    words, found = [], Group(
+        "From IDRiD as downloaded to trained generators, measured samples and a class-balanced synthetic release.",
+        COMMANDS,
     )
     while isinstance(found, Group) and arguments and arguments[0] not in HELP | {"help"}:
         word, *arguments = arguments

@@ -127,7 +127,7 @@ def heard(config: ml_collections.ConfigDict, step: int) -> float:
     start, length = config.conditioning.start_kimg, config.conditioning.ramp_kimg
     if not start and not length:
         return 1.0
-    return min(1.0, max(0.0, round((step * config.batch_size / 1000 - start) / max(length, 1e-9), 6)))
+    return round(float(schedules.ramp(step * config.batch_size / 1000, start, length)), 6)  # a rounding is no share
 
 
 def hears(config: ml_collections.ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
