@@ -9,7 +9,7 @@ from idrid_jax.config import base
 def get_config():
     config = base(__file__, "retina64.py")
     config.network = "retina128"
-    config.schedule.kimg, config.schedule.penalty = 0.0, 1.0  # a penalty that falls was tried at 64 pixels alone
+    config.schedule.kimg, config.schedule.penalty_factor = 0.0, 1.0  # a penalty that falls was tried at 64 pixels alone
     config.batch_size = 16
     config.model.max_channels = 256
     config.total_kimg = 300.0

@@ -17,7 +17,7 @@ def get_config():
     config.batch_size = 8  # updates are what it takes, not images
     config.total_kimg = 150.0
     config.model.max_channels = 128
-    config.data.one_side = True  # a left eye's mirror image is a right eye's anatomy
+    config.data.canonicalize_laterality = True  # a left eye's mirror image is a right eye's anatomy
     config.data.sampling = "tempered"  # MILD, of which there are 19, comes as often as its root
     config.data.temperature = 2.0
     config.loss.name = "relativistic"
@@ -27,7 +27,7 @@ def get_config():
     config.optimizer.b1 = 0.0  # 0.5 was worse
     config.optimizer.b2 = 0.99
     config.schedule.kimg = 80.0
-    config.schedule.penalty = 0.1  # strong while D learns anatomy, weak when detail is what it has left to tell
+    config.schedule.penalty_factor = 0.1  # strong while D learns anatomy, weak when detail is what it has left to tell
     config.ema_kimg = -1.0  # auto
     config.augment.mode = "adaptive"
     config.augment.kimg = 50.0

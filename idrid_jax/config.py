@@ -7,14 +7,13 @@ from pathlib import Path
 import ml_collections
 
 from idrid_jax import config_checks
-from idrid_jax.data.order import SAMPLINGS
+from idrid_jax.data.pipeline.batch_order import SAMPLINGS
 from idrid_jax.data.preprocess import CROPS
-from idrid_jax.errors import UserError
+from idrid_jax.errors import UserError, suggest_name
 from idrid_jax.models import NETWORKS
 from idrid_jax.training.losses import LOSSES
-from idrid_jax.words import nearest
 
-WAYS = ("auto", "resident", "stream")
+PIPELINES = ("auto", "resident", "tfdata")
 AUGMENTATIONS = ("none", "fixed", "adaptive")
 ON_COLLAPSE = ("warn", "stop", "ignore")
 ON_DIVERGENCE = ("stop", "restore")
@@ -31,9 +30,9 @@ FREE_ON_RESUME = (
     "on_divergence",
     "data.data_dir",
     "data.release",
-    "data.way",
+    "data.pipeline",
     "data.resident_mib",
-    "data.least_of_grade",
+    "data.min_images_per_class",
     "mesh",
     "model.remat",
     "accumulate",
@@ -83,8 +82,8 @@ def default_config() -> ml_collections.ConfigDict:
             ema_kimg=0.0,  # half-life of the generator's moving average, which samples then use; 0 = off, -1 = auto
             schedule=dict(  # along a cosine, then constant
                 kimg=0.0,  # how long; 0 = constant from the start
-                learning_rate=1.0,  # of both networks, at the end, as a multiple of its first
-                penalty=1.0,  # of r1, r2 and gradient_penalty, likewise
+                learning_rate_factor=1.0,  # of both networks, at the end, as a multiple of its first
+                penalty_factor=1.0,  # of r1, r2 and gradient_penalty, likewise
             ),
             conditioning=dict(  # retina networks learn without the grades first: transitional training
                 start_kimg=0.0,  # until then the grade is not heard
@@ -93,15 +92,15 @@ def default_config() -> ml_collections.ConfigDict:
             data=dict(
                 release="",  # fingerprint (or its beginning) or path of a prepared one; empty = prepared last
                 data_dir="",  # where `prepare` wrote; empty = $TFDS_DATA_DIR, else ~/tensorflow_datasets
-                way="auto",  # resident | stream | auto = resident while the split fits resident_mib
+                pipeline="auto",  # resident | tfdata | auto = resident while the split fits resident_mib
                 resident_mib=4096.0,  # device memory, MiB, that a resident split may take
                 crop="field_of_view",  # field_of_view | letterbox (the thesis: whole frame, aspect kept)
                 sampling="natural",  # natural | balanced by grade | tempered: between them
                 temperature=2.0,  # of "tempered": grades come as (their photographs) ** (1 / temperature); 1 = natural
                 flip=False,  # real images mirrored left to right at random
-                one_side=False,  # or those with the disc on the left alone; as many generated ones are mirrored back
-                pools="",  # "0 1+2 3+4": grades joined by + are one class to the networks; empty = each its own
-                least_of_grade=5,  # training photographs of a class, with fewer no conditional network is trained
+                canonicalize_laterality=False,  # or those with the disc on the left alone; as many generated ones are mirrored back
+                merge_classes="",  # "0 1+2 3+4": grades joined by + are one class to the networks; empty = each its own
+                min_images_per_class=5,  # training photographs of a class, with fewer no conditional network is trained
                 validation_folds=8,  # one of so many folds of the training split only chooses the checkpoint; 0 = none
             ),
             augment=dict(  # of all that D is shown, real and fake, see training/augment.py; amounts uniform, 0 = off
@@ -158,7 +157,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     known, given = dict(fields(default_config())), dict(fields(config))
     for name in given:
         if name not in known:
-            raise UserError(f"config.{name}: no such field; {nearest(name, known)}")
+            raise UserError(f"config.{name}: no such field; {suggest_name(name, known)}")
     for name, default in known.items():
         if name not in given:
             raise UserError(f"config.{name} is missing: begin the file with idrid_jax.config.default_config()")
@@ -169,7 +168,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("network", NETWORKS),
         ("dtype", DTYPES),
         ("loss.name", LOSSES),
-        ("data.way", WAYS),
+        ("data.pipeline", PIPELINES),
         ("data.crop", CROPS),
         ("data.sampling", SAMPLINGS),
         ("augment.mode", AUGMENTATIONS),
@@ -178,7 +177,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("log.console", CONSOLES),
     ):
         if given[name] not in choices:
-            raise UserError(f"config.{name} = {given[name]!r}: {nearest(given[name], choices)}")
+            raise UserError(f"config.{name} = {given[name]!r}: {suggest_name(given[name], choices)}")
     for name, value in default_config().model.items():
         if config.model[name] != value and name not in NETWORKS[config.network].options:
             having = ", ".join(network for network, made in NETWORKS.items() if name in made.options)

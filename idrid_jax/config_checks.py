@@ -3,7 +3,7 @@ beside the others. `config.check` calls this once every value by itself is one t
 
 import ml_collections
 
-from idrid_jax.data import pools
+from idrid_jax.data import class_merging
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.training.losses import LOSSES
@@ -69,14 +69,14 @@ def _accumulate(config) -> None:
 
 
 def _schedule(schedule, loss) -> None:
-    for name in ("learning_rate", "penalty"):
+    for name in ("learning_rate_factor", "penalty_factor"):
         if schedule[name] != 1 and not schedule.kimg:
             raise UserError(
                 f"config.schedule.{name} = {schedule[name]}: set config.schedule.kimg, over which it comes about"
             )
-    if schedule.penalty != 1 and not any(loss[name] for name in PENALTIES):
+    if schedule.penalty_factor != 1 and not any(loss[name] for name in PENALTIES):
         raise UserError(
-            f"config.schedule.penalty = {schedule.penalty}: no penalty is on, set config.loss.r1, r2 or "
+            f"config.schedule.penalty_factor = {schedule.penalty_factor}: no penalty is on, set config.loss.r1, r2 or "
             "gradient_penalty, or leave it at 1"
         )
 
@@ -121,16 +121,16 @@ def _data(config, plain) -> None:
             f"config.data.temperature = {data.temperature}: {data.sampling} sampling has none, set "
             "config.data.sampling to tempered"
         )
-    if data.one_side and data.flip:
+    if data.canonicalize_laterality and data.flip:
         raise UserError(
-            "config.data.flip = True: half of what config.data.one_side turns would be turned back: set one of "
+            "config.data.flip = True: half of what config.data.canonicalize_laterality turns would be turned back: set one of "
             "the two to False"
         )
-    pools.classes(data.pools)
-    if data.pools and not NETWORKS[config.network].conditional:
+    class_merging.classes(data.merge_classes)
+    if data.merge_classes and not NETWORKS[config.network].conditional:
         raise UserError(
-            f"config.data.pools = {data.pools!r}: {config.network} is unconditional, it has no grades to "
+            f"config.data.merge_classes = {data.merge_classes!r}: {config.network} is unconditional, it has no grades to "
             "pool: leave it empty"
         )
-    if data.least_of_grade < 0:
-        raise UserError(f"config.data.least_of_grade = {data.least_of_grade}: must not be negative")
+    if data.min_images_per_class < 0:
+        raise UserError(f"config.data.min_images_per_class = {data.min_images_per_class}: must not be negative")

@@ -57,8 +57,8 @@ LOSSES_ON = {  # the others, which do not go with those above
 
 # Files that take longest, in that order: they come first, so that no worker begins one when the other is done
 LONGEST = (
-    *("mesh", "processes", "resume", "loop", "bench_peer", "evaluate", "launchers", "startup", "sweep", "cli"),
-    *("snapshots", "usefulness", "networks_torch", "bench_step", "step_torch", "convolution", "data_options"),
+    *("sharding", "multihost", "resume", "loop", "bench_peer", "evaluate", "launchers", "startup", "sweep", "cli"),
+    *("snapshot_metrics", "usefulness", "networks_torch", "bench_step", "step_torch", "convolution", "data_options"),
 )
 
 
@@ -185,7 +185,7 @@ def make_config(data_dir, network="tiny", **changes) -> ml_collections.ConfigDic
     config.total_kimg, config.snapshot_kimg, config.log_kimg = 0.096, 0.032, 0.016
     config.data.data_dir, config.mesh.data = str(data_dir), 1
     config.data.validation_folds, config.checkpoint.best = 0, ""  # all 32 photographs, and the newest checkpoint
-    config.data.least_of_grade = 0  # made-up releases are small
+    config.data.min_images_per_class = 0  # made-up releases are small
     return changed(config, **changes)
 
 

@@ -17,12 +17,12 @@ from idrid_jax import cli, config_checks
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
 from idrid_jax.models.functional import functional
-from idrid_jax.training import augment, build, mesh, saved
+from idrid_jax.training import augment, build, saved, sharding
 from idrid_jax.training.augment import MEAN_LIGHT, Augmentation, Strengths
 from idrid_jax.training.loop import train
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import init_state
-from idrid_jax.training.step import Update
+from idrid_jax.training.update import Update
 
 quick = pytest.mark.usefixtures("quick_compilation")
 ALL = Strengths(rotation=25, zoom=0.2, shift=0.1, brightness=0.3, contrast=0.3, saturation=0.4)
@@ -346,9 +346,9 @@ def test_a_mesh_computes_what_one_device_does():
 def update_on(*layout):
     update, state = make(augment=Augmentation(ALL, None), p=0.7, loss="relativistic", weights=Weights(r1=0.5))
     with jax.enable_x64(True):
-        on = mesh.make_mesh(*layout)
-        over = mesh.split_batch(on), mesh.split_images(on)
-        whole = mesh.replicated(on)
+        on = sharding.make_mesh(*layout)
+        over = sharding.split_batch(on), sharding.split_images(on)
+        whole = sharding.replicated(on)
         step = jax.jit(
             dataclasses.replace(update, over_devices=over),
             in_shardings=(whole, over[1], over[0], whole),
@@ -362,8 +362,8 @@ def update_on(*layout):
 
 def test_each_device_gathers_from_its_own_images():
     """Forward and backward: no image travels."""
-    on = mesh.make_mesh(8)
-    split = NamedSharding(on, PartitionSpec(mesh.DATA))
+    on = sharding.make_mesh(8)
+    split = NamedSharding(on, PartitionSpec(sharding.DATA))
     images = jax.device_put(np.tile(np.float32(IMAGES), (4, 1, 1, 1)), split)
 
     def both(x, key):

@@ -8,9 +8,9 @@ from conftest import changed
 
 from idrid_jax import cli
 from idrid_jax.bench import input as bench
-from idrid_jax.data import stream
+from idrid_jax.data.pipeline import tfdata
 from idrid_jax.errors import UserError
-from idrid_jax.training.log import Log
+from idrid_jax.training.logging import Log
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
@@ -23,7 +23,7 @@ def config(config, monkeypatch):
 
 def test_each_thing_is_a_line_and_then_a_table(config, capsys):
     before = config.to_dict()
-    bench.run(changed(config, data__way="resident"), 1.0)
+    bench.run(changed(config, data__pipeline="resident"), 1.0)
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     things = [(line["what"], line["way"]) for line in lines]
@@ -47,21 +47,21 @@ def test_each_thing_is_a_line_and_then_a_table(config, capsys):
 
 
 def test_slow_data_and_slow_snapshots_are_found(config, capsys, monkeypatch):
-    batches, image = stream.batches, Log.image
+    batches, image = tfdata.batches, Log.image
 
     def slowly(*args, **kwargs):
         for batch in batches(*args, **kwargs):
             time.sleep(0.02)
             yield batch
 
-    monkeypatch.setattr(stream, "batches", slowly)
+    monkeypatch.setattr(tfdata, "batches", slowly)
     monkeypatch.setattr(Log, "image", lambda *args: (time.sleep(0.2), image(*args)))
-    rows = bench.run(changed(config, data__way="resident"), 1.0)
+    rows = bench.run(changed(config, data__pipeline="resident"), 1.0)
     found = {(row["what"], row["way"]): row for row in rows}
-    assert found["steps", "stream"]["waiting"] > 0.7 and found["steps", "stream"]["of_bare"] < 0.3
+    assert found["steps", "tfdata"]["waiting"] > 0.7 and found["steps", "tfdata"]["of_bare"] < 0.3
     assert found["steps", "resident"]["waiting"] < 0.02
     assert 0.15 < found["loop", "resident"]["snapshot_s"] < 1.5
-    assert found["from disk", "stream"]["images_per_s"] < 8 / 0.02
+    assert found["from disk", "tfdata"]["images_per_s"] < 8 / 0.02
 
 
 def test_without_a_prepared_release_one_is_drawn(config, capsys, monkeypatch, tmp_path):

@@ -116,7 +116,7 @@ def test_without_a_configuration_all_networks():
 
 def test_it_is_the_function_that_train_calls(config, caplog, quick_compilation):
     """What was compiled for its figures is what the first call of the step runs."""
-    made = program.make(changed(config, data__way="resident"))
+    made = program.make(changed(config, data__pipeline="resident"))
     state = made.start()
     with jax.log_compiles():
         made.compile()

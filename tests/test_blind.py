@@ -40,11 +40,11 @@ def test_the_key_says_what_each_image_is(runs, tmp_path):
     assert list(key["grade"]) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert all(set(some["origin"]) == {"real", "generated"} for _, some in key.groupby("grade"))
 
-    from idrid_jax import sampling
-    from idrid_jax.evaluation import run
+    from idrid_jax.evaluation import evaluate
+    from idrid_jax.generation import sampling
 
     sampler = sampling.load(runs["cgan32"])
-    _, training, _ = run.photographs(runs["cgan32"], sampler, "")
+    _, training, _ = evaluate.photographs(runs["cgan32"], sampler, "")
     drawn = list(sampler.images(np.arange(5, dtype=np.int32), seed=4))
     picture = np.asarray(Image.open(out / "sheet.png"))
     block = blind.LABEL + blind.GAP + 128 + blind.LABEL + blind.GAP
@@ -68,11 +68,11 @@ def test_the_order_is_of_the_seed(runs, tmp_path):
 
 
 def test_a_grade_without_photographs_is_left_out(runs, tmp_path):
-    from idrid_jax import sampling
-    from idrid_jax.evaluation import run
+    from idrid_jax.evaluation import evaluate
+    from idrid_jax.generation import sampling
 
     sampler = sampling.load(runs["cgan32"])
-    _, training, _ = run.photographs(runs["cgan32"], sampler, "")
+    _, training, _ = evaluate.photographs(runs["cgan32"], sampler, "")
     rest = training.part(training.grades != 2)
     out = blind.write(sampler, rest.images, rest.grades, rest.ids, tmp_path / "blind", each=1)
     key = pd.read_csv(out / "key.csv")

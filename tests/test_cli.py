@@ -238,7 +238,7 @@ def test_every_way_to_write_an_override(capsys, tmp_path, monkeypatch):
     for spelt, expected in (
         (["--config.data.flip"], {"flip": True}), (["--config.data.flip=true"], {"flip": True}),
         (["--noconfig.data.flip"], {"flip": False}), (["--config.data.flip=False"], {"flip": False}),
-        (["--config.data.way", "stream", "-config.data.crop=letterbox"], {"way": "stream", "crop": "letterbox"}),
+        (["--config.data.pipeline", "tfdata", "-config.data.crop=letterbox"], {"way": "tfdata", "crop": "letterbox"}),
         (["--config.data.resident_mib=5"], {"resident_mib": 5.0}),
     ):
         assert cli.main(["train", f"--config={CGAN}", "--workdir", str(tmp_path / "run"), "--dry_run", *spelt]) == 0
@@ -271,7 +271,7 @@ def test_the_whole_way(folder, capsys, monkeypatch, quick_compilation):
                   "next: idrid-jax train --config"):
         assert words in said, words
     train = ["train", "--config", CGAN, "--workdir", out / "run", *SMALL, "--config.data.flip",
-             "--config.data.least_of_grade=0"]
+             "--config.data.min_images_per_class=0"]
     said = run(*train, "--config.total_kimg", "0.008")
     for words in ("layers", "release phantom (", "by grade: [3, 1, 2, 1, 1]", "step 1 (0.008 kimg)"):
         assert words in said, words

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from idrid_jax.evaluation import bootstrap, closeness, coverage, distances, diversity, leak, spectra
-from idrid_jax.evaluation.features import kept, random_network
+from idrid_jax.evaluation import augmentation_leak, closeness, coverage, distances, diversity, intervals, spectra
+from idrid_jax.evaluation.features import feature_cache, random_network
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.image_quality import ssim
 
@@ -96,12 +96,12 @@ def test_spectra_planted():
 
 def test_a_few_images_at_a_time_are_all_at_once(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
-    whole = spectra.descriptors(images, 1), leak.statistics(images)
-    for module in (spectra, leak):
+    whole = spectra.descriptors(images, 1), augmentation_leak.statistics(images)
+    for module in (spectra, augmentation_leak):
         monkeypatch.setattr(module, "AT_ONCE", 3)
     for part, level in zip(spectra.descriptors(images, 1), whole[0], strict=True):
         np.testing.assert_array_equal(part, level)
-    for name, values in leak.statistics(images).items():
+    for name, values in augmentation_leak.statistics(images).items():
         np.testing.assert_array_equal(values, whole[1][name])
 
 
@@ -110,10 +110,10 @@ def test_interval_covers_as_often_as_it_says():
     for i in range(200):
         rng = np.random.default_rng(i)
         x = rng.normal(size=50)
-        low, high = bootstrap.interval(bootstrap.counts(rng, 50, 200) @ x / 50)
+        low, high = intervals.interval(intervals.counts(rng, 50, 200) @ x / 50)
         hits += low <= 0 <= high
     assert 0.88 <= hits / 200 <= 0.99
-    assert bootstrap.interval([0, 2], centre=0, floor=-0.5, most=0.5) == [pytest.approx(-0.475, abs=0.03)] + [
+    assert intervals.interval([0, 2], centre=0, floor=-0.5, most=0.5) == [pytest.approx(-0.475, abs=0.03)] + [
         pytest.approx(0.475, abs=0.03)
     ]
 
@@ -143,11 +143,11 @@ def test_random_network_and_kept(tmp_path):
         return random_network.extract(images)
 
     for _ in range(2):
-        assert np.array_equal(kept.features(images, "n", extract, tmp_path), random_network.extract(images))
+        assert np.array_equal(feature_cache.features(images, "n", extract, tmp_path), random_network.extract(images))
     assert len(calls) == 1
-    kept.features(images, "other", extract, tmp_path)
-    (tmp_path / kept.key(images, "n") / kept.FILE).write_bytes(b"torn")
-    kept.features(images, "n", extract, tmp_path)
+    feature_cache.features(images, "other", extract, tmp_path)
+    (tmp_path / feature_cache.key(images, "n") / feature_cache.FILE).write_bytes(b"torn")
+    feature_cache.features(images, "n", extract, tmp_path)
     assert len(calls) == 3
 
 
@@ -197,7 +197,7 @@ def test_frechet_of_a_resample_is_that_of_the_repeated_images():
     rng = np.random.default_rng(3)
     for features in (6, 90):  # fewer than images, and more
         a, b = rng.normal(size=(40, features)), rng.normal(size=(30, features)) + 0.2
-        u, v = bootstrap.counts(rng, 40, 1)[0], bootstrap.counts(rng, 30, 1)[0]
+        u, v = intervals.counts(rng, 40, 1)[0], intervals.counts(rng, 30, 1)[0]
         repeated = distances.frechet(np.repeat(a, u, axis=0), np.repeat(b, v, axis=0))
         assert distances.frechet(a, b, u, v) == pytest.approx(repeated, rel=1e-9)
         assert distances.frechet(a, b, u) == pytest.approx(distances.frechet(np.repeat(a, u, axis=0), b), rel=1e-9)

@@ -14,16 +14,16 @@ from conftest import assert_same, changed, make_config
 from PIL import Image
 
 from idrid_jax import config as config_lib
-from idrid_jax import interpolation, sampling
-from idrid_jax.data import cache, eyes, phantom, pools
+from idrid_jax.data import cache, class_merging, laterality, phantom
 from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import run
+from idrid_jax.evaluation import evaluate
+from idrid_jax.generation import interpolation, sampling
 from idrid_jax.models.pooled import Pooled
-from idrid_jax.training import build, mesh, record, stepper
+from idrid_jax.training import build, record, sharding, train_step
 from idrid_jax.training.loop import train
-from idrid_jax.training.step import draw
+from idrid_jax.training.update import draw
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
@@ -34,17 +34,17 @@ pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwa
         ({"data__sampling": "temperd"}, "config.data.sampling = 'temperd': did you mean tempered"),
         ({"data__sampling": "tempered", "data__temperature": 0.0}, "config.data.temperature = 0.0: must be above 0"),
         ({"data__temperature": 3.0}, "config.data.temperature = 3.0: natural sampling has none, set config.data.sampl"),
-        ({"data__one_side": True, "data__flip": True}, "config.data.flip = True: .*config.data.one_side"),
+        ({"data__canonicalize_laterality": True, "data__flip": True}, "config.data.flip = True: .*config.data.canonicalize_laterality"),
         (
-            {"data__pools": "0 1+2 3"},
-            "config.data.pools = '0 1\\+2 3': 4 is there 0 times; name each grade, 0 to 4, exactly once",
+            {"data__merge_classes": "0 1+2 3"},
+            "config.data.merge_classes = '0 1\\+2 3': 4 is there 0 times; name each grade, 0 to 4, exactly once",
         ),
-        ({"data__pools": "0 1+2 2+3 4"}, "config.data.pools = .*: 2 is there 2 times"),
-        ({"data__pools": "0,1+2 3 4"}, "config.data.pools = .*: '0,1' is no grade"),
-        ({"data__pools": "0 1+ 2 3 4"}, "config.data.pools = .*: '' is no grade"),
-        ({"data__pools": "0 1+2 3+5"}, "config.data.pools = .*: '5' is no grade"),
-        ({"network": "dcgan28", "data__pools": "0 1+2 3 4"}, "config.data.pools = .*: dcgan28 is unconditional"),
-        ({"data__least_of_grade": -1}, "config.data.least_of_grade = -1: must not be negative"),
+        ({"data__merge_classes": "0 1+2 2+3 4"}, "config.data.merge_classes = .*: 2 is there 2 times"),
+        ({"data__merge_classes": "0,1+2 3 4"}, "config.data.merge_classes = .*: '0,1' is no grade"),
+        ({"data__merge_classes": "0 1+ 2 3 4"}, "config.data.merge_classes = .*: '' is no grade"),
+        ({"data__merge_classes": "0 1+2 3+5"}, "config.data.merge_classes = .*: '5' is no grade"),
+        ({"network": "dcgan28", "data__merge_classes": "0 1+2 3 4"}, "config.data.merge_classes = .*: dcgan28 is unconditional"),
+        ({"data__min_images_per_class": -1}, "config.data.min_images_per_class = -1: must not be negative"),
     ],
 )
 def test_mistakes_are_one_line(changes, words):
@@ -63,18 +63,18 @@ def interrupt(*_):
     "options",
     [
         {"data__sampling": "tempered", "data__temperature": 3.0},
-        {"data__one_side": True},
-        {"data__pools": "0 1+2 3+4", "data__sampling": "balanced", "loss__feature_matching": 0.5},
+        {"data__canonicalize_laterality": True},
+        {"data__merge_classes": "0 1+2 3+4", "data__sampling": "balanced", "loss__feature_matching": 0.5},
     ],
     ids=["tempered", "one side", "pools"],
 )
 def test_resumed_is_uninterrupted_and_the_way_in_does_not_matter(config, tmp_path, options):
-    resident, stream = (changed(config, data__way=way, **options) for way in ("resident", "stream"))
+    resident, stream = (changed(config, data__pipeline=way, **options) for way in ("resident", "tfdata"))
     whole = train(resident, tmp_path / "whole")
     assert int(train(resident, tmp_path / "parts", on_snapshot=(interrupt,)).step) == 5
     assert_same(train(resident, tmp_path / "parts"), whole)
-    assert int(train(stream, tmp_path / "stream", on_snapshot=(interrupt,)).step) == 5
-    assert_same(train(stream, tmp_path / "stream"), train(stream, tmp_path / "streamed"))
+    assert int(train(stream, tmp_path / "tfdata", on_snapshot=(interrupt,)).step) == 5
+    assert_same(train(stream, tmp_path / "tfdata"), train(stream, tmp_path / "streamed"))
 
 
 # -- One side
@@ -93,8 +93,8 @@ class Shown:
 def batches(config, count=3):
     """[(images, grades)] of so many steps, and the split that they come from."""
     split, _ = build.load_training(config, find_prepared(config.data.data_dir))
-    here = mesh.make_mesh(1)
-    step = stepper.compile_step(config, Shown(), here, split, 0)
+    here = sharding.make_mesh(1)
+    step = train_step.compile_step(config, Shown(), here, split, 0)
     state = build.fresh_state(config, build.make_update(config, *build.networks(config))[1], here)
     found = []
     for _ in range(count):
@@ -103,12 +103,12 @@ def batches(config, count=3):
     return found, split
 
 
-@pytest.mark.parametrize("way", ["resident", "stream"])
+@pytest.mark.parametrize("way", ["resident", "tfdata"])
 def test_batches_are_the_photographs_with_those_of_the_left_mirrored(config, way):
-    config = changed(config, data__way=way, data__validation_folds=4)
+    config = changed(config, data__pipeline=way, data__validation_folds=4)
     plain, split = batches(config)
-    turned, same = batches(changed(config, data__one_side=True))
-    left = ~eyes.disc_on_right(split.images)
+    turned, same = batches(changed(config, data__canonicalize_laterality=True))
+    left = ~laterality.disc_on_right(split.images)
     assert 0 < left.sum() < len(left) and (same.left == left).all() and split.left is None
     np.testing.assert_array_equal(same.images, split.images)  # as they are, for whoever else looks at them
     for (images, grades), (others, same_grades) in zip(plain, turned, strict=True):
@@ -131,12 +131,12 @@ def test_snapshots_are_drawn_with_the_photographs_own_share_of_the_left(config):
 
 def test_a_run_of_one_side(config, tmp_path):
     """Its record, its measures and pictures, and what is drawn from it, which needs no photographs."""
-    config = changed(config, total_kimg=0.032, data__one_side=True)
+    config = changed(config, total_kimg=0.032, data__canonicalize_laterality=True)
     seen = []
     train(config, tmp_path, on_snapshot=(lambda fakes, grades, *photographs: seen.append(photographs) or {},))
     whole = cache.load(find_prepared(config.data.data_dir), "train", size=8, channels=3, crop=config.data.crop)
     np.testing.assert_array_equal(seen[0][0].images, whole.images)
-    left = (~eyes.disc_on_right(whole.images)).mean()
+    left = (~laterality.disc_on_right(whole.images)).mean()
     assert record.read(tmp_path).left == left and 0.1 < left < 0.9
     reals = np.asarray(Image.open(tmp_path / "reals.png"))
     assert (reals[:8, :8] == whole.images[whole.grades == 0][0]).all()
@@ -159,16 +159,16 @@ def test_a_run_of_one_side(config, tmp_path):
 
 def test_older_records_are_read(tmp_path, phantom_data, tiny):
     manifest = find_prepared(phantom_data)
-    for one_side in (False, True):
-        workdir = made_run.make_run(tmp_path / str(one_side), manifest, network="tiny", **{"data.one_side": one_side})
+    for canonicalize_laterality in (False, True):
+        workdir = made_run.make_run(tmp_path / str(canonicalize_laterality), manifest, network="tiny", **{"data.canonicalize_laterality": canonicalize_laterality})
         content = json.loads((workdir / "config.json").read_text())
         del content["data"]["left"]
-        if not one_side:
-            for name in ("one_side", "temperature"):
+        if not canonicalize_laterality:
+            for name in ("canonicalize_laterality", "temperature"):
                 del content["config"]["data"][name]
         (workdir / "config.json").write_text(json.dumps(content))
     sampler = sampling.load(tmp_path / "False")
-    assert sampler.run.left == 0 and not sampler.config.data.one_side
+    assert sampler.run.left == 0 and not sampler.config.data.canonicalize_laterality
     assert not config_lib.differences(sampler.config, config_lib.complete(sampler.config))
     with pytest.raises(UserError, match="not a run's record \\('left'\\)"):
         sampling.load(tmp_path / "True")
@@ -176,10 +176,10 @@ def test_older_records_are_read(tmp_path, phantom_data, tiny):
 
 def test_the_discriminator_is_asked_about_photographs_as_it_was_shown_them(config, tmp_path):
     """Membership: the mirror image of a photograph has the photograph's own score."""
-    train(changed(config, total_kimg=0.016, snapshot_kimg=0.016, data__one_side=True), tmp_path)
+    train(changed(config, total_kimg=0.016, snapshot_kimg=0.016, data__canonicalize_laterality=True), tmp_path)
     split, _ = build.load_training(config, find_prepared(config.data.data_dir))
     mirrored = dataclasses.replace(split, images=np.ascontiguousarray(split.images[:, :, ::-1]))
-    scores = [run._scores(tmp_path, None, one, split) for one in (split, mirrored)]
+    scores = [evaluate._scores(tmp_path, None, one, split) for one in (split, mirrored)]
     np.testing.assert_array_equal(scores[0][0], scores[1][0])
     np.testing.assert_array_equal(scores[0][0], scores[0][1])
 
@@ -190,15 +190,15 @@ POOLS, CLASSES = "0 1+2  4+3", (0, 1, 1, 3, 3)
 
 
 def test_pools_are_read():
-    assert pools.classes(POOLS) == CLASSES
-    assert pools.classes("") == pools.classes("4 3 2 1 0") == (0, 1, 2, 3, 4)
-    assert pools.classes("0+1+2+3+4") == (0,) * 5
+    assert class_merging.classes(POOLS) == CLASSES
+    assert class_merging.classes("") == class_merging.classes("4 3 2 1 0") == (0, 1, 2, 3, 4)
+    assert class_merging.classes("0+1+2+3+4") == (0,) * 5
 
 
 @pytest.mark.parametrize("options", [{}, {"loss__feature_matching": 0.5, "ema_kimg": 1.0}], ids=["plain", "features"])
 def test_grades_of_a_pool_are_one_to_the_networks(config, options):
     """Whatever is done with grades, it is what the plain networks do with the classes."""
-    pooled, plain = changed(config, data__pools=POOLS, **options), changed(config, **options)
+    pooled, plain = changed(config, data__merge_classes=POOLS, **options), changed(config, **options)
     rng = np.random.default_rng(0)
     images, grades = rng.integers(0, 256, (10, 8, 8, 3), np.uint8), np.arange(10, dtype=np.int32) % 5
     told, z = np.asarray(CLASSES, np.int32)[grades], rng.standard_normal((10, 6), np.float32)
@@ -218,7 +218,7 @@ def test_a_pooled_run_is_sampled_and_interpolated_by_grade(tmp_path, phantom_dat
     make = lambda name, **changes: sampling.load(
         made_run.make_run(tmp_path / name, manifest, network="tiny", **changes), statistics="running"
     )
-    pooled, plain = make("pooled", **{"data.pools": POOLS}), make("plain")
+    pooled, plain = make("pooled", **{"data.merge_classes": POOLS}), make("plain")
     assert isinstance(pooled.generator, Pooled) and not isinstance(plain.generator, Pooled)
     grades = np.arange(20) % 5
     images = lambda sampler, grades: np.stack(list(sampler.images(grades)))
@@ -238,10 +238,10 @@ def test_a_pooled_run_is_sampled_and_interpolated_by_grade(tmp_path, phantom_dat
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"least_of_grade": 6}, "'tiny' would learn MILD from 5 .*least_of_grade = 6.*pools='0 1\\+2 3 4'"),
-        ({"least_of_grade": 9}, "NO_DR from 8 .*pools='0\\+1 2 3 4'"),
-        ({"least_of_grade": 12, "pools": "0+1 2 3+4"}, "learn MODERATE from 8 .*pools='0\\+1 2\\+3\\+4'"),
-        ({"least_of_grade": 14, "pools": "0+1+2 3+4"}, "SEVERE and PROLIFERATIVE from 11 .*pools='0\\+1\\+2\\+3\\+4'"),
+        ({"min_images_per_class": 6}, "'tiny' would learn MILD from 5 .*min_images_per_class = 6.*merge_classes='0 1\\+2 3 4'"),
+        ({"min_images_per_class": 9}, "NO_DR from 8 .*merge_classes='0\\+1 2 3 4'"),
+        ({"min_images_per_class": 12, "pools": "0+1 2 3+4"}, "learn MODERATE from 8 .*merge_classes='0\\+1 2\\+3\\+4'"),
+        ({"min_images_per_class": 14, "pools": "0+1+2 3+4"}, "SEVERE and PROLIFERATIVE from 11 .*merge_classes='0\\+1\\+2\\+3\\+4'"),
     ],
 )
 def test_too_few_photographs_of_a_class_are_refused(config, tmp_path, options, words):
@@ -249,13 +249,13 @@ def test_too_few_photographs_of_a_class_are_refused(config, tmp_path, options, w
     with pytest.raises(UserError, match=words) as error:
         train(config, tmp_path / "run")
     assert "\n" not in str(error.value)
-    assert int(train(changed(config, network="tiny_unconditional", data__pools=""), tmp_path / "other").step) == 1
+    assert int(train(changed(config, network="tiny_unconditional", data__merge_classes=""), tmp_path / "other").step) == 1
 
 
 def test_idrid_has_enough_of_each_grade_by_itself():
     counts = [116, 17, 117, 63, 42]  # after the audit, without the validation photographs
-    least = config_lib.default_config().data.least_of_grade
-    pools.check_enough(np.repeat(np.arange(5), counts), "", least, "cgan32")
+    least = config_lib.default_config().data.min_images_per_class
+    class_merging.check_enough(np.repeat(np.arange(5), counts), "", least, "cgan32")
 
 
 # -- Networks larger than the photographs

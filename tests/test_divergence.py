@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ALL_ON, assert_same, changed, score, stats, steps
 
-from idrid_jax.training import mesh, saved, step
+from idrid_jax.training import saved, sharding, update
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.divergence import TrainingDiverged, restarted
 from idrid_jax.training.loop import train
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwa
 @pytest.fixture
 def broken(monkeypatch):
     """(update, restarts): from that update on, counted from 0, a run that went back fewer times is NaN."""
-    call = step.Update.__call__
+    call = update.Update.__call__
 
     def breaks(at, below=1):
         def broken(self, state, images, grades, key):
@@ -29,7 +29,7 @@ def broken(monkeypatch):
             after = dataclasses.replace(after, d=dataclasses.replace(after.d, params=params))
             return after, metrics | {"loss_d": metrics["loss_d"] * harm}
 
-        monkeypatch.setattr(step.Update, "__call__", broken)
+        monkeypatch.setattr(update.Update, "__call__", broken)
 
     return breaks
 
@@ -42,18 +42,18 @@ def from_step_4(config, workdir, restarts):
     """A run that was told to take smaller updates from its first checkpoint on."""
     state = train(changed(config, total_kimg=0.032), workdir)
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(4, restarted(state, restarts, mesh.make_mesh(1)))
+        checkpoints.save(4, restarted(state, restarts, sharding.make_mesh(1)))
     return train(config, workdir)
 
 
 @pytest.mark.parametrize(
     "way, options",
-    [("resident", ALL_ON), ("stream", {}), ("stream", {"dispatch_steps": 2})],
-    ids=["all on", "stream", "two a call"],
+    [("resident", ALL_ON), ("tfdata", {}), ("tfdata", {"dispatch_steps": 2})],
+    ids=["all on", "tfdata", "two a call"],
 )
 def test_training_goes_back_to_the_newest_checkpoint(config, tmp_path, capsys, broken, way, options):
     """Bit for bit what a run is whose updates are half as large from there on; the record has each step once."""
-    config = restoring(config, data__way=way, log_kimg=0.008, **options)
+    config = restoring(config, data__pipeline=way, log_kimg=0.008, **options)
     want = from_step_4(changed(config, checkpoint__best=""), tmp_path / "want", 1)
     broken(at=6)
     state = train(config, tmp_path / "run", on_snapshot=(score,))
@@ -104,7 +104,7 @@ def test_it_goes_back_three_times_at_most(config, tmp_path, capsys):
 
 def test_a_state_that_is_not_finite_is_gone_back_from(config, tmp_path, capsys, monkeypatch):
     """Finite losses and gradients, and broken parameters behind them, met at a snapshot that is logged already."""
-    call = step.Update.__call__
+    call = update.Update.__call__
 
     def broken(self, state, images, grades, key):
         after, metrics = call(self, state, images, grades, key)
@@ -112,7 +112,7 @@ def test_a_state_that_is_not_finite_is_gone_back_from(config, tmp_path, capsys, 
         params = jax.tree.map(lambda x: x + harm, after.g.params)
         return dataclasses.replace(after, g=dataclasses.replace(after.g, params=params)), metrics
 
-    monkeypatch.setattr(step.Update, "__call__", broken)
+    monkeypatch.setattr(update.Update, "__call__", broken)
     assert int(train(restoring(config), tmp_path).step) == 12
     assert "step 8: a parameter or statistic of the generator is not finite: back to step 4" in capsys.readouterr().err
     assert [row["step"] for row in stats(tmp_path)] == [2, 4, 6, 8, 10, 12]

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idrid_jax import cli, sampling
+from idrid_jax import cli
 from idrid_jax.data import cache
 from idrid_jax.data.prepare import prepare
 from idrid_jax.data.preprocess import preprocess
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import grader, leak, protocol, run, smaller, spectra, usefulness
+from idrid_jax.evaluation import augmentation_leak, downsample, evaluate, grader, quality, spectra, usefulness
 from idrid_jax.evaluation.features import trained_grader, weights
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.image_quality import psnr, ssim
-from idrid_jax.pixels import to_float
+from idrid_jax.generation import sampling
+from idrid_jax.images import to_float
 from idrid_jax.training import build, saved
 
 REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "among_generated",
@@ -56,7 +57,7 @@ def workdir(folder, manifest):
 
 @pytest.fixture(scope="module")
 def result(workdir):
-    return run.evaluate(workdir)
+    return evaluate.evaluate(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def training(manifest):
 
 
 def test_the_keys_of_the_issue_hold_finite_numbers(workdir, result):
-    written = json.loads((workdir / run.NAME).read_text())
+    written = json.loads((workdir / evaluate.NAME).read_text())
     assert written == result
     for row in ("generated", *REFERENCES):
         assert np.isfinite(written[row]["ssim"]) and np.isfinite(written[row]["psnr"]), row
@@ -76,10 +77,10 @@ def test_the_keys_of_the_issue_hold_finite_numbers(workdir, result):
 
 def test_a_leak_of_augmentation_is_looked_for_where_there_was_some(workdir, result, training):
     leaked = result["leak"]
-    assert set(leaked["statistics"]) == set(leak.CAPTIONS) and isinstance(leaked["verdict"], str)
+    assert set(leaked["statistics"]) == set(augmentation_leak.CAPTIONS) and isinstance(leaked["verdict"], str)
     assert all(0 <= found["p"] <= 1 and 0 <= found["share"] <= 1 for found in leaked["statistics"].values())
     strengths = build.strengths(saved.read_run(workdir)[0].config)
-    shown = run._augmented(training.images, strengths, 4, 0)
+    shown = evaluate._augmented(training.images, strengths, 4, 0)
     assert shown.shape == training.images.shape and shown.dtype == np.uint8
     assert (shown != training.images).any(axis=(1, 2, 3)).all()
 
@@ -97,14 +98,14 @@ def test_by_grade_where_there_are_grades(folder, manifest, result):
     for count, rows in zip(made_run.TRAIN, result["by_grade"].values()):
         assert rows["generated"]["images"] == rows["generated"]["against"] == count  # the training split's proportions
         assert np.isfinite(rows["generated"]["ssim"])
-    unconditional = run.evaluate(made_run.make_run(folder / "dcgan", manifest, network="dcgan28"), count=4)
+    unconditional = evaluate.evaluate(made_run.make_run(folder / "dcgan", manifest, network="dcgan28"), count=4)
     assert "by_grade" not in unconditional and unconditional["generated"]["images"] == 4
     assert unconditional["of"]["channels"] == 1
 
 
 def test_the_numbers_are_those_of_the_images_that_sample_draws(workdir, manifest, training):
     """One plain loop over pairs of one generated image each, on pixels preprocessed anew."""
-    result = run.evaluate(workdir, count=2, seed=3)
+    result = evaluate.evaluate(workdir, count=2, seed=3)
     grades = training.grades[np.random.default_rng(3).permutation(len(training.grades))[:2]]
     generated = np.stack(list(sampling.load(workdir).images(grades, seed=3))) / np.float32(255)
     real = np.stack([preprocess(p.source.read(), p.id, size=32, channels=3, crop="field_of_view")
@@ -116,30 +117,30 @@ def test_the_numbers_are_those_of_the_images_that_sample_draws(workdir, manifest
 
 
 def test_the_same_again_and_another_seed_or_step_differs(workdir, result):
-    assert run.evaluate(workdir) == result
-    assert run.evaluate(workdir, seed=1)["generated"] != result["generated"]
-    older = run.evaluate(workdir, step=3)
+    assert evaluate.evaluate(workdir) == result
+    assert evaluate.evaluate(workdir, seed=1)["generated"] != result["generated"]
+    older = evaluate.evaluate(workdir, step=3)
     assert older["of"]["step"] == 3 and older["generated"] != result["generated"]
     for reference in ("held_out_real", "mean_image", "among_real", "nearest_to_held_out"):
         assert older[reference] == result[reference]  # of real images alone
 
 
 def test_at_fewer_pixels_beside_a_run_of_smaller_images(workdir, manifest, result, capsys):
-    (workdir / run.PAIRS).write_bytes(b"of the images' own size")
-    before = (workdir / run.NAME).read_bytes()
+    (workdir / evaluate.PAIRS).write_bytes(b"of the images' own size")
+    before = (workdir / evaluate.NAME).read_bytes()
     assert cli.main(["evaluate", "--workdir", str(workdir), "--pixels=28", "--count=3"]) == 0
     told = capsys.readouterr().out
     assert "32x32x3, field_of_view, compared at 28x28" in told and "evaluation_28.json" in told
     small = json.loads((workdir / "evaluation_28.json").read_text())
     assert small["of"] == result["of"] | {"pixels": 28}
     assert not small.keys() & {"copies", "membership", "leak", "usefulness"} and "reading" in small
-    assert (workdir / run.NAME).read_bytes() == before
-    assert (workdir / run.PAIRS).read_bytes() == b"of the images' own size"
+    assert (workdir / evaluate.NAME).read_bytes() == before
+    assert (workdir / evaluate.PAIRS).read_bytes() == b"of the images' own size"
     split = cache.load(manifest, "train", size=28, channels=3, crop="field_of_view")
     grades = split.grades[np.random.default_rng(0).permutation(len(split.grades))[:3]]
-    drawn = smaller.smaller(np.stack(list(sampling.load(workdir).images(grades, seed=0))), 28)
+    drawn = downsample.smaller(np.stack(list(sampling.load(workdir).images(grades, seed=0))), 28)
     none = np.asarray(split.images[:0]), split.grades[:0]
-    wanted = protocol.measure(drawn, grades, np.asarray(split.images), split.grades, *none)
+    wanted = quality.measure(drawn, grades, np.asarray(split.images), split.grades, *none)
     for row in ("generated", "mean_image"):
         assert small[row]["ssim"] == pytest.approx(wanted[row]["ssim"]), row
 
@@ -152,9 +153,9 @@ def test_made_smaller_as_photographs_are():
         preprocess(_png(np.asarray(Image.open(io.BytesIO(one)), int) + noise), "it", size=size, channels=3,
                    crop="field_of_view") for one in photographs])  # fmt: skip
     finest = lambda images: spectra.radial_spectrum(images)[:, -8:].mean()
-    assert abs(finest(smaller.smaller(made(128), 32)) - finest(made(32))) < 0.2
-    grey = smaller.smaller(made(128)[..., :1], 32)
-    np.testing.assert_array_equal(grey, smaller.smaller(made(128), 32)[..., :1])
+    assert abs(finest(downsample.smaller(made(128), 32)) - finest(made(32))) < 0.2
+    grey = downsample.smaller(made(128)[..., :1], 32)
+    np.testing.assert_array_equal(grey, downsample.smaller(made(128), 32)[..., :1])
 
 
 def _png(image):
@@ -171,12 +172,12 @@ def _png(image):
 ])  # fmt: skip
 def test_pixels_that_cannot_be(pixels, size, says):
     with pytest.raises(UserError, match=re.escape(says)):
-        smaller.check_pixels(pixels, size)
+        downsample.check_pixels(pixels, size)
 
 
 def test_a_table_of_every_row(result):
-    text = protocol.table(result)
-    for caption in protocol.CAPTIONS.values():
+    text = quality.table(result)
+    for caption in quality.CAPTIONS.values():
         assert caption in text
     assert all(grade in text for grade in GRADES) and "thesis's own" not in text
 
@@ -184,7 +185,7 @@ def test_a_table_of_every_row(result):
 def test_the_release_of_the_run_counts_not_the_latest(folder, manifest, workdir, result):
     other = prepare(made_run.write_release(folder / "other", train=(1, 1, 1, 1, 1)), folder / "data", tfds=False)[0]
     assert other.fingerprint != manifest.fingerprint
-    assert run.evaluate(workdir)["of"] == result["of"]
+    assert evaluate.evaluate(workdir)["of"] == result["of"]
 
 
 def test_a_release_that_is_no_longer_prepared_is_one_line_and_can_be_named(folder, manifest, workdir, result):
@@ -193,21 +194,21 @@ def test_a_release_that_is_no_longer_prepared_is_one_line_and_can_be_named(folde
     config = json.loads((moved / "config.json").read_text())
     config["data"]["data_dir"] = str(folder / "nowhere")
     (moved / "config.json").write_text(json.dumps(config))
-    (moved / run.NAME).unlink()
+    (moved / evaluate.NAME).unlink()
     says = f"made up \\({manifest.fingerprint[:12]}\\).*prepare --release PATH.*--data_dir"
     with pytest.raises(UserError, match=says) as caught:
-        run.evaluate(moved)
-    assert "\n" not in str(caught.value) and not (moved / run.NAME).exists()
-    assert run.evaluate(moved, data_dir=folder / "data") == result
+        evaluate.evaluate(moved)
+    assert "\n" not in str(caught.value) and not (moved / evaluate.NAME).exists()
+    assert evaluate.evaluate(moved, data_dir=folder / "data") == result
 
 
 def test_a_release_without_held_out_photographs_is_measured_without_them(folder):
     manifest = prepare(made_run.write_release(folder / "no test", test=(0,) * 5), folder / "data, no test",
                        tfds=False)[0]
-    result = run.evaluate(made_run.make_run(folder / "run, no test", manifest))
+    result = evaluate.evaluate(made_run.make_run(folder / "run, no test", manifest))
     assert result["held_out_real"]["ssim"] is None and "missing" in result["held_out_real"]
     assert np.isfinite(result["generated"]["ssim"])
-    assert protocol.table(result)
+    assert quality.table(result)
 
 
 def test_usefulness_is_measured_when_asked_for(workdir, tmp_path, monkeypatch, capsys):
@@ -215,7 +216,7 @@ def test_usefulness_is_measured_when_asked_for(workdir, tmp_path, monkeypatch, c
     monkeypatch.setattr(grader, "Budget", functools.partial(dataclasses.replace, QUICK))
     assert cli.main(["evaluate", "--workdir", str(workdir), "--usefulness=2", "--weights="]) == 0
     out, err = capsys.readouterr()
-    written = json.loads((workdir / run.NAME).read_text())["usefulness"]
+    written = json.loads((workdir / evaluate.NAME).read_text())["usefulness"]
     assert written["arms"].keys() == usefulness.ARMS.keys() - {"filtered"} and written["seeds"] == 2
     assert written["budget"] == vars(QUICK)  # none of 400 updates, which take minutes
     assert len(written["arms"]["real"]["kappa"]["by_seed"]) == 2
@@ -223,15 +224,15 @@ def test_usefulness_is_measured_when_asked_for(workdir, tmp_path, monkeypatch, c
     assert f"Usefulness: {written['verdict']}." in out and "] usefulness: real photographs, 2 seeds" in err
     stages = [line.split("]")[0][1:].split("/") for line in err.splitlines() if line.startswith("[")]
     assert [int(done) for done, _ in stages] == list(range(1, len(stages) + 1)) and stages[-1][1] == str(len(stages))
-    assert run.evaluate(workdir)["usefulness"] == written  # of the same images it is not lost
-    assert "usefulness" not in run.evaluate(workdir, seed=1)
+    assert evaluate.evaluate(workdir)["usefulness"] == written  # of the same images it is not lost
+    assert "usefulness" not in evaluate.evaluate(workdir, seed=1)
 
 
 def test_an_unconditional_generator_s_use_is_told_missing(workdir, monkeypatch):
     sampler = sampling.load(workdir)
     plain = dataclasses.replace(sampler.network, conditional=False)
     monkeypatch.setattr(type(sampler), "network", plain)
-    found = run._usefulness(
+    found = evaluate._usefulness(
         sampler, None, None, None, seed=0, seeds=1, keep_share=0, edema=False, side=64, tell=print
     )
     assert found == {"missing": "cgan32 is unconditional: its images have no grades to learn from"}
@@ -243,7 +244,7 @@ def test_copies_and_membership_are_told(workdir, result, manifest, capsys):
         assert result["copies"] == {"missing": f"{sum(made_run.TEST)} held-out images; it takes at least 10"}
         assert "held-out" in result["membership"]["missing"]
     else:
-        assert result["copies"]["verdict"].startswith("no sign") and (workdir / run.PAIRS).stat().st_size
+        assert result["copies"]["verdict"].startswith("no sign") and (workdir / evaluate.PAIRS).stat().st_size
         assert 0 <= result["membership"]["auc"] <= 1
 
 
@@ -252,8 +253,8 @@ def test_the_discriminator_s_scores_are_its_logits(workdir, training):
     record, state = saved.read_run(workdir, step=5)
     _, discriminator = build.networks(record.config)
     few = training.part(np.arange(7))
-    members, others, untrained = run._scores(workdir, 5, training, few)
-    assert len(untrained) == run.UNTRAINED and all(len(u[0]) == len(members) and len(u[1]) == 7 for u in untrained)
+    members, others, untrained = evaluate._scores(workdir, 5, training, few)
+    assert len(untrained) == evaluate.UNTRAINED and all(len(u[0]) == len(members) and len(u[1]) == 7 for u in untrained)
     assert not np.allclose(untrained[0][1], untrained[1][1]) and not np.allclose(untrained[0][1], others)
     wanted = discriminator.eval(state.d.params, state.d.stats, to_float(np.asarray(few.images)), few.grades)
     np.testing.assert_allclose(others, wanted, atol=1e-5)
@@ -265,7 +266,7 @@ def test_features_of_networks_from_files_measure_too(workdir, monkeypatch, capsy
     plain = Network("brightness:12345678 (trained on nothing)", lambda images: images.mean((1, 2)).astype(np.float32))
     monkeypatch.setattr(weights, "load", lambda path: {"a.npz": plain}[path])
     assert cli.main(["evaluate", "--workdir", str(workdir), "--weights=a.npz"]) == 0
-    written = json.loads((workdir / run.NAME).read_text())["closeness"]
+    written = json.loads((workdir / evaluate.NAME).read_text())["closeness"]
     assert written["networks"][-1] == plain.name and len(written["networks"]) == 3
     assert np.isfinite(written["rows"]["generated"]["features"][plain.name]["kid"]["value"])
     assert f"features: {plain.name}" in capsys.readouterr().out
@@ -279,41 +280,41 @@ def test_a_file_that_holds_no_network_leaves_the_other_measures(workdir, result,
     out, err = capsys.readouterr()
     told = [line for line in err.splitlines() if not line.startswith("[")]
     assert len(told) == 1 and str(damaged) in told[0] and told[0].endswith("measuring without it")
-    written = json.loads((other / run.NAME).read_text())
+    written = json.loads((other / evaluate.NAME).read_text())
     assert list(written["weights_left_out"]) == ["damaged.npz"] and written["closeness"] == result["closeness"]
     assert "Not measured by damaged.npz: cannot be read" in out and "written to" in out
 
 
 def test_installed_weights_are_done_without_where_they_are_not(monkeypatch, capsys):
     monkeypatch.setattr(weights, "PACKAGE", "no_such_package_of_weights")
-    networks, left_out = run._trained_elsewhere([weights.IMAGENET])
+    networks, left_out = evaluate._trained_elsewhere([weights.IMAGENET])
     assert not networks and "not installed" in left_out[weights.IMAGENET]
     assert capsys.readouterr().err.endswith("measuring without it\n")
 
 
 def test_a_disk_that_is_full_at_the_end_takes_the_file_alone(workdir, monkeypatch, capsys):
-    before = (workdir / run.NAME).read_bytes()
+    before = (workdir / evaluate.NAME).read_bytes()
 
     def full(path, text):
         raise UserError(f"cannot write under {path}: No space left on device")
 
-    monkeypatch.setattr(run.atomic, "write_text", full)
+    monkeypatch.setattr(evaluate.atomic, "write_text", full)
     assert cli.main(["evaluate", "--workdir", str(workdir), "--seed=1", "--weights="]) == 2
     out, err = capsys.readouterr()
-    assert "generated x training" in out and "written to" not in out and (workdir / run.NAME).read_bytes() == before
+    assert "generated x training" in out and "written to" not in out and (workdir / evaluate.NAME).read_bytes() == before
     assert err.splitlines()[-1].endswith("No space left on device")
 
 
 def test_what_was_measured_by_an_older_version_is_the_same_subject(workdir, result, tmp_path):
-    path, newer = tmp_path / run.NAME, {"of": {"step": 3, "batch_statistics": "none"}, "seed": 0}
+    path, newer = tmp_path / evaluate.NAME, {"of": {"step": 3, "batch_statistics": "none"}, "seed": 0}
     path.write_text(json.dumps({"of": {"step": 3}, "seed": 0, "usefulness": {"seeds": 2}}))
-    assert run._earlier(path, newer) == {"seeds": 2}
-    assert run._earlier(path, newer | {"of": {"step": 5}}) is None and run._earlier(path, newer | {"seed": 1}) is None
+    assert evaluate._earlier(path, newer) == {"seeds": 2}
+    assert evaluate._earlier(path, newer | {"of": {"step": 5}}) is None and evaluate._earlier(path, newer | {"seed": 1}) is None
 
 
 def test_a_network_sees_the_same_images_once(training):
     seen = []
-    network = run._remembered(Network("n", lambda images: seen.append(len(images)) or images.mean((1, 2))))
+    network = evaluate._remembered(Network("n", lambda images: seen.append(len(images)) or images.mean((1, 2))))
     first = network.extract(training.images)
     assert network.extract(np.array(training.images)) is first and seen == [len(training.images)]
     assert len(network.extract(training.images[:3])) == 3 and network.name == "n"
@@ -332,7 +333,7 @@ def test_a_network_sees_the_same_images_once(training):
     ],
 )
 def test_mistakes_are_one_line_and_lose_nothing(workdir, result, capsys, flag, says):
-    before = (workdir / run.NAME).read_bytes()
+    before = (workdir / evaluate.NAME).read_bytes()
     assert cli.main(["evaluate", "--workdir", str(workdir), *flag.split()]) == 2
     err = capsys.readouterr().err
-    assert says in err and err.count("\n") == 1 and (workdir / run.NAME).read_bytes() == before
+    assert says in err and err.count("\n") == 1 and (workdir / evaluate.NAME).read_bytes() == before

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idrid_jax import cli, interpolation, sampling
+from idrid_jax import cli
 from idrid_jax.data.prepare import prepare
-from idrid_jax.pictures import GAP
+from idrid_jax.generation import interpolation, sampling
+from idrid_jax.images import GRID_GAP
 
 
 @pytest.fixture(autouse=True)
@@ -145,12 +146,12 @@ def test_a_strip_shows_what_was_drawn(workdir, sampler, tmp_path, capsys):
     command = ["interpolate", f"--workdir={workdir}", f"--out={out}", "--seed=5"]
     assert cli.main([*command, "--rows=3", "--frames=4"]) == 0
     assert "of grades 0, 1, 2, 4 images each" in capsys.readouterr().out
-    picture, step = np.asarray(Image.open(out)), 32 + GAP
-    assert picture.shape == (3 * step - GAP, 4 * step - GAP, 3)
+    picture, step = np.asarray(Image.open(out)), 32 + GRID_GAP
+    assert picture.shape == (3 * step - GRID_GAP, 4 * step - GRID_GAP, 3)
     drawn = interpolation.between_latents(sampler, [0, 1, 2], 4, seed=5)
     np.testing.assert_array_equal(picture[step : step + 32, 3 * step : 3 * step + 32], drawn[1, 3])
     assert cli.main([*command, "--rows=2", "--grades=0,4"]) == 0  # in its place
-    assert Image.open(out).size == (9 * step - GAP, 2 * step - GAP)
+    assert Image.open(out).size == (9 * step - GRID_GAP, 2 * step - GRID_GAP)
     assert [path.name for path in tmp_path.iterdir()] == ["strip.png"]
 
 
@@ -161,7 +162,7 @@ def test_a_gif_goes_on_and_back_for_ever(workdir, sampler, tmp_path):
     assert len(frames) == 2 * 6 - 2 and info["loop"] == 0 and info["duration"] == interpolation.MILLISECONDS
     drawn = interpolation.between_latents(sampler, [3, 3], 6)
     for frame, shown in zip([0, 1, 2, 3, 4, 5, 4, 3, 2, 1], frames):
-        assert shown.shape == (32, 2 * 32 + GAP, 3)
+        assert shown.shape == (32, 2 * 32 + GRID_GAP, 3)
         assert np.abs(shown[:, :32] - drawn[0, frame]).mean() < 12  # 256 colours of noise
     assert np.abs(frames[0] - frames[5]).mean() > 12
 
@@ -170,7 +171,7 @@ def test_an_unconditional_generator_in_grey(unconditional, tmp_path):
     for name in ("strip.png", "walk.GIF"):
         out = tmp_path / name
         assert cli.main(["interpolate", f"--workdir={unconditional}", f"--out={out}", "--frames=3"]) == 0
-    assert Image.open(tmp_path / "strip.png").size == (3 * 30 - GAP, 4 * 30 - GAP)
+    assert Image.open(tmp_path / "strip.png").size == (3 * 30 - GRID_GAP, 4 * 30 - GRID_GAP)
     assert Image.open(tmp_path / "strip.png").mode == "L"
     _, frames = frames_of(tmp_path / "walk.GIF")
     own = sampled(sampling.load(unconditional), [0] * 8)

@@ -145,7 +145,7 @@ def test_the_faithful_configurations_have_none_of_the_options():
     ("checkpoint.keep_last", 0, "at least 1"),
     ("data.flip", 1, "True or False"),
     ("data.crop", "fov", "field_of_view"),
-    ("data.way", "residnt", "did you mean resident"),
+    ("data.pipeline", "residnt", "did you mean resident"),
     ("network", "dcgan_128", "did you mean dcgan128"),
     ("network", 3, "must be text"),
     ("dtype", "float16", "did you mean"),

@@ -31,11 +31,11 @@ from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, curves, ema, mesh, snapshot, step, stepper
+from idrid_jax.training import build, curves, ema, sharding, snapshot, train_step, update
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import AHEAD, TrainingDiverged, train
-from idrid_jax.training.step import draw
 from idrid_jax.training.tensorboard import Events
+from idrid_jax.training.update import draw
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
@@ -171,13 +171,13 @@ def test_an_exploding_run_stops_and_keeps_the_last_good_checkpoint(config, tmp_p
 
 @pytest.mark.parametrize("network, name", [("discriminator", "loss_d"), ("generator", "grad_norm_g")])
 def test_divergence_names_the_step_and_the_network(config, tmp_path, monkeypatch, network, name):
-    call = step.Update.__call__
+    call = update.Update.__call__
 
     def broken(self, state, images, grades, key):
         after, metrics = call(self, state, images, grades, key)
         return after, metrics | {name: jax.numpy.where(state.step == 6, jax.numpy.nan, metrics[name])}  # the seventh
 
-    monkeypatch.setattr(step.Update, "__call__", broken)
+    monkeypatch.setattr(update.Update, "__call__", broken)
     with pytest.raises(
         TrainingDiverged,
         match=f"^step 7: {name} of the {network}(, or of the discriminator just updated,)? is nan.*stays in .*"
@@ -263,7 +263,7 @@ def test_a_grade_that_is_missing_stops_balanced_training_alone(tiny, tmp_path):
         ({"checkpoint__best": "scor"}, "config.checkpoint.best = 'scor': .*score"),
         ({"total_kimg": 0.0}, "config.total_kimg = 0.0"),
         ({"network": "tinny"}, "config.network = 'tinny': .*tiny"),
-        ({"data__way": "residant"}, "config.data.way = 'residant': .*resident"),
+        ({"data__pipeline": "residant"}, "config.data.pipeline = 'residant': .*resident"),
         ({"data__data_dir": "/nowhere"}, "prepare"),
         ({"init_from": "/nowhere"}, "config.init_from: /nowhere: no run is there"),
     ],
@@ -319,7 +319,7 @@ def test_init_from_takes_or_begins_the_average(config, tmp_path):
 
 def test_init_from_under_fsdp(config, tmp_path, monkeypatch):
     """What comes whole from the other run is split as this one's state is."""
-    monkeypatch.setattr(mesh, "LEAST_SPLIT", 1)
+    monkeypatch.setattr(sharding, "LEAST_SPLIT", 1)
     train(config, tmp_path / "source")
     split = changed(config, init_from=str(tmp_path / "source"), ema_kimg=1.0, mesh__data=8, mesh__fsdp=True)
     state = train(split, tmp_path / "tuned")
@@ -339,15 +339,15 @@ def test_init_from_another_network_is_refused(config, tmp_path):
 # -- Speed
 
 
-@pytest.mark.parametrize("way", ["resident", "stream"])
+@pytest.mark.parametrize("way", ["resident", "tfdata"])
 def test_the_step_moves_nothing_to_the_device_by_itself(config, way):
     """In steady state: no implicit transfer; `stream` moves its batches explicitly."""
-    config = changed(config, data__way=way, **ALL_ON)
-    devices = mesh.make_mesh(1)
+    config = changed(config, data__pipeline=way, **ALL_ON)
+    devices = sharding.make_mesh(1)
     update, init = build.make_update(config, *build.networks(config))
     split = build.load_split(config, build.find_release(config), "train")
-    state = jax.jit(init, out_shardings=mesh.replicated(devices))(jax.random.key(0))
-    call = stepper.compile_step(config, update, devices, split, 0)
+    state = jax.jit(init, out_shardings=sharding.replicated(devices))(jax.random.key(0))
+    call = train_step.compile_step(config, update, devices, split, 0)
     state, _ = call(state)
     with jax.transfer_guard("disallow"):
         for _ in range(3):
@@ -386,12 +386,12 @@ class Held:
         return np.asarray(self._value, *args, **kwargs)
 
 
-@pytest.mark.parametrize("way", ["resident", "stream"])
+@pytest.mark.parametrize("way", ["resident", "tfdata"])
 def test_the_loop_waits_for_no_step_that_it_has_just_dispatched(config, tmp_path, monkeypatch, way):
     """Between snapshots: metrics are read at log points alone, AHEAD steps after them; the state is not touched, and
     nothing is moved to the device but what `stream` moves explicitly."""
     events, guard = [], contextlib.ExitStack()
-    compile_step = stepper.compile_step
+    compile_step = train_step.compile_step
 
     def held(*args):
         step, dispatched, real = compile_step(*args), 0, None
@@ -411,9 +411,9 @@ def test_the_loop_waits_for_no_step_that_it_has_just_dispatched(config, tmp_path
         call.steps = step.steps
         return call
 
-    monkeypatch.setattr(stepper, "compile_step", held)
+    monkeypatch.setattr(train_step, "compile_step", held)
     with guard:
-        config = changed(config, data__way=way, total_kimg=0.192, snapshot_kimg=0.192, log_kimg=0.064, **ALL_ON)
+        config = changed(config, data__pipeline=way, total_kimg=0.192, snapshot_kimg=0.192, log_kimg=0.064, **ALL_ON)
         assert int(train(config, tmp_path, on_snapshot=(score,)).step) == 24
     waits = {(of, when) for kind, of, when in events if kind == "wait"}
     # log points at 8, 16 and 24; the first step is waited for as it compiles; a snapshot waits for all

@@ -21,7 +21,7 @@ from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import train
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import NetworkState, TrainState, init_state
-from idrid_jax.training.step import Update
+from idrid_jax.training.update import Update
 
 BATCH = 8
 SGD = optax.sgd(0.05)

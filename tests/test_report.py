@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idrid_jax import cli, sampling
+from idrid_jax import cli
 from idrid_jax.data import cache, phantom
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.prepare import prepare
-from idrid_jax.evaluation import closeness, copies, protocol, report, usefulness
-from idrid_jax.evaluation import run as evaluation_run
+from idrid_jax.evaluation import closeness, memorization, quality, report, usefulness
+from idrid_jax.evaluation import evaluate as evaluation_run
 from idrid_jax.evaluation.report import figures, page
 from idrid_jax.evaluation.report.markup import Markup, joined, table, tag
-from idrid_jax.pictures import grid
+from idrid_jax.generation import sampling
+from idrid_jax.images import image_grid
 
 NETWORKS = ["random-v1 (untrained)", "grader <1>"]
 BY_FEATURES, BY_PIXELS = (list(closeness.MEASURES[kind]) for kind in ("features", "pixels"))
@@ -98,7 +99,7 @@ def evaluation(training, *, step=3, conditional=True):
     read = {arm: rng.integers(0, 5, (3, 40)) for arm in usefulness.ARMS}
     result = {
         **{key: {"ssim": float(rng.uniform()), "psnr": float(rng.uniform(10, 30)), "images": 9, "against": 15}
-           for key in protocol.CAPTIONS},
+           for key in quality.CAPTIONS},
         "collapse": {"ssim_excess": 0.3, "threshold": 0.1, "collapsed": True, "verdict": "collapsed: excess is +0.300"},
         "seed": 4,
         "closeness": {"seed": 4, "resamples": 200, "images": {"generated": 9, "training": 15, "held_out": 6},
@@ -107,9 +108,9 @@ def evaluation(training, *, step=3, conditional=True):
             **{name: {"images": 12, "authentic": share,
                       "nearest": {"0.5": a, "0.9": a + 0.1, "0.99": a + 0.2, "1": 0.97}}
                for name, share, a in (("generated", 0.75, 0.5), ("held_out", 0.25, 0.6))},
-            "distances": {name: {key: {"nearest": {str(q): q + a for q in copies.QUANTILES}, "authentic": 0.125 + a}
+            "distances": {name: {key: {"nearest": {str(q): q + a for q in memorization.QUANTILES}, "authentic": 0.125 + a}
                                  for key, a in (("generated", b), ("held_out", b + 0.25))} | {"c_t": 4.5 - b}
-                          for name, b in ((copies.STRUCTURE, 0.1), (NETWORKS[0], 0.3))},
+                          for name, b in ((memorization.STRUCTURE, 0.1), (NETWORKS[0], 0.3))},
             "c_t": 1.0, "nearer": 0.2, "threshold": 0.05, "verdict": "copies: 20.0% are nearer, more than 5%",
             "pairs": [{"generated": i, "training": training.ids[i], "index": i, "similarity": 0.9 - i / 10}
                       for i in range(3)],
@@ -165,7 +166,7 @@ def workdir(folder, manifest, training):
     (made / evaluation_run.NAME).write_text(json.dumps(evaluation(training)))
     write_stats(made)
     both = np.concatenate([np.full((3, 32, 32, 3), 7, np.uint8), training.images[:3]])
-    grid(both, 3).save(made / evaluation_run.PAIRS)
+    image_grid(both, 3).save(made / evaluation_run.PAIRS)
     return made
 
 
@@ -369,7 +370,7 @@ def test_by_grade_in_a_table(shown, result):
 
 
 def test_psnr_and_ssim_are_those_of_the_protocol(shown, result):
-    for key, caption in protocol.CAPTIONS.items():
+    for key, caption in quality.CAPTIONS.items():
         assert [caption, f"{result[key]['ssim']:.3f} / {result[key]['psnr']:.2f}"] in shown.rows
 
 
@@ -418,7 +419,7 @@ def test_distances_stand_beside_those_of_held_out_photographs(shown):
 def test_pairs_of_another_evaluation_are_not_shown(workdir, training, folder):
     other = copied(workdir, folder / "stale")
     both = np.concatenate([np.full((3, 32, 32, 3), 7, np.uint8), training.images[1:4]])
-    grid(both, 3).save(other / evaluation_run.PAIRS)
+    image_grid(both, 3).save(other / evaluation_run.PAIRS)
     found = shown_of(other)
     assert "goes with another evaluation" in found.text
     assert not [alt for alt, _ in found.pictures if alt == "generated image"]

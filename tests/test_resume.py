@@ -18,7 +18,7 @@ from idrid_jax.training.checkpoint import FOLDER, Checkpoints
 from idrid_jax.training.loop import train
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
-ways = pytest.mark.parametrize("way", ["resident", "stream"])
+ways = pytest.mark.parametrize("way", ["resident", "tfdata"])
 
 
 def stop_at(number, sent=signal.SIGTERM):
@@ -39,7 +39,7 @@ def stop_at(number, sent=signal.SIGTERM):
 @pytest.mark.parametrize("options", [{}, ALL_ON, LOSSES_ON], ids=["plain", "all on", "losses"])
 def test_resumed_is_uninterrupted(config, tmp_path, capsys, way, options):
     """Bit for bit, all of the state; interrupted between two snapshots, and once more at one."""
-    config = changed(config, data__way=way, **options)
+    config = changed(config, data__pipeline=way, **options)
     whole = train(config, tmp_path / "whole", on_snapshot=(score,))
     stopped = train(
         config, tmp_path / "parts", on_snapshot=(stop_at(1),)
@@ -63,8 +63,8 @@ def test_resumed_is_uninterrupted(config, tmp_path, capsys, way, options):
 
 def test_both_ways_in_train_the_same(config, tmp_path):
     resident, stream = (
-        train(changed(config, data__way=way, **ALL_ON), tmp_path / way, on_snapshot=(score,))
-        for way in ("resident", "stream")
+        train(changed(config, data__pipeline=way, **ALL_ON), tmp_path / way, on_snapshot=(score,))
+        for way in ("resident", "tfdata")
     )
     for a, b in zip(jax.tree.leaves(resident.g.params), jax.tree.leaves(stream.g.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -73,7 +73,7 @@ def test_both_ways_in_train_the_same(config, tmp_path):
 @ways
 def test_several_updates_a_call_are_the_same_run(config, tmp_path, way):
     """Interrupted between calls, logged and saved at whole calls."""
-    config = changed(config, data__way=way)
+    config = changed(config, data__pipeline=way)
     single = train(config, tmp_path / "single")
     several = changed(config, dispatch_steps=2)
     stopped = train(several, tmp_path / "several", on_snapshot=(stop_at(1),))
@@ -87,8 +87,8 @@ def test_several_updates_a_call_are_the_same_run(config, tmp_path, way):
 
 
 def test_the_way_in_may_change_on_resume(config, tmp_path):
-    train(changed(config, total_kimg=0.048, data__way="stream"), tmp_path)
-    assert int(train(changed(config, data__way="resident"), tmp_path).step) == 12
+    train(changed(config, total_kimg=0.048, data__pipeline="tfdata"), tmp_path)
+    assert int(train(changed(config, data__pipeline="resident"), tmp_path).step) == 12
 
 
 def test_a_finished_run_is_left_alone(config, tmp_path):

@@ -14,9 +14,9 @@ from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, convolution, retina
 from idrid_jax.models.functional import functional
-from idrid_jax.training import build, losses, schedules, snapshot
+from idrid_jax.training import build, losses, optimizers, snapshot
 from idrid_jax.training.objectives import Weights
-from idrid_jax.training.step import Update
+from idrid_jax.training.update import Update
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE = 32
@@ -153,7 +153,7 @@ def test_shares_of_grades():
 
 def test_a_grade_that_is_not_heard_is_not_in_the_logit():
     d, x = perturbed(DISCRIMINATOR), images()
-    of = lambda grades, share: DISCRIMINATOR.eval(d, {}, x, schedules.faded(jnp.asarray(grades), share))
+    of = lambda grades, share: DISCRIMINATOR.eval(d, {}, x, optimizers.faded(jnp.asarray(grades), share))
     np.testing.assert_array_equal(of([0, 1, 2, 3], 0.0), of([4, 4, 0, 0], 0.0))
     half, whole = of([0, 1, 2, 3], 0.5), of([0, 1, 2, 3], 1.0)
     np.testing.assert_allclose(half, (of([0, 1, 2, 3], 0.0) + whole) / 2, atol=1e-5)  # a projection is linear
@@ -211,13 +211,13 @@ def test_bfloat16_is_float32_within_its_rounding():
 def test_the_cosine():
     at = np.array([0, 10, 25, 50, 80.0])
     want = 0.1 + 0.9 * (1 + np.cos(np.pi * np.minimum(at / 50, 1))) / 2
-    np.testing.assert_allclose([schedules.cosine(kimg, 50, 0.1) for kimg in at], want, rtol=1e-6)
+    np.testing.assert_allclose([optimizers.cosine(kimg, 50, 0.1) for kimg in at], want, rtol=1e-6)
 
 
 def test_the_ramp():
     at = [0, 10, 15, 20, 30.0]
-    np.testing.assert_allclose([schedules.ramp(kimg, 10, 10) for kimg in at], [0, 0, 0.5, 1, 1], atol=1e-6)
-    np.testing.assert_allclose([schedules.ramp(kimg, 10, 0) for kimg in (10.0, 10.1)], [0, 1], atol=1e-6)
+    np.testing.assert_allclose([optimizers.ramp(kimg, 10, 10) for kimg in at], [0, 0, 0.5, 1, 1], atol=1e-6)
+    np.testing.assert_allclose([optimizers.ramp(kimg, 10, 0) for kimg in (10.0, 10.1)], [0, 1], atol=1e-6)
 
 
 def configured(**changes):
@@ -244,10 +244,10 @@ def test_minus_1_is_automatic_and_resolved_once():
     [
         ({"loss.r1": -2.0}, "config.loss.r1 = -2.0: must be finite and not negative"),
         ({"loss.lecam": -1.0}, "config.loss.lecam = -1.0: must be finite and not negative"),
-        ({"schedule.penalty": 0.1}, "config.schedule.penalty = 0.1: set config.schedule.kimg"),
+        ({"schedule.penalty_factor": 0.1}, "config.schedule.penalty_factor = 0.1: set config.schedule.kimg"),
         (
-            {"schedule.penalty": 0.1, "schedule.kimg": 5.0},
-            "config.schedule.penalty = 0.1: no penalty is on, set config.loss.r1, r2 or gradient_penalty",
+            {"schedule.penalty_factor": 0.1, "schedule.kimg": 5.0},
+            "config.schedule.penalty_factor = 0.1: no penalty is on, set config.loss.r1, r2 or gradient_penalty",
         ),
         ({"schedule.kimg": -5.0}, "config.schedule.kimg = -5.0: must be finite and not negative"),
         (
@@ -279,7 +279,7 @@ def test_what_the_networks_hear():
 
 def test_learning_rate_and_penalty_follow_the_cosine():
     """With plain gradient descent a parameter's step is the rate: read off Adam's first moments being 0."""
-    config = configured(**{"schedule.kimg": 0.64, "schedule.learning_rate": 0.0, "schedule.penalty": 0.25})
+    config = configured(**{"schedule.kimg": 0.64, "schedule.learning_rate_factor": 0.0, "schedule.penalty_factor": 0.25})
     config.optimizer.b1, config.optimizer.b2 = 0.0, 0.0  # every step is the rate times the gradient's sign
     update, _ = build.make_update(config, GENERATOR, DISCRIMINATOR)
     params, sizes = {"w": jnp.zeros(())}, []

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idrid_jax import interpolation, sampling
 from idrid_jax.data import layout
 from idrid_jax.data.audit import audit
 from idrid_jax.data.prepare import prepare
 from idrid_jax.data.release import read_release
 from idrid_jax.errors import UserError
-from idrid_jax.pictures import GAP, grid
+from idrid_jax.generation import interpolation, sampling
+from idrid_jax.images import GRID_GAP, image_grid
 from idrid_jax.training.checkpoint import Checkpoints
 
 HEADER = b"Image name,Retinopathy grade,Risk of macular edema ,,,,,,,,,\r\n"  # the official training file's first line
@@ -217,11 +217,11 @@ def test_balance_levels_the_real_training_set_and_is_prepared_again(sampler, man
 
 def test_the_contact_sheet_has_a_row_for_each_grade_at_least(sampler, unconditional, tmp_path):
     size = lambda path: Image.open(path / sampling.SHEET).size
-    step = 32 + GAP
-    assert size(sampling.write_release(sampler, tmp_path / "a", [1, 13, 0, 2, 1])) == (12 * step - GAP, 5 * step - GAP)
-    assert size(sampling.write_images(unconditional, tmp_path / "b", 13)) == (12 * 30 - GAP, 2 * 30 - GAP)
+    step = 32 + GRID_GAP
+    assert size(sampling.write_release(sampler, tmp_path / "a", [1, 13, 0, 2, 1])) == (12 * step - GRID_GAP, 5 * step - GRID_GAP)
+    assert size(sampling.write_images(unconditional, tmp_path / "b", 13)) == (12 * 30 - GRID_GAP, 2 * 30 - GRID_GAP)
     many = size(sampling.write_release(sampler, tmp_path / "c", [300, 300, 0, 0, 0]))
-    assert many == (12 * step - GAP, sampling.SHEET_ROWS * step - GAP)  # a sheet stays one that can be looked at
+    assert many == (12 * step - GRID_GAP, sampling.SHEET_ROWS * step - GRID_GAP)  # a sheet stays one that can be looked at
 
 
 def test_the_contact_sheet_shows_the_first_of_each_grade(sampler, tmp_path, monkeypatch):
@@ -230,7 +230,7 @@ def test_the_contact_sheet_shows_the_first_of_each_grade(sampler, tmp_path, monk
     counts = [7, 0, 2, 0, 130]
     drawn = draw(sampler, np.repeat(range(5), counts))
     white = np.full_like(drawn[:1], 255)
-    want = grid(np.concatenate([drawn[:6], drawn[7:9], white, drawn[9:15]]), 3)
+    want = image_grid(np.concatenate([drawn[:6], drawn[7:9], white, drawn[9:15]]), 3)
     out = sampling.write_release(sampler, tmp_path / "out", counts)
     np.testing.assert_array_equal(np.asarray(Image.open(out / sampling.SHEET)), np.asarray(want))
 
@@ -320,7 +320,8 @@ def test_a_kill_in_the_middle_leaves_nothing(workdir, tmp_path, end):
     script = tmp_path / "slow.py"
     script.write_text(textwrap.dedent(f"""
         import sys, time
-        from idrid_jax import interpolation, sampling
+        from idrid_jax.generation import interpolation
+        from idrid_jax.generation import sampling
         encode = sampling.encode
         def slow(image, suffix, quality):
             slow.calls = getattr(slow, "calls", 0) + 1

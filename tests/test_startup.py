@@ -11,7 +11,7 @@ import pytest
 from conftest import assert_same
 from flax import nnx
 
-from idrid_jax import compilation_cache
+from idrid_jax import runtime
 from idrid_jax.config import default_config
 from idrid_jax.models import NETWORKS
 from idrid_jax.training import build, saved
@@ -35,7 +35,7 @@ UNUSED = {"tensorflow", "tensorflow_datasets", "tensorboardX", "torch", "pandas"
 
 def begin(data, workdir, **environment):
     """`idrid-jax train` in a process of its own: two steps of dcgan28 on two images each."""
-    fields = {"batch_size": 2, "total_kimg": 0.004, "log_kimg": 0.002, "data.data_dir": data, "data.way": "resident"}
+    fields = {"batch_size": 2, "total_kimg": 0.004, "log_kimg": 0.002, "data.data_dir": data, "data.pipeline": "resident"}
     fields |= {"data.validation_folds": 0, "checkpoint.best": ""}  # no grader to train
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     return subprocess.Popen(
@@ -105,7 +105,7 @@ def before_jax(monkeypatch):
 
 def test_the_cache_lies_in_the_user_s_home(before_jax, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    compilation_cache.switch_on()
+    runtime.enable_compilation_cache()
     folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     assert folder.is_dir() and folder.parent == tmp_path / ".cache" / "idrid_jax" / "jax"
     assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"
@@ -115,7 +115,7 @@ def test_what_the_user_set_is_left_alone(before_jax, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
-    compilation_cache.switch_on()
+    runtime.enable_compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/elsewhere" and not (tmp_path / "home").exists()
     assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "7"
 
@@ -123,7 +123,7 @@ def test_what_the_user_set_is_left_alone(before_jax, monkeypatch, tmp_path):
 def test_a_program_that_has_imported_jax_is_left_alone(before_jax, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "jax", jax)
     monkeypatch.setenv("HOME", str(tmp_path))
-    compilation_cache.switch_on()
+    runtime.enable_compilation_cache()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ and not list(tmp_path.iterdir())
 
 

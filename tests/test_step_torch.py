@@ -23,7 +23,7 @@ from idrid_jax.models import convolution, dcgan  # noqa: E402
 from idrid_jax.models.functional import functional  # noqa: E402
 from idrid_jax.training.objectives import Weights  # noqa: E402
 from idrid_jax.training.state import NetworkState, TrainState  # noqa: E402
-from idrid_jax.training.step import Update  # noqa: E402
+from idrid_jax.training.update import Update  # noqa: E402
 
 BATCH, SIZE = 8, 64
 

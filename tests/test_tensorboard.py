@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idrid_jax.training.log import Log, read_stats
+from idrid_jax.training.logging import Log, read_stats
 from idrid_jax.training.tensorboard import Events, crc32c
 
 

@@ -10,7 +10,7 @@ from idrid_jax import config as config_lib
 from idrid_jax import models
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, mesh, record, transfer
+from idrid_jax.training import build, record, sharding, transfer
 from idrid_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -41,7 +41,7 @@ def left(config, workdir):
 
 def fresh(config):
     _, init = build.make_update(config, *build.networks(config))
-    return build.fresh_state(config, init, mesh.make_mesh(1))
+    return build.fresh_state(config, init, sharding.make_mesh(1))
 
 
 def test_a_larger_network_takes_the_levels_of_as_many_pixels(small, phantom_data, tmp_path):

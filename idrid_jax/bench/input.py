@@ -27,15 +27,16 @@ import numpy as np
 from idrid_jax import config as config_lib
 from idrid_jax.bench import report
 from idrid_jax.bench.timing import Times, interleaved
-from idrid_jax.data import phantom, resident
+from idrid_jax.data import phantom
+from idrid_jax.data.pipeline import resident
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.snapshots import Measures
+from idrid_jax.evaluation.snapshot_metrics import Measures
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, loop, stepper
-from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training import build, loop, train_step
+from idrid_jax.training import sharding as mesh_lib
 
-WAYS = ("resident", "stream") if importlib.util.find_spec("tensorflow") else ("resident",)
+WAYS = ("resident", "tfdata") if importlib.util.find_spec("tensorflow") else ("resident",)
 ROUNDS = 15  # of steps in a row
 SPANS = 8  # between snapshots of the loop, at least
 
@@ -60,7 +61,7 @@ def run(config: ml_collections.ConfigDict | None, seconds: float) -> list[dict]:
         config, manifest = _release(config, Path(scratch))
         name = f"{manifest.name} ({manifest.fingerprint[:12]})"
         report.note(f"{config.network}, batch {config.batch_size}, training split of {name}")
-        if "stream" not in WAYS:
+        if "tfdata" not in WAYS:
             report.note("TensorFlow is not installed: stream is left out")
         bare = _Steps(config, mesh, manifest, "bare")
         rows = []
@@ -97,21 +98,21 @@ def _release(config, scratch):
 def _from_disk(config, mesh, manifest, seconds):
     """The file's pages are dropped from memory before each round, where the system lets us."""
     split = build.load_split(config, manifest, "train")
-    batches = stepper.streamed(config, split, 0) if "stream" in WAYS else iter(())
+    batches = train_step.streamed(config, split, 0) if "tfdata" in WAYS else iter(())
     count = -(-len(split.grades) // config.batch_size)  # batches of a round: as many images as the split has, or more
     read = jax.jit(lambda x: jnp.max(x))  # on a CPU `put` may map the file, which is not to have read it
 
     def whole():
         _drop_pages(split.images)
-        images, _ = resident.put(split.images, split.grades, mesh, parts=stepper.in_parts(config, split, mesh))
+        images, _ = resident.put(split.images, split.grades, mesh, parts=train_step.in_parts(config, split, mesh))
         return read(images)
 
     def by_batches():
         _drop_pages(split.images)
         return [read(mesh_lib.to_global(next(batches)[0][None], mesh)) for _ in range(count)]
 
-    sides = {way: {"resident": whole, "stream": by_batches}[way] for way in WAYS}
-    images = {"resident": len(split.grades), "stream": count * config.batch_size}
+    sides = {way: {"resident": whole, "tfdata": by_batches}[way] for way in WAYS}
+    images = {"resident": len(split.grades), "tfdata": count * config.batch_size}
     times = interleaved(sides, _rounds(sides, seconds))
     return [{"what": "from disk", "way": way, **_rate(images[way], times[way])} for way in WAYS]
 
@@ -142,10 +143,10 @@ class _Steps:
         split = build.load_split(config, manifest, "train")
         if way == "bare":
             some = np.arange(config.batch_size) % len(split.grades)
-            self._step = stepper.compile_bare_step(config, update, mesh, split.images[some], split.grades[some])
+            self._step = train_step.compile_bare_step(config, update, mesh, split.images[some], split.grades[some])
         else:
-            config.data.way = way
-            self._step = stepper.compile_step(config, update, mesh, split, 0)
+            config.data.pipeline = way
+            self._step = train_step.compile_step(config, update, mesh, split, 0)
 
     def __call__(self, count: int) -> dict[str, jax.Array]:
         """The metrics of the last of so many steps, dispatched in a row; adds to `held_up` the seconds it waited for
@@ -210,7 +211,7 @@ def _loop(config, mesh, bare, scratch, seconds):
     cost = statistics.median(span - step for span, step in zip(times.seconds, bare_spans))
     row = {
         "what": "loop",
-        "way": stepper.way_in(config, build.load_split(config, manifest, "train"), mesh),
+        "way": train_step.way_in(config, build.load_split(config, manifest, "train"), mesh),
         "steps": every,
         **_rate(every * config.batch_size, times),
         **_of_bare(bare_spans, times.seconds),

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from idrid_jax import config as config_lib
 from idrid_jax.bench import report, timing
 from idrid_jax.bench.step import BATCHES
-from idrid_jax.errors import UserError
+from idrid_jax.errors import UserError, suggest_name
 from idrid_jax.models.convolution import conv, conv_input, conv_kernel, lowering, out_size
-from idrid_jax.words import nearest
 
 # network: {layer: images' side, channels of images, of features, kernel, stride, padding}. Transposed layers of a
 # generator are the adjoints of these: their forward pass is the images' gradient.
@@ -53,9 +52,9 @@ def run(networks: list[str], *, dtype: str = "float32", rounds: int = 5) -> None
     """Prints a JSON line for every layer and map, and a table. Raises UserError for an unknown network or dtype."""
     for network in networks:
         if network not in LAYERS:
-            raise UserError(f"--network {network}: {nearest(network, LAYERS)}")
+            raise UserError(f"--network {network}: {suggest_name(network, LAYERS)}")
     if dtype not in config_lib.DTYPES:
-        raise UserError(f"--dtype {dtype}: {nearest(dtype, config_lib.DTYPES)}")
+        raise UserError(f"--dtype {dtype}: {suggest_name(dtype, config_lib.DTYPES)}")
     machine, rate, rows = report.machine(), timing.matrix_rate(dtype), []
     report.note(f"matrix products of {dtype}: {rate / 1e9:,.0f} GFLOP/s")
     for network in networks or LAYERS:

@@ -16,9 +16,8 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from idrid_jax import allocator
-from idrid_jax.errors import UserError
-from idrid_jax.words import nearest
+from idrid_jax import runtime
+from idrid_jax.errors import UserError, suggest_name
 
 PEERS = ("torch",)
 VARIANTS = ("eager", "compile")  # the better counts
@@ -31,7 +30,7 @@ class PeerError(Exception):
 def check(peer: str) -> None:
     """Raises UserError for an unknown peer, and for one that is not installed."""
     if peer not in PEERS:
-        raise UserError(f"--peer {peer}: {nearest(peer, PEERS)}")
+        raise UserError(f"--peer {peer}: {suggest_name(peer, PEERS)}")
     if importlib.util.find_spec("torch") is None:
         raise UserError(
             f"--peer {peer}: PyTorch is not installed: pip install 'idrid_jax[peer]' or bash launch/install.sh peer"
@@ -118,7 +117,7 @@ class Peer:
 
 def main() -> None:
     """Answers the parent until it closes the pipe."""
-    allocator.keep_memory()  # as our side does
+    runtime.keep_freed_memory()  # as our side does
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what PyTorch and its compilers print must not be taken for an answer
     worker = _Worker()

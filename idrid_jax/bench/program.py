@@ -13,8 +13,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from idrid_jax.bench import memory
 from idrid_jax.data.cache import Split
 from idrid_jax.models import NETWORKS, convolution
-from idrid_jax.training import build, stepper
-from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training import build, train_step
+from idrid_jax.training import sharding as mesh_lib
 from idrid_jax.training.state import TrainState
 
 PHOTOGRAPHS = 406  # in IDRiD's training split, after the audit
@@ -22,10 +22,10 @@ PHOTOGRAPHS = 406  # in IDRiD's training split, after the audit
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What `stepper.compile_step` gives, and how it begins."""
+    """What `train_step.compile_step` gives, and how it begins."""
 
     config: ml_collections.ConfigDict
-    step: stepper.Step
+    step: train_step.Step
     init: Callable[[jax.Array], TrainState]
     mesh: jax.sharding.Mesh
 
@@ -54,7 +54,7 @@ def make(config: ml_collections.ConfigDict) -> Program:
     grades = np.arange(PHOTOGRAPHS, dtype=np.int32) % 5
     split = Split(images, grades, np.zeros_like(grades), tuple(map(str, range(PHOTOGRAPHS))))
     update, init = build.make_update(config, *build.networks(config))
-    return Program(config, stepper.compile_step(config, update, mesh, split, 0), init, mesh)
+    return Program(config, train_step.compile_step(config, update, mesh, split, 0), init, mesh)
 
 
 def model_flops(config: ml_collections.ConfigDict) -> float | None:
@@ -73,7 +73,7 @@ def model_flops(config: ml_collections.ConfigDict) -> float | None:
     one.mesh.rows, one.mesh.fsdp, one.dispatch_steps, one.accumulate = 1, False, 1, 1
     mesh = mesh_lib.make_mesh(1, devices=cpu[:1])
     with convolution.lowering("native"):
-        jitted, state, data = stepper.abstract_step(one, mesh)
+        jitted, state, data = train_step.abstract_step(one, mesh)
         return jitted.lower(state, *data).cost_analysis()["flops"]
 
 

@@ -25,11 +25,10 @@ from idrid_jax import config as config_lib
 from idrid_jax.bench import memory, report, timing
 from idrid_jax.bench import peer as peer_lib
 from idrid_jax.bench import program as program_lib
-from idrid_jax.errors import UserError
+from idrid_jax.errors import UserError, suggest_name
 from idrid_jax.models import NETWORKS
 from idrid_jax.training import ema
-from idrid_jax.training import mesh as mesh_lib
-from idrid_jax.words import nearest
+from idrid_jax.training import sharding as mesh_lib
 
 BATCHES = {"dcgan28": 128, "cgan32": 128, "dcgan64": 64, "dcgan128": 32}  # without a configuration
 ROUND = 0.3  # seconds that a round takes at least: as many updates as it needs
@@ -90,7 +89,7 @@ class Case:
 def _cases(config, batches, dtypes) -> Iterator[Case]:
     for dtype in dtypes:
         if dtype not in config_lib.DTYPES:
-            raise UserError(f"--dtype {dtype}: {nearest(dtype, config_lib.DTYPES)}")
+            raise UserError(f"--dtype {dtype}: {suggest_name(dtype, config_lib.DTYPES)}")
     sizes = [_batch_size(text) for text in batches]
     configs = [config] if config is not None else [_default(name) for name in BATCHES]
     for one in configs:
@@ -100,7 +99,7 @@ def _cases(config, batches, dtypes) -> Iterator[Case]:
                 changed = one.copy_and_resolve_references()
                 with changed.unlocked():
                     changed.batch_size, changed.dtype = size, dtype
-                    changed.init_from, changed.data.way = "", "resident"
+                    changed.init_from, changed.data.pipeline = "", "resident"
                 yield Case(changed, f"--batch {size}" if sizes else f"config.batch_size = {size}")
 
 

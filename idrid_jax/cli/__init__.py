@@ -7,12 +7,11 @@ import warnings
 
 from absl import flags
 
-from idrid_jax import allocator, compilation_cache
+from idrid_jax import runtime
 from idrid_jax.cli import bench, blind, data, images, plan, report, runs, sweep
 from idrid_jax.cli.command import Command, Group
 from idrid_jax.cli.parsing import HELP, PROGRAM, describe, parse
-from idrid_jax.errors import UserError
-from idrid_jax.words import nearest
+from idrid_jax.errors import UserError, suggest_name
 
 COMMANDS = {
     "phantom": data.PHANTOM,
@@ -54,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0 if arguments else 2
         # NumPy's products are small here: its threads make `evaluate` a third slower, and ten times on a busy machine
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        allocator.keep_memory()
-        compilation_cache.switch_on()
+        runtime.keep_freed_memory()
+        runtime.enable_compilation_cache()
         command.define(values, [name, *arguments])
         if HELP & set(arguments):
             print(describe(name, command.summary, command.example, values))
@@ -97,7 +96,7 @@ def _find(arguments: list[str]) -> tuple[str, Command | Group, list[str]]:
         word, *arguments = arguments
         words.append(word)
         if word not in found.commands:
-            raise UserError(f"{' '.join(words)}: no such command; {nearest(word, found.commands)}")
+            raise UserError(f"{' '.join(words)}: no such command; {suggest_name(word, found.commands)}")
         found = found.commands[word]
     return " ".join(words), found, arguments
 

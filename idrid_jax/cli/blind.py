@@ -20,11 +20,11 @@ def _define_sheet(values, argv):
 def _run_sheet(values):
     if checkpoint.another_process("blind sheet"):
         return
-    from idrid_jax import sampling
-    from idrid_jax.evaluation import blind, run
+    from idrid_jax.evaluation import blind, evaluate
+    from idrid_jax.generation import sampling
 
     sampler = sampling.load(values.workdir, values.step, statistics=values.batch_statistics)
-    _, training = run.training_photographs(values.workdir, sampler, values.data_dir)
+    _, training = evaluate.training_photographs(values.workdir, sampler, values.data_dir)
     out = blind.write(
         sampler, training.images, training.grades, training.ids, values.out, each=values.each, seed=values.seed
     )

@@ -28,9 +28,9 @@ def define(values):
 def another_process(command) -> bool:
     """Whether a launcher started this one beside process 0, which samples and evaluates alone: it is minutes of work
     for one device, and each image then counts once without padding or masks."""
-    from idrid_jax.training import processes
+    from idrid_jax.training import multihost
 
-    where = processes.place()
+    where = multihost.place()
     if where is None or where.process_id == 0:
         return False
     print(f"{command}: process 0 does it alone; process {where.process_id} has nothing to do", flush=True)

@@ -141,10 +141,9 @@ def _run_augment(values):
     from idrid_jax.data import atomic, cache
     from idrid_jax.data.layout import GRADES
     from idrid_jax.data.manifest import find_prepared
+    from idrid_jax.generation.sampling import encode
+    from idrid_jax.images import image_grid, to_float, to_uint8
     from idrid_jax.models import NETWORKS
-    from idrid_jax.pictures import grid
-    from idrid_jax.pixels import to_float, to_uint8
-    from idrid_jax.sampling import encode
     from idrid_jax.training import augment, build
 
     strengths = build.strengths(config)
@@ -169,7 +168,7 @@ def _run_augment(values):
     apply = jax.jit(lambda key: to_uint8(augment.apply(to_float(photographs), key, 1.0, strengths)))
     keys = jax.random.split(jax.random.key(values.seed), values.columns - 1)
     columns = np.stack([photographs, *map(np.asarray, map(apply, keys))], 1)
-    picture = grid(columns.reshape(-1, *columns.shape[2:]), values.columns)
+    picture = image_grid(columns.reshape(-1, *columns.shape[2:]), values.columns)
     atomic.write_bytes(out, encode(np.asarray(picture), "png"))
     for number, i in enumerate(rows, 1):
         print(f"row {number}: {split.ids[i]}, grade {split.grades[i]}")

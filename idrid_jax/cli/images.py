@@ -55,7 +55,7 @@ def _run_sample(values):
         raise UserError("--count goes with --grade, or alone for an unconditional generator: --grade G --count N")
     if checkpoint.another_process("sample"):
         return
-    from idrid_jax import sampling
+    from idrid_jax.generation import sampling
 
     sampler = sampling.load(values.workdir, values.step, statistics=values.batch_statistics)
     sampler = dataclasses.replace(sampler, truncation=values.truncation)
@@ -80,7 +80,7 @@ def _run_sample(values):
 def _grade_counts(values, sampler) -> list[int]:
     """Images of each grade that the flags ask of a conditional generator."""
     from idrid_jax.data.release import GRADES
-    from idrid_jax.sampling import balancing
+    from idrid_jax.generation.sampling import balancing
 
     if values.balance:
         return balancing(sampler.run.counts)
@@ -126,7 +126,7 @@ def _define_interpolate(values, argv):
 
 
 def _run_interpolate(values):
-    from idrid_jax import interpolation, sampling
+    from idrid_jax.generation import interpolation, sampling
 
     interpolation.check(values.out)
     if values.grade is not None and values.grades is not None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from idrid_jax.errors import UserError
-from idrid_jax.words import nearest
+from idrid_jax.errors import UserError, suggest_name
 
 PROGRAM = "idrid-jax"
 HELP = {"-h", "--help", "-help", "--helpfull"}
@@ -23,7 +22,7 @@ def parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
         stray = values([name, *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
         known = [f"--{flag}" for flag in values if "." not in flag]
-        raise UserError(f"{name}: no flag --{error.flagname}; {nearest(f'--{error.flagname}', known)}") from error
+        raise UserError(f"{name}: no flag --{error.flagname}; {suggest_name(f'--{error.flagname}', known)}") from error
     except flags.Error as error:
         message = str(error).splitlines()[0].rstrip(".")
         missing = re.search(r"flag --(\w+)=None", message)
@@ -81,7 +80,7 @@ def _check_fields(arguments: list[str]) -> None:
         if members := [field for field in known if field.startswith(f"{name}.")]:
             raise UserError(f"--config.{name}: a group of fields; name one of them: {', '.join(members)}")
         if name not in known:
-            raise UserError(f"--config.{name}: {path} has no such field; {nearest(name, known)}")
+            raise UserError(f"--config.{name}: {path} has no such field; {suggest_name(name, known)}")
 
 
 def _load_config(path: str):
@@ -92,7 +91,7 @@ def _load_config(path: str):
         if Path(path).exists():
             raise UserError(f"--config {path}: is no file; the project's own lie in configs/")
         near = sorted({file.name for folder in (Path(path).parent, Path("configs")) for file in folder.glob("*.py")})
-        hint = nearest(f"{Path(path).stem}.py", near) + "; " if near else ""
+        hint = suggest_name(f"{Path(path).stem}.py", near) + "; " if near else ""
         hint += "the project's own lie in configs/"
         raise UserError(f"--config {path}: no such file; {hint}")
     if Path(path).suffix != ".py":

@@ -49,7 +49,7 @@ def _run_train(values):
     config = values.config
     config_lib.check(config)
     automatic, config = config_lib.automatic(config), config_lib.resolved(config)
-    from idrid_jax.evaluation.snapshots import Measures
+    from idrid_jax.evaluation.snapshot_metrics import Measures
     from idrid_jax.training import build, snapshot
 
     snapshot.check_best(config, Measures.names)
@@ -59,10 +59,10 @@ def _run_train(values):
         print(json.dumps(config.to_dict(), indent=2))
         return
     from idrid_jax.cli import explain
-    from idrid_jax.training import processes
+    from idrid_jax.training import multihost
 
-    where = processes.place(values.coordinator_address, values.num_processes, values.process_id)
-    with processes.joined(where, timeout=values.join_timeout, explain=lambda error: explain(error, values)) as peers:
+    where = multihost.place(values.coordinator_address, values.num_processes, values.process_id)
+    with multihost.joined(where, timeout=values.join_timeout, explain=lambda error: explain(error, values)) as peers:
         say = print if peers.index == 0 else lambda *_, **__: None
         for name, value in config_lib.fields(config):
             if name in automatic:
@@ -73,7 +73,7 @@ def _run_train(values):
 def _train(config, workdir, say):
     from idrid_jax.config import steps
     from idrid_jax.data.manifest import find_prepared
-    from idrid_jax.evaluation.snapshots import Measures
+    from idrid_jax.evaluation.snapshot_metrics import Measures
     from idrid_jax.training import build, loop
     from idrid_jax.training.checkpoint import Checkpoints
 
@@ -164,7 +164,7 @@ def _run_evaluate(values):
     if checkpoint.another_process("evaluate"):
         return
     from idrid_jax.cli.stages import Stages
-    from idrid_jax.evaluation import run
+    from idrid_jax.evaluation import evaluate
 
     with Stages() as stages:
 
@@ -172,7 +172,7 @@ def _run_evaluate(values):
             stages.close()
             _print_evaluation(result)
 
-        result = run.evaluate(
+        result = evaluate.evaluate(
             values.workdir,
             count=values.count,
             seed=values.seed,
@@ -188,12 +188,20 @@ def _run_evaluate(values):
             progress=stages,
             told=tell,
         )
-    print(f"\nwritten to {Path(values.workdir) / run.file_name(values.pixels)}")
+    print(f"\nwritten to {Path(values.workdir) / evaluate.file_name(values.pixels)}")
     return 2 if "weights_left_out" in result else None
 
 
 def _print_evaluation(result):
-    from idrid_jax.evaluation import closeness, copies, leak, membership, protocol, reading, usefulness
+    from idrid_jax.evaluation import (
+        augmentation_leak,
+        closeness,
+        membership,
+        memorization,
+        quality,
+        reading,
+        usefulness,
+    )
 
     of = result["of"]
     print(
@@ -205,15 +213,15 @@ def _print_evaluation(result):
     )
     if "heard" in of:
         print(f"It hears {of['heard']:.1%} of its grades, as they are fading in: what follows of grades is of such.\n")
-    print(protocol.table(result, thesis=of["network"] == "dcgan28"))
+    print(quality.table(result, thesis=of["network"] == "dcgan28"))
     print("\n" + closeness.table(result["closeness"]))
     if "copies" in result:
-        print("\n" + copies.table(result["copies"]))
+        print("\n" + memorization.table(result["copies"]))
         print(membership.line(result["membership"]))
     if "reading" in result:
         print(reading.line(result["reading"]))
     if "leak" in result:
-        print("\n" + leak.table(result["leak"]))
+        print("\n" + augmentation_leak.table(result["leak"]))
     if "usefulness" in result:
         print("\n" + usefulness.table(result["usefulness"]))
     for name, why in result.get("weights_left_out", {}).items():

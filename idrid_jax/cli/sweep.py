@@ -90,10 +90,10 @@ def _find(only, sweep):
     for run in sweep.runs:
         if only in (str(run.number), run.name):
             return run
-    from idrid_jax.words import nearest
+    from idrid_jax.errors import suggest_name
 
     numbers = f"{sweep.runs[0].number} to {sweep.runs[-1].number}"
-    raise UserError(f"--only {only}: no such run; {nearest(only, [run.name for run in sweep.runs])} ({numbers})")
+    raise UserError(f"--only {only}: no such run; {suggest_name(only, [run.name for run in sweep.runs])} ({numbers})")
 
 
 SWEEP = Command(

@@ -15,7 +15,7 @@ def import_tensorflow():
     except ImportError as error:
         raise UserError(
             f"TensorFlow cannot be imported ({error}): install it, or do without: prepare --notfds and "
-            "--config.data.way=resident"
+            "--config.data.pipeline=resident"
         ) from error
 
     try:

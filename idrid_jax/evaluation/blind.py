@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from idrid_jax.data import atomic
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.sampling import Sampler, check_grades, encode
+from idrid_jax.generation.sampling import Sampler, check_grades, encode
 
 SHEET, KEY, ANSWERS = "sheet.png", "key.csv", "answers.csv"
 REAL, GENERATED = "real", "generated"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from idrid_jax.data.release import GRADES
-from idrid_jax.evaluation import bootstrap, coverage, distances, diversity, spectra
+from idrid_jax.evaluation import coverage, distances, diversity, intervals, spectra
 from idrid_jax.evaluation.features.network import Network
 
 ROWS = {  # in the table's order; keys of the result
@@ -74,7 +74,7 @@ def measure(
         beside MS-SSIM, "levels" (value of each level of the pyramid, finest first) beside the sliced Wasserstein
         distance. KID in its own units (the table: x1000).
         Intervals are over images, 95 %; of precision and its like from halves of the sets (None where these are smaller
-        than k); of these, Frechet, ratio and Wasserstein shifted to their estimate (see `bootstrap.interval`), which is
+        than k); of these, Frechet, ratio and Wasserstein shifted to their estimate (see `intervals.interval`), which is
         itself larger for small sets; of the ratio with the real images held.
         "frechet_ratio": Frechet of n of the row's images and half of the training set, over that of n of the other half
         and the same; n is what both have, so that the size of the sets does not speak.
@@ -201,13 +201,13 @@ def _entry(value, interval, features, **more):
 def _by_features(a, b, rng, resamples, features):
     _need(2, ("kid", "frechet"), a, b)
     kernels = [distances.polynomial_kernel(*pair) for pair in ((a, a), (b, b), (a, b))]
-    draws = list(zip(bootstrap.counts(rng, len(a), resamples), bootstrap.counts(rng, len(b), resamples)))
+    draws = list(zip(intervals.counts(rng, len(a), resamples), intervals.counts(rng, len(b), resamples)))
     kids = [distances.mmd2(*kernels, u, v) for u, v in draws]
     value = distances.frechet(a, b)
     drawn = [distances.frechet(a, b, u, v) for u, v in draws[: resamples // 2]]
     return {
-        "kid": _entry(distances.mmd2(*kernels), bootstrap.interval(kids), features),
-        "frechet": _entry(value, bootstrap.interval(drawn, centre=value, floor=0), features),
+        "kid": _entry(distances.mmd2(*kernels), intervals.interval(kids), features),
+        "frechet": _entry(value, intervals.interval(drawn, centre=value, floor=0), features),
     }
 
 
@@ -218,9 +218,9 @@ def _ratio(a, half, other, rng, resamples, features):
     if real == 0:
         raise _Lacking(("frechet_ratio",), "2 unlike")
     value = distances.frechet(a[:n], other) / real
-    draws = bootstrap.counts(rng, n, resamples // 2)
+    draws = intervals.counts(rng, n, resamples // 2)
     drawn = [distances.frechet(a[:n], other, u) / real for u in draws]
-    return {"frechet_ratio": _entry(value, bootstrap.interval(drawn, centre=value, floor=0), features, images=n)}
+    return {"frechet_ratio": _entry(value, intervals.interval(drawn, centre=value, floor=0), features, images=n)}
 
 
 def _prdc(a, b, rng, resamples, features):
@@ -237,7 +237,7 @@ def _prdc(a, b, rng, resamples, features):
     most = {"density": np.inf}
     return {
         name: _entry(
-            value, bootstrap.interval(drawn[name], centre=value, floor=0, most=most.get(name, 1)), features, k=k
+            value, intervals.interval(drawn[name], centre=value, floor=0, most=most.get(name, 1)), features, k=k
         )
         for name, value in values.items()
     }
@@ -248,14 +248,14 @@ def _within(images, rng, resamples):
     used = min(len(images), SAMPLE)
     padded = np.resize(images[:used], (-(-used // BLOCK) * BLOCK, *images.shape[1:])).astype(np.float32) / 255
     pairs = diversity.ms_ssim_pairs(padded, padded)[:used, :used]
-    drawn = [distances.within(pairs, u.astype(float)) for u in bootstrap.counts(rng, used, resamples)]
+    drawn = [distances.within(pairs, u.astype(float)) for u in intervals.counts(rng, used, resamples)]
     more = {"scales": diversity.scales(min(images.shape[1:3])), "images": used}
-    return {"ms_ssim": _entry(distances.within(pairs, np.ones(used)), bootstrap.interval(drawn), PIXELS, **more)}
+    return {"ms_ssim": _entry(distances.within(pairs, np.ones(used)), intervals.interval(drawn), PIXELS, **more)}
 
 
 def _by_pixels(a, b, rng, resamples, seed):
     _need(2, ("sliced_wasserstein", "spectrum"), a, b)
-    draws = list(zip(bootstrap.counts(rng, len(a), resamples), bootstrap.counts(rng, len(b), resamples)))
+    draws = list(zip(intervals.counts(rng, len(a), resamples), intervals.counts(rng, len(b), resamples)))
     pairs = spectra.slices(a.images, b.images, seed=seed)
     levels = spectra.sliced_wasserstein(pairs)
     value = np.mean(levels)
@@ -263,8 +263,8 @@ def _by_pixels(a, b, rng, resamples, seed):
     power = spectra.spectrum_distance(a.spectra, b.spectra)
     powers = [spectra.spectrum_distance(a.spectra, b.spectra, u, v) for u, v in draws]
     return {
-        "sliced_wasserstein": _entry(value, bootstrap.interval(drawn, centre=value, floor=0), PIXELS, levels=levels),
-        "spectrum": _entry(power, bootstrap.interval(powers, centre=power, floor=0), PIXELS),
+        "sliced_wasserstein": _entry(value, intervals.interval(drawn, centre=value, floor=0), PIXELS, levels=levels),
+        "spectrum": _entry(power, intervals.interval(powers, centre=power, floor=0), PIXELS),
     }
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import optax
 from jax.scipy.ndimage import map_coordinates
 
-from idrid_jax.batches import in_batches
+from idrid_jax.batching import map_in_batches
 from idrid_jax.data.layout import EDEMA, GRADES
+from idrid_jax.images import to_float
 from idrid_jax.models.classifier import Grader
 from idrid_jax.models.functional import Functional, Tree, functional
-from idrid_jax.pixels import to_float
 
 AT_ONCE = 128  # images read in one go
 
@@ -104,7 +104,7 @@ def shrunk(images: np.ndarray, most: int) -> np.ndarray:
 
 def _in_batches(of, params, images) -> np.ndarray:
     images_first = lambda part: np.moveaxis(np.asarray(of(params, part)), 1, 0)
-    return np.moveaxis(in_batches(images_first, images, at_once=AT_ONCE), 0, 1)
+    return np.moveaxis(map_in_batches(images_first, images, batch_size=AT_ONCE), 0, 1)
 
 
 def _of_each_seed(read):

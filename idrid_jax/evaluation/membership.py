@@ -8,7 +8,7 @@ Two splits differ a little by themselves: untrained networks, which know nobody,
 
 import numpy as np
 
-from idrid_jax.evaluation import bootstrap
+from idrid_jax.evaluation import intervals
 
 LEAST = 10  # photographs of each kind
 
@@ -36,7 +36,7 @@ def measure(
     members, others = np.asarray(members, float), np.asarray(others, float)
     rng = np.random.default_rng(seed)
     draw = lambda scores: scores[rng.integers(len(scores), size=len(scores))]
-    low, high = bootstrap.interval([auc(draw(members), draw(others)) for _ in range(resamples)])
+    low, high = intervals.interval([auc(draw(members), draw(others)) for _ in range(resamples)])
     chance = max([0.5, *(auc(*scores) for scores in untrained)])
     knows = "the discriminator gives away who was trained on"
     verdict = knows if low > chance else "no sign that it knows who was trained on"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from idrid_jax.data.layout import GRADES
-from idrid_jax.evaluation import bootstrap, grading
+from idrid_jax.evaluation import grading, intervals
 
 LEAST = 10  # images of each set
 
@@ -35,7 +35,7 @@ def measure(
         result[name] = {
             "images": len(truth),
             "kappa": float(grading.quadratic_kappa(matrix)),
-            "interval": bootstrap.interval(drawn),
+            "interval": intervals.interval(drawn),
             "confusion": matrix.tolist(),
             "recall": {grade: None if np.isnan(value) else float(value) for grade, value in recalls},
         }

@@ -15,7 +15,7 @@ from idrid_jax.bench.program import PHOTOGRAPHS, no_persistent_cache
 from idrid_jax.data.cache import Split
 from idrid_jax.models import NETWORKS
 from idrid_jax.plan import collectives, hlo, traffic
-from idrid_jax.training import stepper
+from idrid_jax.training import train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def facts(config: ml_collections.ConfigDict, mesh: Mesh, effort: str = "full") -
     Raises UserError where configuration and mesh do not fit together.
     """
     start = time.perf_counter()
-    jitted, state, data = stepper.abstract_step(config, mesh, photographs(config))
+    jitted, state, data = train_step.abstract_step(config, mesh, photographs(config))
     try:
         with no_persistent_cache():
             compiled = jitted.lower(state, *data).compile(EFFORTS[effort])

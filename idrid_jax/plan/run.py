@@ -9,13 +9,12 @@ import ml_collections
 
 from idrid_jax import config as config_lib
 from idrid_jax.bench import report
-from idrid_jax.errors import UserError
+from idrid_jax.errors import UserError, suggest_name
 from idrid_jax.models import NETWORKS
 from idrid_jax.plan import largest as largest_lib
 from idrid_jax.plan import roofline, tell, topology
 from idrid_jax.plan.compile import Facts
 from idrid_jax.plan.target import Target, of_devices, of_topology
-from idrid_jax.words import nearest
 
 SIZES = (1, 4, 16, 64, 256)  # chips of a weak-scaling table
 
@@ -183,7 +182,7 @@ def prepared(config: ml_collections.ConfigDict, mesh: Sequence[str]) -> ml_colle
     for word in mesh:
         name, _, value = word.partition("=")
         if name not in config.mesh:
-            raise UserError(f"--mesh {word}: no field {name!r}; {nearest(name, config.mesh)}")
+            raise UserError(f"--mesh {word}: no field {name!r}; {suggest_name(name, config.mesh)}")
         try:
             known = {"true": True, "false": False}
             config.mesh[name] = known[value.lower()] if isinstance(config.mesh[name], bool) else int(value)

@@ -13,7 +13,7 @@ from idrid_jax.models import NETWORKS
 from idrid_jax.plan import compile as compile_lib
 from idrid_jax.plan import store
 from idrid_jax.plan import topology as topology_lib
-from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training import sharding as mesh_lib
 
 
 @dataclasses.dataclass(frozen=True)

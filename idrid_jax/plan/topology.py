@@ -15,8 +15,7 @@ from importlib import metadata
 
 import jax
 
-from idrid_jax.errors import UserError
-from idrid_jax.words import nearest
+from idrid_jax.errors import UserError, suggest_name
 
 EXTRA = "tpu-plan"
 
@@ -109,7 +108,7 @@ def parse(name: str) -> Topology:
 def of_size(kind: str, chips: int) -> Topology:
     """The slice of so many chips. Raises UserError for an unknown kind or a size that is not on offer."""
     if kind not in CHIPS:
-        raise UserError(f"--scaling {kind}: no such chip; {nearest(kind, CHIPS)}")
+        raise UserError(f"--scaling {kind}: no such chip; {suggest_name(kind, CHIPS)}")
     for shape in CHIPS[kind].shapes:
         topology = parse(f"{kind}:{shape}")
         if topology.size == chips:

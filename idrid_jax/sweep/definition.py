@@ -12,10 +12,9 @@ import ml_collections
 import numpy as np
 
 from idrid_jax import config as config_lib
-from idrid_jax.errors import UserError
+from idrid_jax.errors import UserError, suggest_name
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import mesh as mesh_lib
-from idrid_jax.words import nearest
+from idrid_jax.training import sharding as mesh_lib
 
 NAME_LENGTH = 120  # characters of a folder's name; file systems take 255, people fewer
 EXAMPLE = "configs/sweeps/dcgan28_lr_batch.py"
@@ -112,7 +111,7 @@ def _apply(config, overrides) -> dict[str, Any]:
         if members := [field for field in known if field.startswith(f"{name}.")]:
             raise UserError(f"config.{name} = {value!r}: a group of fields; name one of them: {', '.join(members)}")
         if name not in known:
-            raise UserError(f"config.{name} = {value!r}: no such field; {nearest(str(name), known)}")
+            raise UserError(f"config.{name} = {value!r}: no such field; {suggest_name(str(name), known)}")
         value = value.item() if isinstance(value, np.generic) else value  # of np.geomspace and its like
         try:
             config.update_from_flattened_dict({name: value})

@@ -12,7 +12,7 @@ from idrid_jax.sweep import results
 from idrid_jax.sweep.definition import Run, text
 from idrid_jax.sweep.results import FAILED, FINISHED, INTERRUPTED, RUNNING, Status
 from idrid_jax.training.checkpoint import FOLDER as CHECKPOINTS
-from idrid_jax.training.log import read_stats
+from idrid_jax.training.logging import read_stats
 
 COMMAND = [sys.executable, "-m", "idrid_jax"]
 CHILD = Path(__file__).with_name("child.py")

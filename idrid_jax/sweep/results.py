@@ -10,9 +10,9 @@ import pandas as pd
 
 from idrid_jax.config import steps
 from idrid_jax.data import atomic
-from idrid_jax.evaluation.run import NAME as EVALUATION
+from idrid_jax.evaluation.evaluate import NAME as EVALUATION
 from idrid_jax.sweep.definition import Run, Sweep
-from idrid_jax.training.log import read_stats
+from idrid_jax.training.logging import read_stats
 
 STATUS = ".sweep.json"  # in a run's folder: what the sweep last knew of it
 LOCK = ".sweep.lock"  # in a run's folder and in the sweep's: held by whoever works there

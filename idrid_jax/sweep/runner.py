@@ -11,7 +11,7 @@ from pathlib import Path
 
 from idrid_jax.data.manifest import find_prepared
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.snapshots import Measures
+from idrid_jax.evaluation.snapshot_metrics import Measures
 from idrid_jax.models import NETWORKS
 from idrid_jax.sweep import report, results
 from idrid_jax.sweep.definition import Run, Sweep

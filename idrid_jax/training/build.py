@@ -10,18 +10,18 @@ import ml_collections
 import optax
 
 from idrid_jax import config as config_lib
-from idrid_jax.data import cache, eyes, folds, pools
+from idrid_jax.data import cache, class_merging, folds, laterality
 from idrid_jax.data.manifest import Manifest, find_prepared
 from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS
+from idrid_jax.models import NETWORKS, layer_table
 from idrid_jax.models.functional import Functional, functional
 from idrid_jax.models.pooled import pooled
-from idrid_jax.training import ema, layer_table, schedules
-from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training import ema, optimizers
+from idrid_jax.training import sharding as mesh_lib
 from idrid_jax.training.augment import TRANSFORMS, Augmentation, Strengths
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import TrainState, init_state
-from idrid_jax.training.step import Update
+from idrid_jax.training.update import Update
 
 ENLARGED = 1.05  # as much as photographs may be enlarged for a network
 
@@ -44,18 +44,18 @@ def load_split(
 def load_training(config: ml_collections.ConfigDict, manifest: Manifest) -> tuple[cache.Split, cache.Split]:
     """The training split in two: what the networks are shown, and what only chooses a checkpoint (may be empty).
 
-    Under `config.data.one_side` both know which of their photographs have the disc on the left; the images stay as they
+    Under `config.data.canonicalize_laterality` both know which of their photographs have the disc on the left; the images stay as they
     are, so that whatever else looks at them sees the photographs. Raises UserError where `load_split` and
-    `check_size` do, or a conditional network would get fewer than `config.data.least_of_grade` of a class.
+    `check_size` do, or a conditional network would get fewer than `config.data.min_images_per_class` of a class.
     """
     check_size(config, manifest)
     whole = load_split(config, manifest, "train")
-    if config.data.one_side:
-        whole = dataclasses.replace(whole, left=~eyes.disc_on_right(whole.images))
+    if config.data.canonicalize_laterality:
+        whole = dataclasses.replace(whole, left=~laterality.disc_on_right(whole.images))
     held = folds.validation(manifest, config.data.validation_folds)
     shown = whole.part(~held) if held.any() else whole
     if NETWORKS[config.network].conditional:
-        pools.check_enough(shown.grades, config.data.pools, config.data.least_of_grade, config.network)
+        class_merging.check_enough(shown.grades, config.data.merge_classes, config.data.min_images_per_class, config.network)
     return shown, whole.part(held)
 
 
@@ -75,10 +75,10 @@ def check_size(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
 
 def networks(config: ml_collections.ConfigDict) -> tuple[Functional, Functional]:
     """Generator and discriminator of `config.network`, computing in `config.dtype`; whoever calls them gives grades,
-    and they are told the classes of `config.data.pools`."""
+    and they are told the classes of `config.data.merge_classes`."""
     network, dtype = NETWORKS[config.network], jnp.dtype(config.dtype)
     options = {name: config.model[name] for name in network.options}
-    classes = pools.classes(config.data.pools)
+    classes = class_merging.classes(config.data.merge_classes)
     make = lambda module: pooled(functional(lambda rngs: module(dtype=dtype, rngs=rngs, **options)), classes)
     return make(network.generator), make(network.discriminator)
 
@@ -89,11 +89,11 @@ def make_update(
     """The update of `config`, and the function key -> fresh TrainState that goes with it."""
     config = config_lib.resolved(config)
     optimizer, schedule = config.optimizer, config.schedule
-    factor = lambda last: lambda step: schedules.cosine(step * (config.batch_size / 1000), schedule.kimg, last)
+    factor = lambda last: lambda step: optimizers.cosine(step * (config.batch_size / 1000), schedule.kimg, last)
 
     def adam(learning_rate):
-        if schedule.kimg and schedule.learning_rate != 1:
-            first, now = learning_rate, factor(schedule.learning_rate)
+        if schedule.kimg and schedule.learning_rate_factor != 1:
+            first, now = learning_rate, factor(schedule.learning_rate_factor)
             learning_rate = lambda step: first * now(step)
         clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
         return optax.chain(*clip, optax.adam(learning_rate, b1=optimizer.b1, b2=optimizer.b2))
@@ -115,7 +115,7 @@ def make_update(
         ema_ramp=not config.init_from,
         hears=hears(config),
         accumulate=config.accumulate,
-        **dict(penalty_scale=factor(schedule.penalty)) if schedule.kimg and schedule.penalty != 1 else {},
+        **dict(penalty_scale=factor(schedule.penalty_factor)) if schedule.kimg and schedule.penalty_factor != 1 else {},
     )
     averages = dict(ema=bool(config.ema_kimg), lecam=bool(config.loss.lecam))
     averages["augment"] = config.augment.mode == "adaptive"
@@ -127,7 +127,7 @@ def heard(config: ml_collections.ConfigDict, step: int) -> float:
     start, length = config.conditioning.start_kimg, config.conditioning.ramp_kimg
     if not start and not length:
         return 1.0
-    return round(float(schedules.ramp(step * config.batch_size / 1000, start, length)), 6)  # a rounding is no share
+    return round(float(optimizers.ramp(step * config.batch_size / 1000, start, length)), 6)  # a rounding is no share
 
 
 def hears(config: ml_collections.ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -136,7 +136,7 @@ def hears(config: ml_collections.ConfigDict) -> Callable[[jax.Array, jax.Array],
     if not start and not length:
         return lambda grades, step: grades
     kimg = config.batch_size / 1000
-    return lambda grades, step: schedules.faded(grades, schedules.ramp(step * kimg, start, length))
+    return lambda grades, step: optimizers.faded(grades, optimizers.ramp(step * kimg, start, length))
 
 
 def augmentation(config: ml_collections.ConfigDict) -> Augmentation | None:

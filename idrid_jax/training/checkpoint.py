@@ -20,10 +20,10 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from idrid_jax.errors import UserError
-from idrid_jax.training import processes
+from idrid_jax.training import multihost
+from idrid_jax.training.run_dir import CHECKPOINTS as FOLDER
+from idrid_jax.training.run_dir import UNREADABLE as SET_ASIDE
 from idrid_jax.training.state import TrainState
-from idrid_jax.training.workdir import CHECKPOINTS as FOLDER
-from idrid_jax.training.workdir import UNREADABLE as SET_ASIDE
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax's suffix of a checkpoint that is not whole
 
@@ -55,7 +55,7 @@ class Checkpoints:
         """
         self._workdir = Path(workdir)
         self._fingerprint = fingerprint
-        self._leftovers = processes.current().index == 0  # of a process killed while it saved: still to be removed
+        self._leftovers = multihost.current().index == 0  # of a process killed while it saved: still to be removed
         self._failed = False  # whether a failed save has been raised
         # Orbax logs every step of its own, and tracebacks of errors that it also raises; some it leaves to asyncio
         logging.set_verbosity(logging.FATAL)
@@ -85,7 +85,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint, oldest first."""
-        return processes.current().first("steps", self._steps)
+        return multihost.current().first("steps", self._steps)
 
     def _steps(self):
         return sorted(info.step for info in self._checkpointer.checkpoints)
@@ -138,9 +138,9 @@ class Checkpoints:
                 unreadable[candidate] = reasons[0]
                 continue
             for damaged, reason in unreadable.items():
-                aside = processes.current().first("aside", lambda: str(self._set_aside(damaged)))
+                aside = multihost.current().first("aside", lambda: str(self._set_aside(damaged)))
                 self._checkpointer.reload()
-                if processes.current().index == 0:
+                if multihost.current().index == 0:
                     print(
                         f"checkpoint of step {damaged} is unreadable ({reason}): moved to {aside}, taking the one "
                         "before",
@@ -182,7 +182,7 @@ class Checkpoints:
             except Exception as error:  # Orbax raises what it happens to stumble over
                 return _brief(error)
 
-        reasons = processes.current().gather("load", load)
+        reasons = multihost.current().gather("load", load)
         return state, [reason for reason in reasons if reason is not None]
 
     def _load(self, step, like):

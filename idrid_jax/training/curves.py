@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from idrid_jax.training.log import read_stats
+from idrid_jax.training.logging import read_stats
 
 ADDED = "what is added to the losses, before its weight"  # a panel for runs that add something
 PANELS = (  # title, {key in stats.jsonl: caption}

@@ -14,9 +14,9 @@ import ml_collections
 import numpy as np
 
 from idrid_jax.errors import UserError
-from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training import sharding as mesh_lib
+from idrid_jax.training.run_dir import came_far, saved
 from idrid_jax.training.state import TrainState
-from idrid_jax.training.workdir import came_far, saved
 
 MOST = 3  # times that a run goes back: at an eighth of its updates it is not their size that is wrong
 

@@ -4,7 +4,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
-from idrid_jax.training import processes
+from idrid_jax.training import multihost
 
 
 @contextlib.contextmanager
@@ -14,7 +14,7 @@ def interruption() -> Iterator[Callable[[int], bool]]:
     It is to be asked after each step, with 1, 2, ... Of several processes any may be told: they agree on a step that
     none has passed, and it returns True on all at that one.
     """
-    several = processes.current().count > 1
+    several = multihost.current().count > 1
     received = []
 
     def receive(number, frame):

@@ -11,18 +11,18 @@ import numpy as np
 
 from idrid_jax import config as config_lib
 from idrid_jax.config import steps
-from idrid_jax.data import stream
+from idrid_jax.data.pipeline import tfdata
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import alarm, build, curves, divergence, processes, record, snapshot, stepper, transfer
-from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training import alarm, build, curves, divergence, multihost, record, snapshot, train_step, transfer
+from idrid_jax.training import sharding as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.divergence import TrainingDiverged
 from idrid_jax.training.interruption import interruption
-from idrid_jax.training.log import Log, Quiet, read_stats
+from idrid_jax.training.logging import Log, Quiet, read_stats
+from idrid_jax.training.run_dir import held, saved
 from idrid_jax.training.snapshot import OnSnapshot
 from idrid_jax.training.state import TrainState
-from idrid_jax.training.workdir import held, saved
 
 AHEAD = 2  # calls of the step dispatched beyond the one waited for: devices never wait for the host's logging
 
@@ -41,21 +41,21 @@ def train(
     `config.on_divergence` = "restore" training goes back to that one before (see `divergence`), or where there is none
     yet to its start. SIGTERM and Ctrl-C save at the step they interrupt and return.
 
-    Of several processes (`processes.joined`) each calls this alike; process 0 writes all but its part of a checkpoint.
+    Of several processes (`multihost.joined`) each calls this alike; process 0 writes all but its part of a checkpoint.
     """
     start = time.monotonic()
     config_lib.check(config)
     config = config_lib.resolved(config)
     snapshot.check_best(config, {name for measure in on_snapshot for name in getattr(measure, "names", ())})
-    workdir, peers = Path(workdir), processes.current()
+    workdir, peers = Path(workdir), multihost.current()
     if config.init_from and not saved(workdir):  # a run that goes on needs it no more
         transfer.find(config)
 
     # -- What the processes must have in common, and devices
-    manifest = processes.check_same(config, lambda: build.find_release(config))
+    manifest = multihost.check_same(config, lambda: build.find_release(config))
     network = NETWORKS[config.network]
     mesh = mesh_lib.of_config(config, network.size)
-    processes.check_devices(mesh)
+    multihost.check_devices(mesh)
     peers.gather("resume", lambda: record.check_resume(workdir, config, manifest))
 
     with (
@@ -68,8 +68,8 @@ def train(
             if turn == min(peers.index, 1):
                 split, validation = build.load_training(config, manifest)
             peers.gather("data", lambda: None)
-        if stepper.way_in(config, split, mesh) == "stream":
-            stream.check_shares(split.grades, config.data.sampling, peers.count, config.data.temperature)
+        if train_step.way_in(config, split, mesh) == "tfdata":
+            tfdata.check_shares(split.grades, config.data.sampling, peers.count, config.data.temperature)
 
         # -- Networks, optimizers, state
         generator, discriminator = build.networks(config)
@@ -91,7 +91,7 @@ def train(
         peers.first("record", lambda: record.write(workdir, config, manifest, split.left_share))
 
         # -- The compiled step
-        step = stepper.compile_step(config, update, mesh, split, first_step)
+        step = train_step.compile_step(config, update, mesh, split, first_step)
         views = snapshot.Views(config, generator, mesh, split, validation, on_snapshot)
         log_every, snapshot_every = steps(config.log_kimg, config), steps(config.snapshot_kimg, config)
         with (

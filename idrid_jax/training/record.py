@@ -15,7 +15,7 @@ import idrid_jax
 from idrid_jax.config import complete, differences
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
-from idrid_jax.training.workdir import came_far
+from idrid_jax.training.run_dir import came_far
 
 NAME = "config.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -47,7 +47,7 @@ def read(workdir: Path) -> Record | None:
             content["data"]["name"],
             list(content["data"]["counts"]["grading"]["train"]),
             content["data"]["data_dir"],
-            content["data"]["left"] if config.data.one_side else 0.0,  # older records have none
+            content["data"]["left"] if config.data.canonicalize_laterality else 0.0,  # older records have none
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -11,15 +11,14 @@ from PIL import Image
 from idrid_jax import config as config_lib
 from idrid_jax.data.cache import Split
 from idrid_jax.data.layout import GRADES
-from idrid_jax.errors import UserError
+from idrid_jax.errors import UserError, suggest_name
+from idrid_jax.images import image_grid
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional
-from idrid_jax.pictures import grid
-from idrid_jax.training import build, processes
-from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training import build, multihost
+from idrid_jax.training import sharding as mesh_lib
 from idrid_jax.training.state import TrainState
-from idrid_jax.training.step import draw
-from idrid_jax.words import nearest
+from idrid_jax.training.update import draw
 
 GRID_ROWS = len(GRADES)  # a conditional generator gets one grade a row
 GRID_COLUMNS, GRID_PIXELS = 12, 4096  # columns, fewer where the picture would be wider than so many pixels
@@ -65,17 +64,17 @@ class Views:
 
     def fakes(self, state: TrainState) -> Image.Image:
         """Generated images, a row a grade where the network knows grades."""
-        return grid(np.asarray(self._grid(state)), self._columns)
+        return image_grid(np.asarray(self._grid(state)), self._columns)
 
     def reals(self) -> Image.Image:
         """Photographs for the same places: by grade where the network knows grades, else as they come."""
         if not self._network.conditional:
-            return grid(np.asarray(self._split.images[: len(self._grid_grades)]), self._columns)
+            return image_grid(np.asarray(self._split.images[: len(self._grid_grades)]), self._columns)
         images = np.zeros((len(self._grid_grades), *self._split.images.shape[1:]), np.uint8)
         for grade in range(GRID_ROWS):
             members = np.flatnonzero(self._split.grades == grade)[: self._columns]
             images[grade * self._columns :][: len(members)] = self._split.images[members]
-        return grid(images, self._columns)
+        return image_grid(images, self._columns)
 
     def measures(self, state: TrainState) -> dict[str, float]:
         """What `on_snapshot` says, {} where there is none. Every process draws, process 0 measures, all are told."""
@@ -87,7 +86,7 @@ class Views:
                 found |= measure(fakes, self._measured_grades, self._split, self._validation)
             return found
 
-        return processes.current().first("measures", measured)
+        return multihost.current().first("measures", measured)
 
 
 def fakes_name(step: int, config: ml_collections.ConfigDict) -> str:
@@ -119,4 +118,4 @@ def check_best(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:
     they are not known."""
     best = config.checkpoint.best
     if names and best and best not in names:
-        raise UserError(f"config.checkpoint.best = {best!r}: {nearest(best, sorted(names))}")
+        raise UserError(f"config.checkpoint.best = {best!r}: {suggest_name(best, sorted(names))}")

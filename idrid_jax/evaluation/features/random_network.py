@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from idrid_jax.batches import in_batches
+from idrid_jax.batching import map_in_batches
 from idrid_jax.evaluation.features.network import Network, checked
 
 CHANNELS = (8, 24, 32, 64)  # of the blocks; their sum is D
@@ -31,7 +31,7 @@ def extract(images: np.ndarray, *, seed: int = 0, batch: int = 64) -> np.ndarray
     seed: of the weights, which depend on nothing else (NumPy's frozen Mersenne Twister).
     Raises ValueError for images of another form.
     """
-    return in_batches(partial(_forward, weights(seed)), checked(images), at_once=batch)
+    return map_in_batches(partial(_forward, weights(seed)), checked(images), batch_size=batch)
 
 
 @cache

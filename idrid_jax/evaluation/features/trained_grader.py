@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from idrid_jax.evaluation import grader
-from idrid_jax.evaluation.features import kept
+from idrid_jax.evaluation.features import feature_cache
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.models.functional import Tree
 
@@ -50,7 +50,7 @@ def train(
         tell(f"training the grader whose features measure: once for these {len(images)} photographs")
         params = grader.train(images, grades, np.ones(len(images)), seeds=[0], budget=budget)
         arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
-        kept.keep(Path(folder) / key, lambda entry: np.savez(entry / FILE, **arrays))
+        feature_cache.keep(Path(folder) / key, lambda entry: np.savez(entry / FILE, **arrays))
     name = f"{NAME}-{key[:8]} (trained on the training photographs)"
     return Network(name, partial(grader.features, params, budget=budget)), params
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from idrid_jax.batches import in_batches
+from idrid_jax.batching import map_in_batches
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.features import dinov2, efficientnet, inception, swav, torch_file
 from idrid_jax.evaluation.features.network import Network, checked
@@ -63,7 +63,7 @@ def _installed() -> Path:
 def _extractor(features: Callable, params) -> Callable[[np.ndarray], np.ndarray]:
     params = jax.device_put(params)
 
-    return lambda images: in_batches(partial(features, params), checked(images), at_once=BATCH)
+    return lambda images: map_in_batches(partial(features, params), checked(images), batch_size=BATCH)
 
 
 # --- which network

@@ -1,7 +1,7 @@
 """The section on closeness: every measure beside its reference rows, pooled and by grade."""
 
 from idrid_jax.data.layout import GRADES
-from idrid_jax.evaluation import protocol
+from idrid_jax.evaluation import quality
 from idrid_jax.evaluation.closeness import MEASURES
 from idrid_jax.evaluation.report import figures
 from idrid_jax.evaluation.report.entries import (
@@ -182,7 +182,7 @@ def _protocol(runs):
         return None
     head = ["", *([swatch(i), run.name] if len(runs) > 1 else "SSIM / PSNR dB" for i, run in there)]
     cell = lambda entry: f"{written(entry, 3, key='ssim')} / {written(entry, 2, key='psnr')}"
-    rows = [[caption, *(cell(run.part(key)) for _, run in there)] for key, caption in protocol.CAPTIONS.items()]
+    rows = [[caption, *(cell(run.part(key)) for _, run in there)] for key, caption in quality.CAPTIONS.items()]
     return [
         tag("h3", "SSIM and PSNR, for comparison with papers"),
         hint(

@@ -11,16 +11,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from idrid_jax import sampling
 from idrid_jax.data import cache, folds
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import run as evaluation_run
+from idrid_jax.evaluation import evaluate as evaluation_run
+from idrid_jax.generation import sampling
+from idrid_jax.images import GRID_GAP
 from idrid_jax.models import NETWORKS, Network
-from idrid_jax.pictures import GAP
 from idrid_jax.training import build, record, saved
-from idrid_jax.training.log import read_stats
+from idrid_jax.training.logging import read_stats
 
 PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
 PARTS = {  # of evaluation.json, and how deep they are objects of objects
@@ -198,8 +198,8 @@ def _pairs(workdir, evaluation, size, training):
             pixels = np.asarray(picture)
     except (OSError, ValueError):
         return []
-    step = size + GAP
-    if not listed or pixels.shape[:2] != (2 * step - GAP, len(listed) * step - GAP):
+    step = size + GRID_GAP
+    if not listed or pixels.shape[:2] != (2 * step - GRID_GAP, len(listed) * step - GRID_GAP):
         return []
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     cut = lambda row, i: pixels[row * step : row * step + size, i * step : i * step + size]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from idrid_jax.sampling import encode
+from idrid_jax.generation.sampling import encode
 
 _VOID = {"img", "meta", "br", "hr"}
 LARGEST = 256  # pixels of an embedded image's side; larger ones are averaged down

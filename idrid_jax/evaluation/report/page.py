@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import idrid_jax
-from idrid_jax.evaluation.report import cards, closeness, copies, reading, samples, training, usefulness
+from idrid_jax.evaluation.report import cards, closeness, memorization, reading, samples, training, usefulness
 from idrid_jax.evaluation.report.gather import MADE_UP, Run
 from idrid_jax.evaluation.report.markup import Markup, swatch, tag
 from idrid_jax.evaluation.report.verdicts import QUESTIONS, SIGNS
@@ -12,7 +12,7 @@ SECTIONS = {  # id: (title, what it shows)
     "samples": ("Images beside real photographs", samples.section),
     "training": ("Training", training.section),
     "closeness": ("Closeness to real photographs", closeness.section),
-    "copies": ("Copies of training photographs", copies.section),
+    "copies": ("Copies of training photographs", memorization.section),
     "usefulness": ("Usefulness for a grader", usefulness.section),
     "reading": ("Grades read in the images", reading.section),
     "data": ("Data card", cards.data_section),

@@ -1,7 +1,7 @@
 """The section on training: curves from stats.jsonl, and which snapshot was taken."""
 
-from idrid_jax.evaluation.copies import SHARE
-from idrid_jax.evaluation.protocol import COLLAPSE
+from idrid_jax.evaluation.memorization import SHARE
+from idrid_jax.evaluation.quality import COLLAPSE
 from idrid_jax.evaluation.report import figures
 from idrid_jax.evaluation.report.entries import finite
 from idrid_jax.evaluation.report.gather import Run

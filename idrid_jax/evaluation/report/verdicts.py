@@ -3,7 +3,7 @@
 import dataclasses
 
 from idrid_jax.data.layout import GRADES
-from idrid_jax.evaluation.copies import NEARER
+from idrid_jax.evaluation.memorization import NEARER
 from idrid_jax.evaluation.report.entries import bounds, closeness_of, entry_of, missing, number
 from idrid_jax.evaluation.report.figures import fixed
 from idrid_jax.evaluation.report.gather import Run, command

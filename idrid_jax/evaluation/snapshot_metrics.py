@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from idrid_jax.data.cache import Split
-from idrid_jax.evaluation import copies, distances
+from idrid_jax.evaluation import distances, memorization
 from idrid_jax.evaluation.features import random_network, trained_grader, weights
 from idrid_jax.evaluation.image_quality import ssim_pairs
 
@@ -30,10 +30,10 @@ class Measures:
     kid_imagenet: likewise by the features of `weights.IMAGENET`, which tell images apart where the others do not;
       a fortieth of a second an image on a CPU's core, and only where it chooses the checkpoint.
     diversity: the variance of the grader's features among the fakes over that among training photographs.
-    copied: the share of fakes that are copies of a training photograph (`copies.COPY`).
+    copied: the share of fakes that are copies of a training photograph (`memorization.COPY`).
     ssim_among, ssim_excess, ssim_gap: SSIM among the fakes; less that among as many training photographs; the excess
       without its sign.
-    veto: 1 where more are copied than `copies.allowed`: such a snapshot is not to be chosen; 0 otherwise.
+    veto: 1 where more are copied than `memorization.allowed`: such a snapshot is not to be chosen; 0 otherwise.
     """
 
     # those of which lower is better
@@ -65,8 +65,8 @@ class Measures:
         if self._imagenet is not None:
             out["kid_imagenet"] = distances.kid(self._imagenet.extract(fakes), real.imagenet_features)
         if real.copies is not None:
-            copied = float((real.copies.likeness(fakes) >= copies.COPY).mean())
-            out |= {"copied": copied, "veto": float(copied > copies.allowed(len(fakes)))}
+            copied = float((real.copies.likeness(fakes) >= memorization.COPY).mean())
+            out |= {"copied": copied, "veto": float(copied > memorization.allowed(len(fakes)))}
         among = ssim_among(fakes)
         out |= {"ssim_among": among}
         if real.ssim_among is not None:
@@ -93,7 +93,7 @@ class _Real:
             self.variance = float(self.grader.extract(images).var(axis=0).sum())
         self.random_features = random_network.extract(reference)
         self.imagenet_features = None if imagenet is None else imagenet.extract(reference)
-        self.copies = copies.Training(images) if len(images) >= copies.LEAST else None
+        self.copies = memorization.Training(images) if len(images) >= memorization.LEAST else None
         some = np.linspace(0, len(images) - 1, min(_alike(images), len(images))).astype(int)
         self.ssim_among = ssim_among(images[some]) if len(some) > 1 else None
 

@@ -12,15 +12,16 @@ import optax
 import pytest
 from conftest import assert_same, changed, make_config
 
-from idrid_jax.data import cache, resident
+from idrid_jax.data import cache
+from idrid_jax.data.pipeline import resident
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, mesh, stepper
+from idrid_jax.training import build, sharding, train_step
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import train
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import init_state
-from idrid_jax.training.step import Update
+from idrid_jax.training.update import Update
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 BATCH = 8
@@ -58,20 +59,20 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
     )
     if name.startswith("retina"):
         config.model.max_channels = 8
-    config.data.way = way.removesuffix(" in parts")
+    config.data.pipeline = way.removesuffix(" in parts")
     if way.endswith("in parts"):
         config.data.resident_mib = 0.0
     generator, discriminator = build.networks(config)
     tx = optax.sgd(1e-2, momentum=0.5)
     weights = WEIGHTS[losses]
     update = Update(generator, discriminator, tx, tx, latent=network.latent, loss=losses or "bce", weights=weights)
-    the_mesh = mesh.of_config(config, network.size)
+    the_mesh = sharding.of_config(config, network.size)
     init = lambda key: init_state(key, generator, discriminator, tx, tx, ema=False, lecam=bool(weights.lecam))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "make_update", lambda *_: (update, init))
         state = build.fresh_state(config, init, the_mesh)
         before = jax.tree.map(np.asarray, state)
-        step = stepper.compile_step(config, update, the_mesh, made_up(network.size, network.channels), 0)
+        step = train_step.compile_step(config, update, the_mesh, made_up(network.size, network.channels), 0)
         after, metrics = step(state)
     leaves = jax.tree.leaves(after)
     assert all(len(leaf.sharding.device_set) == data * rows for leaf in leaves)
@@ -89,10 +90,10 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
 @pytest.mark.parametrize(
     "network, options",
     [
-        ("cgan32", dict(data=8, way="stream", steps=2)),
+        ("cgan32", dict(data=8, way="tfdata", steps=2)),
         ("cgan32", dict(data=2, rows=2, way="resident in parts", steps=2)),
         ("cgan32", dict(data=8, fsdp=True, steps=2)),
-        ("dcgan28", dict(data=8, way="stream", steps=2)),
+        ("dcgan28", dict(data=8, way="tfdata", steps=2)),
         ("dcgan28", dict(data=4, rows=2, fsdp=True, steps=2)),
         ("dcgan64", dict(data=8, way="resident in parts", steps=2, losses="hinge")),
         ("dcgan64", dict(data=2, rows=4, batch=2)),
@@ -109,7 +110,7 @@ def test_a_mesh_computes_what_one_device_does(network, options, monkeypatch):
     """Losses, gradients and statistics, with dropout; BatchNorm is over the global batch and whole images."""
     # In float32 a value within rounding of a ReLU's kink falls to either side, and moves a gradient by per cents.
     dtype, tolerance = "float64", 2e-5
-    monkeypatch.setattr(mesh, "LEAST_SPLIT", mesh.LEAST_SPLIT // 64)  # as its arrays are smaller
+    monkeypatch.setattr(sharding, "LEAST_SPLIT", sharding.LEAST_SPLIT // 64)  # as its arrays are smaller
     wide = NETWORKS[network]  # of its layers a fraction of the channels: convolutions in float64 are slow loops
     width = {} if network.startswith("retina") else dict(width=8)
     generator, discriminator = (functools.partial(module, **width) for module in (wide.generator, wide.discriminator))
@@ -157,17 +158,17 @@ def test_each_device_computes_its_share_alone(monkeypatch, network):
     monkeypatch.setattr(jax, "jit", spy)
     config = make_config("", network, mesh__data=8, batch_size=24)
     made = NETWORKS[network]
-    the_mesh = mesh.make_mesh(8)
+    the_mesh = sharding.make_mesh(8)
     update, init = build.make_update(config, *build.networks(config))
-    state = jit(init, out_shardings=mesh.replicated(the_mesh))(jax.random.key(0))
-    stepper.compile_step(config, update, the_mesh, made_up(made.size, made.channels), 0)(state)
+    state = jit(init, out_shardings=sharding.replicated(the_mesh))(jax.random.key(0))
+    train_step.compile_step(config, update, the_mesh, made_up(made.size, made.channels), 0)(state)
     heavy = re.findall(r"= f32\[(\d+)[,\d]*\]\S* (?:convolution|dot|custom-call)\(", texts[0])
     assert "3" in heavy and "24" not in heavy
 
 
 def test_a_run_moves_between_meshes(config, tmp_path, monkeypatch):
     """Saved on eight devices, resumed with split rows and a split state, on one, and on two."""
-    monkeypatch.setattr(mesh, "LEAST_SPLIT", 1)
+    monkeypatch.setattr(sharding, "LEAST_SPLIT", 1)
     whole = train(config, tmp_path / "whole")
     layouts = (8, 1, False, 0.024), (4, 2, True, 0.048), (1, 1, False, 0.072), (2, 1, True, 0.096)
     for data, rows, fsdp, kimg in layouts:
@@ -187,7 +188,7 @@ def test_a_run_moves_between_meshes(config, tmp_path, monkeypatch):
 def test_on_nvidia_gpus_a_step_is_one_graph(platform, version, graphed):
     """The option is one that this jaxlib knows; elsewhere there is none."""
     device = types.SimpleNamespace(platform=platform, client=types.SimpleNamespace(platform_version=version))
-    options = stepper._compiler_options(types.SimpleNamespace(devices=np.array([[device]])))
+    options = train_step._compiler_options(types.SimpleNamespace(devices=np.array([[device]])))
     assert bool(options) == graphed
     assert jax.jit(lambda x: x + 1, compiler_options=options)(1.0) == 2
     if graphed:
@@ -196,7 +197,7 @@ def test_on_nvidia_gpus_a_step_is_one_graph(platform, version, graphed):
 
 
 def test_all_devices_is_the_default(config, tmp_path):
-    assert mesh.make_mesh().size == mesh.make_mesh(-1).size == len(jax.devices()) == 8
+    assert sharding.make_mesh().size == sharding.make_mesh(-1).size == len(jax.devices()) == 8
     state = train(changed(config, mesh__data=-1, total_kimg=0.008), tmp_path)
     assert len(state.step.sharding.device_set) == 8
 
@@ -233,25 +234,25 @@ def test_an_image_is_split_over_neighbours(monkeypatch):
     """Whatever order the devices come in: those of one process, one after the other; and JAX's own layout, which fails
     on some TPU slices, is not asked."""
     monkeypatch.setattr(jax, "make_mesh", None)
-    laid_out = mesh.make_mesh(4, 2, devices=jax.devices()[::-1]).devices
+    laid_out = sharding.make_mesh(4, 2, devices=jax.devices()[::-1]).devices
     assert [[device.id for device in row] for row in laid_out] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_auto_spreads_a_split_that_no_device_holds(config):
     """Whole while it fits one device, in parts while it fits them all, streamed beyond."""
-    split, eight = made_up(8, 3), mesh.make_mesh(8)
+    split, eight = made_up(8, 3), sharding.make_mesh(8)
     # 24 photographs of 192 bytes; in parts 3 of them on a device, and while it is put together all 8 of the batch
     for kib, way, parts in (
         (4.5, "resident", False),
         (4.4, "resident", True),
         (2.1, "resident", True),
-        (2, "stream", True),
+        (2, "tfdata", True),
     ):
-        asked = changed(config, data__resident_mib=kib / 1024, data__way="auto")
-        assert (stepper.way_in(asked, split, eight), stepper.in_parts(asked, split, eight)) == (way, parts)
+        asked = changed(config, data__resident_mib=kib / 1024, data__pipeline="auto")
+        assert (train_step.way_in(asked, split, eight), train_step.in_parts(asked, split, eight)) == (way, parts)
     assert resident.bytes_in_parts(split.images.shape, 8, eight) == 11 * 192
-    assert resident.bytes_in_parts(split.images.shape, 8, mesh.make_mesh(1, 2)) == (24 + 8) * 96  # rows share it, too
-    assert stepper.in_parts(changed(config, data__resident_mib=0.001), split, mesh.make_mesh(1, 2))
+    assert resident.bytes_in_parts(split.images.shape, 8, sharding.make_mesh(1, 2)) == (24 + 8) * 96  # rows share it, too
+    assert train_step.in_parts(changed(config, data__resident_mib=0.001), split, sharding.make_mesh(1, 2))
     images, grades = resident.put(split.images, split.grades, eight, parts=True)
     assert {shard.data.shape for shard in images.addressable_shards} == {(3, 8, 8, 3)}
     np.testing.assert_array_equal(images, split.images)

@@ -11,11 +11,11 @@ import pytest
 from conftest import CHANNELS, LATENT, SIZE, TINY, assert_same
 from flax import nnx
 
+from idrid_jax.images import to_float, to_uint8
 from idrid_jax.models.functional import functional
-from idrid_jax.pixels import to_float, to_uint8
 from idrid_jax.training import ema, losses
 from idrid_jax.training.state import generator_params, init_state
-from idrid_jax.training.step import Update, _accuracy
+from idrid_jax.training.update import Update, _accuracy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH = 8

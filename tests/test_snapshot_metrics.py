@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from conftest import changed, score, stats, steps
 
-from idrid_jax import sampling
 from idrid_jax.data import cache, folds
-from idrid_jax.evaluation import distances, grader, protocol, snapshots
+from idrid_jax.evaluation import distances, grader, quality, snapshot_metrics
 from idrid_jax.evaluation.features import trained_grader
 from idrid_jax.evaluation.features.network import Network
+from idrid_jax.generation import sampling
 from idrid_jax.training import build, standing
 from idrid_jax.training.alarm import alarm
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import TrainingCollapsed, train
-from idrid_jax.training.step import draw
+from idrid_jax.training.update import draw
 
 pytestmark = pytest.mark.usefixtures("quick_compilation_throughout")
 BUDGET = grader.Budget(steps=60, batch_size=16, learning_rate=3e-3)
@@ -45,7 +45,7 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         defaults = trained_grader.train.__kwdefaults__
         patch.setattr(trained_grader.train, "__kwdefaults__", defaults | {"budget": BUDGET})
-        measures = snapshots.Measures(tmp_path_factory.mktemp("graders"))
+        measures = snapshot_metrics.Measures(tmp_path_factory.mktemp("graders"))
         rng = np.random.default_rng(3)
         noise = rng.integers(-6, 7, (40, 32, 32, 3))
         copies = (training.images[:40, :, ::-1] + noise).clip(0, 255).astype(np.uint8)
@@ -71,7 +71,7 @@ def test_copies_are_vetoed_and_new_images_are_not(measured):
 
 
 def test_ssim_tells_one_image_from_many(measured):
-    assert measured["one"]["ssim_excess"] > protocol.COLLAPSE > abs(measured["new"]["ssim_excess"])
+    assert measured["one"]["ssim_excess"] > quality.COLLAPSE > abs(measured["new"]["ssim_excess"])
     for of in measured.values():
         assert of["ssim_gap"] == abs(of["ssim_excess"])
 
@@ -80,28 +80,28 @@ def test_without_validation_photographs_and_without_a_grader(tmp_path):
     """Nothing that lacks photographs passes for a number, and nothing is trained that is not asked for."""
     training = eyes(12, 0)
     lines = []
-    measures = snapshots.Measures(tmp_path, chooses="ssim_gap", tell=lines.append)
+    measures = snapshot_metrics.Measures(tmp_path, chooses="ssim_gap", tell=lines.append)
     found = measures(eyes(8, 1).images, training.grades, training, training.part(np.arange(0)))
     assert not {"kid", "diversity"} & found.keys() and found["veto"] == 0 and not any(tmp_path.iterdir())
     assert lines == ["0 validation photographs, fewer than 10: snapshots are measured by those trained on"]
     one = training.part(np.arange(1))
-    found = snapshots.Measures(tmp_path, chooses="")(training.images[:5], None, training, one.part(np.arange(0)))
+    found = snapshot_metrics.Measures(tmp_path, chooses="")(training.images[:5], None, training, one.part(np.arange(0)))
     assert "ssim_excess" in found
 
 
 def test_features_of_imagenet_only_where_they_choose(tmp_path, monkeypatch):
     seen = []
     network = Network("colour", lambda images: seen.append(len(images)) or images.mean((1, 2)).astype(np.float32) / 255)
-    monkeypatch.setattr(snapshots.weights, "load", lambda name: {"efficientnet-lite0": network}[name])
-    monkeypatch.setattr(snapshots.trained_grader, "train", lambda *args, **more: (network, None))
+    monkeypatch.setattr(snapshot_metrics.weights, "load", lambda name: {"efficientnet-lite0": network}[name])
+    monkeypatch.setattr(snapshot_metrics.trained_grader, "train", lambda *args, **more: (network, None))
     training, validation, fakes = eyes(60, 0), eyes(20, 1), eyes(8, 2)
-    measures = snapshots.Measures(tmp_path, chooses="kid_imagenet")
+    measures = snapshot_metrics.Measures(tmp_path, chooses="kid_imagenet")
     found = [measures(fakes.images, fakes.grades, training, validation) for _ in range(2)]
     wanted = distances.kid(*(network.extract(some.images) for some in (fakes, validation)))
     assert found[0]["kid_imagenet"] == found[1]["kid_imagenet"] == wanted and "diversity" in found[0]
     assert "kid_imagenet" in measures.names  # or it could not be chosen by
     del seen[:]
-    measure = lambda **asked: snapshots.Measures(tmp_path, **asked)(fakes.images, None, training, validation)
+    measure = lambda **asked: snapshot_metrics.Measures(tmp_path, **asked)(fakes.images, None, training, validation)
     assert not {"kid_imagenet", "diversity"} & measure(chooses="").keys()
     assert not seen
     assert "diversity" in measure(chooses="", stops=True)  # or a collapse would go unheard

@@ -11,26 +11,34 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from idrid_jax import sampling
-from idrid_jax.batches import in_batches
-from idrid_jax.data import atomic, cache, eyes, folds
+from idrid_jax.batching import map_in_batches
+from idrid_jax.data import atomic, cache, folds, laterality
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import closeness, copies, grader, leak, membership, protocol, reading, usefulness
-from idrid_jax.evaluation.features import kept, random_network, trained_grader, weights
+from idrid_jax.evaluation import (
+    augmentation_leak,
+    closeness,
+    grader,
+    membership,
+    memorization,
+    quality,
+    reading,
+    usefulness,
+)
+from idrid_jax.evaluation.downsample import check_pixels, smaller
+from idrid_jax.evaluation.features import feature_cache, random_network, trained_grader, weights
 from idrid_jax.evaluation.features.network import Network
-from idrid_jax.evaluation.smaller import check_pixels, smaller
+from idrid_jax.generation import sampling
+from idrid_jax.generation.sampling import Sampler, encode
+from idrid_jax.images import image_grid, to_float, to_uint8
 from idrid_jax.models import NETWORKS
-from idrid_jax.pictures import grid
-from idrid_jax.pixels import to_float, to_uint8
-from idrid_jax.sampling import Sampler, encode
 from idrid_jax.training import augment, build, saved
 from idrid_jax.training.checkpoint import Checkpoints
 
 NAME = "evaluation.json"
 UNTRAINED = 8  # discriminators that know nobody, for what splits differ by themselves
-PAIRS = "copies.png"  # the generated images nearest to training photographs, each above its own
+PAIRS = "memorization.png"  # the generated images nearest to training photographs, each above its own
 Progress = Callable[[str, int], None]  # (what is done now, of how many such stages)
 
 
@@ -66,10 +74,10 @@ def evaluate(
     told: is given the result before it is written: a disk that is full by then takes no more than the file.
     Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
     nothing is chosen by it.
-    Returns what `protocol.measure` does, with `closeness.measure` under "closeness", `copies.measure` under "copies",
+    Returns what `quality.measure` does, with `closeness.measure` under "closeness", `memorization.measure` under "copies",
     `membership.measure` under "membership", for a conditional generator `reading.measure` under "reading", where D was
-    shown augmented images `leak.compare` under "leak", and what was measured under "of"; writes it to
-    `workdir/evaluation.json`, and the pairs of "copies" to `workdir/copies.png`; at `pixels` to
+    shown augmented images `augmentation_leak.compare` under "leak", and what was measured under "of"; writes it to
+    `workdir/evaluation.json`, and the pairs of "copies" to `workdir/memorization.png`; at `pixels` to
     `workdir/evaluation_PIXELS.json` alone.
     Where a file of weights was done without, "weights_left_out": {its name: why}.
     Raises UserError where `sampling.load` does, a file of weights is not there, the release is no longer prepared,
@@ -98,11 +106,11 @@ def evaluate(
     images = images if pixels is None else smaller(images, pixels)
     real = np.asarray(training.images), training.grades, np.asarray(held_out.images), held_out.grades
     sets = images, grades if conditional else None, *real
-    result = protocol.measure(*sets, seed=seed)
+    result = quality.measure(*sets, seed=seed)
     tell("a grader of the training photographs")
     dr_grader, params = trained_grader.train(shown.images, shown.grades, manifest.folder / "features")
     strangers = [_remembered(network) for network in (random_network.network(), *trained_elsewhere)]
-    keep = lambda network, images: kept.features(images, network.name, network.extract, manifest.folder / "features")
+    keep = lambda network, images: feature_cache.features(images, network.name, network.extract, manifest.folder / "features")
     result["closeness"] = closeness.measure(*sets, networks=[dr_grader, *strangers], keep=keep, seed=seed, note=tell)
     if conditional:
         read = [grader.read(params, some)[0].argmax(-1) for some in (images, real[2])]
@@ -110,12 +118,12 @@ def evaluate(
     if pixels is None:
         tell("copies of training photographs")
         features = _seen_soft(strangers, images, real[0], real[2], keep)
-        result["copies"] = copies.measure(images, real[0], real[2], training.ids, features)
+        result["copies"] = memorization.measure(images, real[0], real[2], training.ids, features)
         tell("membership")
         result["membership"] = membership.measure(*_scores(workdir, sampler.step, shown, held_out))
         if augmentation := build.augmentation(sampler.config):
             augmented = _augmented(real[0], augmentation.strengths, sampler.network.at_once, seed)
-            result["leak"] = leak.compare(images, real[0], augmented, seed=seed)
+            result["leak"] = augmentation_leak.compare(images, real[0], augmented, seed=seed)
     result["of"] = _subject(workdir, sampler, manifest, step, statistics, pixels)
     if left_out:
         result["weights_left_out"] = left_out
@@ -131,7 +139,7 @@ def evaluate(
     if pairs := result.get("copies", {}).get("pairs"):
         drawn, nearest = ([pair[which] for pair in pairs] for which in ("generated", "index"))
         both = np.concatenate([images[drawn], real[0][nearest]])
-        atomic.write_bytes(Path(workdir) / PAIRS, encode(np.asarray(grid(both, len(pairs))), "png"))
+        atomic.write_bytes(Path(workdir) / PAIRS, encode(np.asarray(image_grid(both, len(pairs))), "png"))
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
     return result
 
@@ -156,8 +164,8 @@ def _trained_elsewhere(files) -> tuple[list[Network], dict[str, str]]:
 
 
 def _seen_soft(networks, generated, training, held_out, keep):
-    """Features of softened images as `copies.measure` takes them. keep: of photographs, which are not seen again."""
-    generated, training, held_out = (copies.softened(images) for images in (generated, training, held_out))
+    """Features of softened images as `memorization.measure` takes them. keep: of photographs, which are not seen again."""
+    generated, training, held_out = (memorization.softened(images) for images in (generated, training, held_out))
     sides = lambda extract, images: np.stack([extract(side) for side in (images, images[:, :, ::-1])])
     return {
         n.name: (sides(n.extract, generated), keep(n, training), sides(functools.partial(keep, n), held_out))
@@ -170,7 +178,7 @@ def _remembered(network: Network) -> Network:
     seen = {}
 
     def extract(images):
-        key = kept.key(images, network.name)
+        key = feature_cache.key(images, network.name)
         if key not in seen:
             seen[key] = network.extract(images)
         return seen[key]
@@ -264,13 +272,13 @@ def _scores(workdir, step, training, held_out):
     hears = build.hears(run.config)
     of = jax.jit(lambda arrays, images, grades: discriminator.eval(*arrays, to_float(images), hears(grades, step)))
     # as it was shown them: it would take photographs of the other side for fakes, whoever's they are
-    seen = lambda images: eyes.turned(images, ~eyes.disc_on_right(images)) if run.config.data.one_side else images
+    seen = lambda images: laterality.turned(images, ~laterality.disc_on_right(images)) if run.config.data.canonicalize_laterality else images
     splits = [(seen(np.asarray(split.images)), split.grades) for split in (training, held_out)]
     at_once = NETWORKS[run.config.network].at_once
 
     def logits(arrays):
         reads = functools.partial(of, arrays)
-        return tuple(in_batches(reads, *split, at_once=at_once) for split in splits)
+        return tuple(map_in_batches(reads, *split, batch_size=at_once) for split in splits)
 
     untrained = [discriminator.init(jax.random.key(seed)) for seed in range(UNTRAINED)]
     return *logits((state.d.params, state.d.stats)), [logits(arrays) for arrays in untrained]
@@ -281,7 +289,7 @@ def _augmented(images, strengths, at_once, seed) -> np.ndarray:
     of = jax.jit(lambda key, x: to_uint8(augment.apply(to_float(x), key, 1.0, strengths)))
     key = jax.random.key(seed)
     part = lambda places, some: of(jax.random.fold_in(key, places[0]), some)
-    return in_batches(part, np.arange(len(images)), images, at_once=at_once)
+    return map_in_batches(part, np.arange(len(images)), images, batch_size=at_once)
 
 
 def _usefulness(sampler, training, held_out, params, *, seed, seeds, keep_share, edema, side, tell) -> dict:

@@ -1,6 +1,6 @@
 """The section on copies: the likest pairs, beside how like held-out photographs are."""
 
-from idrid_jax.evaluation.copies import NEARER, QUANTILES
+from idrid_jax.evaluation.memorization import NEARER, QUANTILES
 from idrid_jax.evaluation.report.entries import LACKING, missing, number, unjudged, unmeasured, written
 from idrid_jax.evaluation.report.gather import Run, command
 from idrid_jax.evaluation.report.markup import absent, hint, image, swatch, table, tag

@@ -6,7 +6,7 @@ import scipy.stats
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from idrid_jax.evaluation import copies, membership
+from idrid_jax.evaluation import membership, memorization
 
 IDS = tuple(f"train/IDRiD_{n:03d}" for n in range(1, 121))
 
@@ -68,7 +68,7 @@ FORMS = {"48": lambda images: images, "28 grey": grey28, "64": rgb64}
 @pytest.mark.parametrize("form", FORMS)
 def test_new_images_are_no_copies(form):
     sets = [FORMS[form](images) for images in (NEW, TRAINING, HELD_OUT)]
-    result = copies.measure(*sets, IDS)
+    result = memorization.measure(*sets, IDS)
     assert result["verdict"].startswith("no sign of copying: 0 of 80") and result["nearer"] == 0
     assert abs(result["c_t"]) < 3 and abs(result["generated"]["authentic"] - result["held_out"]["authentic"]) < 0.25
 
@@ -76,12 +76,12 @@ def test_new_images_are_no_copies(form):
 def test_half_of_training_is_no_copy_of_the_other():
     for seed in range(5):
         one, other = np.split(np.random.default_rng(seed).permutation(120), 2)
-        assert copies.measure(TRAINING[one], TRAINING[other], HELD_OUT, IDS[:60])["generated"]["copies"] == 0
+        assert memorization.measure(TRAINING[one], TRAINING[other], HELD_OUT, IDS[:60])["generated"]["copies"] == 0
 
 
 def test_a_copycat_is_caught_and_its_pairs_are_named():
     which = np.random.default_rng(3).permutation(120)[:80]
-    result = copies.measure(noisy(TRAINING[which]), TRAINING, HELD_OUT, IDS)
+    result = memorization.measure(noisy(TRAINING[which]), TRAINING, HELD_OUT, IDS)
     assert result["verdict"].startswith("copies: 80 of 80") and result["nearer"] == 1 and result["c_t"] < -8
     assert result["generated"]["authentic"] < 0.05
     assert [pair["similarity"] for pair in result["pairs"]] == sorted(
@@ -89,7 +89,7 @@ def test_a_copycat_is_caught_and_its_pairs_are_named():
     )
     for pair in result["pairs"]:
         assert pair["training"] == IDS[which[pair["generated"]]] == IDS[pair["index"]]
-    shown = copies.table(result)
+    shown = memorization.table(result)
     assert result["verdict"] in shown and result["pairs"][0]["training"] in shown
 
 
@@ -98,7 +98,7 @@ def test_a_copycat_is_caught_and_its_pairs_are_named():
 def test_few_copies_are_enough(form, share):
     few = round(80 * share)
     mixed = [FORMS[form](images) for images in (np.concatenate([noisy(TRAINING[:few]), NEW[few:]]), TRAINING, HELD_OUT)]
-    result = copies.measure(*mixed, IDS)
+    result = memorization.measure(*mixed, IDS)
     assert result["verdict"].startswith(f"copies: {few} of 80") and result["nearer"] == share > result["threshold"]
     assert result["c_t"] > -5  # which the statistic over all images hardly shows
     assert {pair["generated"] for pair in result["pairs"][:few]} == set(range(few))
@@ -121,9 +121,9 @@ def test_few_copies_are_enough(form, share):
     ids=str,
 )
 def test_a_changed_copy_is_one(change):
-    photographs = copies.Training(TRAINING)
+    photographs = memorization.Training(TRAINING)
     planted = changed(TRAINING, **change)
-    assert (photographs.likeness(planted) >= copies.COPY).mean() > 0.9
+    assert (photographs.likeness(planted) >= memorization.COPY).mean() > 0.9
     assert (photographs.distances(planted).argmin(1) == np.arange(120)).mean() > 0.99
 
 
@@ -131,33 +131,33 @@ def test_blurred_means_noise_and_one_colour_are_no_copies():
     rng = np.random.default_rng(0)
     mean = changed(np.repeat(TRAINING.mean(0, keepdims=True), 50, axis=0), noise=2)
     for images in (mean, rng.integers(0, 256, (50, 48, 48, 3), np.uint8), np.full((50, 48, 48, 3), 90, np.uint8)):
-        assert copies.measure(images, TRAINING, HELD_OUT, IDS)["generated"]["copies"] == 0
+        assert memorization.measure(images, TRAINING, HELD_OUT, IDS)["generated"]["copies"] == 0
 
 
 def test_one_alike_may_be_chance_two_are_not():
     for few, word in ((1, "no sign of copying: 1 of 40"), (2, "copies: 2 of 40")):
         mixed = np.concatenate([noisy(TRAINING[:few]), NEW[: 40 - few]])
-        assert copies.measure(mixed, TRAINING, HELD_OUT, IDS)["verdict"].startswith(word)
+        assert memorization.measure(mixed, TRAINING, HELD_OUT, IDS)["verdict"].startswith(word)
 
 
 def test_held_out_photographs_that_are_copies_raise_the_threshold():
     mixed = np.concatenate([noisy(TRAINING[:4]), NEW[4:]])
     leaked = np.concatenate([HELD_OUT[4:], TRAINING[50:54]])
-    result = copies.measure(mixed, TRAINING, leaked, IDS)
-    assert result["threshold"] == pytest.approx(4 / 60 + copies.SHARE) and result["verdict"].startswith("no sign")
+    result = memorization.measure(mixed, TRAINING, leaked, IDS)
+    assert result["threshold"] == pytest.approx(4 / 60 + memorization.SHARE) and result["verdict"].startswith("no sign")
     assert "of 60 held-out ones 4 are" in result["verdict"]
 
 
 def test_a_photograph_that_is_there_twice_does_not_hide_its_copies():
     twice = np.concatenate([TRAINING, changed(TRAINING[:5], noise=1)])
     mixed = np.concatenate([noisy(TRAINING[:5]), NEW[5:]])
-    assert copies.measure(mixed, twice, HELD_OUT, IDS + IDS[:5])["generated"]["copies"] == 5
+    assert memorization.measure(mixed, twice, HELD_OUT, IDS + IDS[:5])["generated"]["copies"] == 5
 
 
 def test_likeness_by_its_definition():
     """Against loops: averaged to about 32 pixels, blurred, within the retina, mirrored, upside down, both or neither,
     beside the next."""
-    inside = copies.retina(TRAINING)
+    inside = memorization.retina(TRAINING)
     assert inside.shape == (24, 24) and 0.2 < inside.mean() < 0.7
     assert (inside == inside[:, ::-1]).all() and (inside == inside[::-1]).all()
 
@@ -170,21 +170,21 @@ def test_likeness_by_its_definition():
     some, few = NEW[:5], TRAINING[:9]
     apart = lambda x, y: min(np.linalg.norm(vector(z) - vector(y)) for z in (x, x[:, ::-1], x[::-1], x[::-1, ::-1]))
     want = np.array([[apart(x, y) for y in few] for x in some])
-    looks = copies.look(few, inside)
-    found = copies.distances(copies.look(some, inside), looks)
+    looks = memorization.look(few, inside)
+    found = memorization.distances(memorization.look(some, inside), looks)
     np.testing.assert_allclose(found, want, atol=1e-4)
     two = np.sort(want, axis=1)
-    among = copies.distances(looks, looks)
-    np.testing.assert_allclose(copies.likeness(found, among), 1 - two[:, 0] / two[:, 1], atol=1e-3)
+    among = memorization.distances(looks, looks)
+    np.testing.assert_allclose(memorization.likeness(found, among), 1 - two[:, 0] / two[:, 1], atol=1e-3)
 
 
 def test_sizes_channels_and_images_of_nothing():
     for size, channels in ((28, 1), (256, 3), (130, 3)):
         flat = np.full((12, size, size, channels), 90, np.uint8)
-        photographs = copies.Training(flat)
+        photographs = memorization.Training(flat)
         assert not photographs.looks.any() and not photographs.likeness(flat[:2]).any()
-    assert copies.retina(np.zeros((3, 32, 32, 1), np.uint8)).all()  # of nothing, all
-    assert copies.retina(eyes(3, 5, size=256)).shape == (32, 32)
+    assert memorization.retina(np.zeros((3, 32, 32, 1), np.uint8)).all()  # of nothing, all
+    assert memorization.retina(eyes(3, 5, size=256)).shape == (32, 32)
 
 
 def test_c_t_is_the_z_of_mann_whitney():
@@ -192,15 +192,15 @@ def test_c_t_is_the_z_of_mann_whitney():
     generated, held_out = rng.random(50).round(2), rng.random(40).round(2) - 0.1
     u = scipy.stats.mannwhitneyu(generated, held_out).statistic  # of distances
     z = (u - 50 * 40 / 2) / np.sqrt(50 * 40 * 91 / 12)
-    assert copies.data_copying(generated, held_out) == pytest.approx(z) and z > 0
-    assert copies.data_copying(held_out, held_out) == 0
+    assert memorization.data_copying(generated, held_out) == pytest.approx(z) and z > 0
+    assert memorization.data_copying(held_out, held_out) == 0
 
 
 def test_images_that_lie_nearer_than_new_ones_are_not_called_clean():
     """Between two photographs each: copies of none, and yet nothing new."""
     mixed = ((TRAINING[:60].astype(float) + TRAINING[60:]) / 2).astype(np.uint8)
-    result = copies.measure(mixed, TRAINING, HELD_OUT, IDS)
-    assert result["generated"]["copies"] == 0 and result["c_t"] < copies.NEARER
+    result = memorization.measure(mixed, TRAINING, HELD_OUT, IDS)
+    assert result["generated"]["copies"] == 0 and result["c_t"] < memorization.NEARER
     assert result["verdict"].startswith("nearer to the training photographs") and "below -3" in result["verdict"]
 
 
@@ -211,11 +211,11 @@ def test_distances_by_features_too():
     found = {}
     for name, images in sets.items():
         features = {"pixels": (colours(images)[None], colours(TRAINING), colours(HELD_OUT)[None])}
-        result = copies.measure(images, TRAINING, HELD_OUT, IDS, features)
-        assert list(result["distances"]) == [copies.STRUCTURE, "pixels"]
-        assert result["distances"][copies.STRUCTURE]["c_t"] == result["c_t"]
-        assert result["distances"][copies.STRUCTURE]["generated"]["authentic"] == result["generated"]["authentic"]
-        assert "pixels" in copies.table(result) and "C_T below -3" in copies.table(result)
+        result = memorization.measure(images, TRAINING, HELD_OUT, IDS, features)
+        assert list(result["distances"]) == [memorization.STRUCTURE, "pixels"]
+        assert result["distances"][memorization.STRUCTURE]["c_t"] == result["c_t"]
+        assert result["distances"][memorization.STRUCTURE]["generated"]["authentic"] == result["generated"]["authentic"]
+        assert "pixels" in memorization.table(result) and "C_T below -3" in memorization.table(result)
         found[name] = result["distances"]["pixels"]
     assert abs(found["new"]["c_t"]) < 3
     apart = lambda a, b: np.linalg.norm(colours(a)[:, None] - colours(b), axis=-1)
@@ -223,8 +223,8 @@ def test_distances_by_features_too():
     assert found["new"]["held_out"]["nearest"]["0.5"] == pytest.approx(
         np.median(apart(HELD_OUT, TRAINING).min(1)) / np.median(own.min(1))
     )
-    exact = copies.spread({"generated": apart(TRAINING[:50], TRAINING), "held_out": apart(HELD_OUT, TRAINING)}, own)
-    assert exact["c_t"] < -8 and exact["generated"] == {"nearest": dict.fromkeys(map(str, copies.QUANTILES), 0.0),
+    exact = memorization.spread({"generated": apart(TRAINING[:50], TRAINING), "held_out": apart(HELD_OUT, TRAINING)}, own)
+    assert exact["c_t"] < -8 and exact["generated"] == {"nearest": dict.fromkeys(map(str, memorization.QUANTILES), 0.0),
                                                         "authentic": 0.0}  # fmt: skip
 
 
@@ -232,22 +232,22 @@ def test_networks_see_copies_under_a_texture_and_mirrored():
     """What hears pixels alone takes noisy copies for new, and mirrored ones; softened, from both sides, it does not."""
     fine = lambda images: np.diff(images.astype(float), axis=2).reshape(len(images), -1)
     copied = changed(TRAINING[:60], noise=8, mirror=True)
-    bare = copies.spread({"generated": cdist(fine(copied), fine(TRAINING)), "held_out": cdist(fine(HELD_OUT),
+    bare = memorization.spread({"generated": cdist(fine(copied), fine(TRAINING)), "held_out": cdist(fine(HELD_OUT),
                           fine(TRAINING))}, cdist(fine(TRAINING), fine(TRAINING)))  # fmt: skip
     assert bare["c_t"] > 3
-    soft = lambda images: fine(copies.softened(images))
+    soft = lambda images: fine(memorization.softened(images))
     sides = lambda images: np.stack([soft(images), soft(images[:, :, ::-1])])
     features = {"fine": (sides(copied), soft(TRAINING), sides(HELD_OUT))}
-    found = copies.measure(copied, TRAINING, HELD_OUT, IDS, features)["distances"]["fine"]
+    found = memorization.measure(copied, TRAINING, HELD_OUT, IDS, features)["distances"]["fine"]
     assert found["c_t"] < -8 and found["generated"]["authentic"] < 0.05 < found["held_out"]["authentic"]
     features["fine"] = sides(NEW), *features["fine"][1:]
-    assert abs(copies.measure(NEW, TRAINING, HELD_OUT, IDS, features)["distances"]["fine"]["c_t"]) < 3
+    assert abs(memorization.measure(NEW, TRAINING, HELD_OUT, IDS, features)["distances"]["fine"]["c_t"]) < 3
 
 
 def test_softened_is_the_blur_it_says():
     image = np.zeros((2, 64, 64, 3), np.uint8)
     image[1, 32, 32] = 255
-    soft = copies.softened(image)
+    soft = memorization.softened(image)
     assert soft.dtype == np.uint8 and not soft[0].any()
     gaussian = np.exp(-0.5 * (np.arange(-8, 9) / 2) ** 2)
     gaussian /= gaussian.sum()
@@ -259,7 +259,7 @@ def test_authenticity_by_its_definition():
     rng = np.random.default_rng(0)
     points, new = rng.standard_normal((30, 2)), rng.standard_normal((20, 2))
     distance = lambda a, b: np.linalg.norm(a[:, None] - b, axis=-1)
-    found = copies.authenticity(distance(new, points), distance(points, points))
+    found = memorization.authenticity(distance(new, points), distance(points, points))
     for x, authentic in zip(new, found):
         to = np.linalg.norm(points - x, axis=1)
         nearest = points[to.argmin()]
@@ -271,8 +271,8 @@ def test_authenticity_by_its_definition():
 def test_too_few_images_are_told(few):
     sets = {"generated": NEW, "training": TRAINING, "held-out": HELD_OUT}
     sets[few] = sets[few][:9]
-    result = copies.measure(*sets.values(), IDS)
-    assert result == {"missing": f"9 {few} images; it takes at least 10"} and "not judged" in copies.table(result)
+    result = memorization.measure(*sets.values(), IDS)
+    assert result == {"missing": f"9 {few} images; it takes at least 10"} and "not judged" in memorization.table(result)
 
 
 # -- membership

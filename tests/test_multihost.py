@@ -18,10 +18,10 @@ import pytest
 from conftest import make_config, stats, steps
 from launched import ENVIRONMENT, LOCAL, command, lines, pid_of, run, started, train, wait_for
 
-from idrid_jax.data import stream
 from idrid_jax.data.layout import GRADES
+from idrid_jax.data.pipeline import tfdata
 from idrid_jax.errors import UserError
-from idrid_jax.training import loop, processes, workdir
+from idrid_jax.training import loop, multihost, run_dir
 from idrid_jax.training.checkpoint import FOLDER
 from idrid_jax.training.peers import split_address
 
@@ -54,7 +54,7 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path, quic
     assert process.returncode == 0, output
     (line,) = lines(output, "interrupted")  # one process tells
     first = int(re.search(r"saved step (\d+); the same command goes on", line)[1])
-    assert steps(folder)[-1] == first and not (folder / workdir.LOCK).exists()
+    assert steps(folder)[-1] == first and not (folder / run_dir.LOCK).exists()
 
     with started(*words) as process:
         wait_for(lambda: saved(first + 1), process)
@@ -106,7 +106,7 @@ def test_two_processes_go_back_together(phantom_data, tmp_path, quick_compilatio
     loop.train(config, folder)
     record = folder / "config.json"
     record.write_text(record.read_text().replace('"d_learning_rate": 0.0002', f'"d_learning_rate": {rate}'))
-    words = train(folder, phantom_data, on_divergence="restore", optimizer__d_learning_rate=rate, data__way="stream")
+    words = train(folder, phantom_data, on_divergence="restore", optimizer__d_learning_rate=rate, data__pipeline="tfdata")
     status, output = run(*LOCAL, 2, "--", *words)
     assert status == 2 and "Traceback" not in output, output
     assert [line.rpartition("(")[2] for line in lines(output, "back to step 4, ")] == [
@@ -118,17 +118,17 @@ def test_two_processes_go_back_together(phantom_data, tmp_path, quick_compilatio
 
 def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch, quick_compilation):
     """The losses of one process that is fed the four shares' batches, one after the other."""
-    status, output = run(*LOCAL, 4, "--", *train(tmp_path / "four", phantom_data, total_kimg=0.032, data__way="stream"))
+    status, output = run(*LOCAL, 4, "--", *train(tmp_path / "four", phantom_data, total_kimg=0.032, data__pipeline="tfdata"))
     assert status == 0, output
-    batches = stream.batches
+    batches = tfdata.batches
 
     def together(images, grades, *, process, processes, **options):
         shares = [batches(images, grades, process=share, processes=4, **options) for share in range(4)]
         while True:
             yield tuple(map(np.concatenate, zip(*map(next, shares))))
 
-    monkeypatch.setattr(stream, "batches", together)
-    options = {"data__crop": "letterbox", "data__way": "stream", "total_kimg": 0.048, "log_kimg": 0.008}
+    monkeypatch.setattr(tfdata, "batches", together)
+    options = {"data__crop": "letterbox", "data__pipeline": "tfdata", "total_kimg": 0.048, "log_kimg": 0.008}
     for one in ("four", "one"):  # and goes on with what four have saved
         loop.train(make_config(phantom_data, "dcgan28", **options), tmp_path / one)
     assert_same_losses(stats(tmp_path / "four"), stats(tmp_path / "one"))
@@ -139,7 +139,7 @@ def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch,
 
 def both(first, second, *, port=None):
     """Processes 0 and 1 of 2, each with words of its own -> their statuses and outputs."""
-    where = [f"--coordinator_address=127.0.0.1:{port or processes._free_port()}", "--num_processes=2"]
+    where = [f"--coordinator_address=127.0.0.1:{port or multihost._free_port()}", "--num_processes=2"]
     with (
         started(*command(*first, *where, "--process_id=0")) as a,
         started(*command(*second, *where, "--process_id=1")) as b,
@@ -163,8 +163,8 @@ def test_processes_that_differ_are_refused_on_both(phantom_data, tmp_path):
 def test_folders_that_are_not_one_are_refused_on_both(tmp_path):
     statuses, outputs = meet(
         "from pathlib import Path; from idrid_jax.training import processes, workdir; "
-        f"processes._current, workdir.VISIBLE = peers, 0.5; "
-        f"workdir.held(Path({str(tmp_path)!r}, str(index))).__enter__()",
+        f"multihost._current, run_dir.VISIBLE = peers, 0.5; "
+        f"run_dir.held(Path({str(tmp_path)!r}, str(index))).__enter__()",
         count=2,
     )
     assert statuses == [2, 2]
@@ -197,16 +197,16 @@ class Current:
     ],
 )
 def test_what_differs_is_named(config, monkeypatch, name, value):
-    monkeypatch.setattr(processes, "_current", Current(**{name: value}))
+    monkeypatch.setattr(multihost, "_current", Current(**{name: value}))
     with pytest.raises(UserError, match=f"process 1 has {name} = {re.escape(repr(value))}, process 0 has "):
-        processes.check_same(config, lambda: loop.build.find_release(config))
-    monkeypatch.setattr(processes, "_current", Current())
-    assert processes.check_same(config, lambda: loop.build.find_release(config)).fingerprint
-    assert not {f"config.{field}" for field in processes.MAY_DIFFER} & processes.current().mine.keys()
+        multihost.check_same(config, lambda: loop.build.find_release(config))
+    monkeypatch.setattr(multihost, "_current", Current())
+    assert multihost.check_same(config, lambda: loop.build.find_release(config)).fingerprint
+    assert not {f"config.{field}" for field in multihost.MAY_DIFFER} & multihost.current().mine.keys()
 
 
 def test_a_worker_that_never_comes_is_reported(phantom_data, tmp_path):
-    where = [f"--coordinator_address=127.0.0.1:{processes._free_port()}", "--num_processes=3", "--join_timeout=2"]
+    where = [f"--coordinator_address=127.0.0.1:{multihost._free_port()}", "--num_processes=3", "--join_timeout=2"]
     for index, says in ((0, r"1 of 3 processes are there after 2 s; not there: 1, 2: .*--join_timeout"),
                         (1, r"process 1 of 3: process 0 did not answer at 127.0.0.1:\d+ within 2 s")):  # fmt: skip
         status, output = run(*command(*train(tmp_path / "run", phantom_data), *where, f"--process_id={index}"))
@@ -215,11 +215,11 @@ def test_a_worker_that_never_comes_is_reported(phantom_data, tmp_path):
 
 def test_a_grade_that_one_share_lacks_is_refused_on_all():
     grades = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 3], np.int32)
-    stream.check_shares(grades, "natural", 2)
-    stream.check_shares(grades, "balanced", 1)
+    tfdata.check_shares(grades, "natural", 2)
+    tfdata.check_shares(grades, "balanced", 1)
     for process in (0, 1):
         with pytest.raises(UserError, match=f"process 1 of 2: .*no photograph of grade {GRADES[4]} .*'resident'"):
-            stream.batches(
+            tfdata.batches(
                 grades, grades, seed=0, batch_size=2, sampling="balanced", first_step=0, process=process, processes=2
             )
 
@@ -231,18 +231,18 @@ def test_shares_are_those_of_tfds(n, count):
     for process in range(count):
         (theirs,) = tfds.split_for_jax_process("train", process_index=process, process_count=count).to_absolute(of)
         photographs = np.arange(n)
-        assert list(photographs[stream.share(n, process, count)]) == list(photographs[theirs.from_ : theirs.to])
+        assert list(photographs[tfdata.share(n, process, count)]) == list(photographs[theirs.from_ : theirs.to])
 
 
 def test_devices_of_some_processes_alone_are_refused(monkeypatch):
     mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(process_index=0)] * 2))
-    processes.check_devices(types.SimpleNamespace(devices=np.array([types.SimpleNamespace(process_index=0)])))
-    monkeypatch.setattr(processes, "_current", Current())
+    multihost.check_devices(types.SimpleNamespace(devices=np.array([types.SimpleNamespace(process_index=0)])))
+    monkeypatch.setattr(multihost, "_current", Current())
     with pytest.raises(UserError, match="within training.processes.joined"):
-        processes.check_devices(mesh)
+        multihost.check_devices(mesh)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="config.mesh takes 2, 0 devices of the 2 processes"):
-        processes.check_devices(mesh)
+        multihost.check_devices(mesh)
 
 
 # -- Who is this process?
@@ -251,12 +251,12 @@ LAUNCHERS = {
     "srun": (
         {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[03-04]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2",
          "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "4"},
-        processes.Place("n03:61447", 4, 2, [0]),
+        multihost.Place("n03:61447", 4, 2, [0]),
     ),
     "mpirun": (
         {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2",
          "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
-        processes.Place(f"10.96.0.1:{1531576320 // 4096 % 4096 + 61440}", 2, 1, [1]),
+        multihost.Place(f"10.96.0.1:{1531576320 // 4096 % 4096 + 61440}", 2, 1, [1]),
     ),
     "a laptop": ({}, None),
     "salloc without srun": ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[03-04]"}, None),
@@ -283,7 +283,7 @@ def test_the_launcher_says_who_this_process_is(bare, monkeypatch, launcher):
     environment, place = LAUNCHERS[launcher]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert processes.place() == place
+    assert multihost.place() == place
 
 
 @pytest.mark.parametrize("arguments, says", [
@@ -295,14 +295,14 @@ def test_the_launcher_says_who_this_process_is(bare, monkeypatch, launcher):
 ])  # fmt: skip
 def test_arguments_that_cannot_be(arguments, says):
     with pytest.raises(UserError, match=says):
-        processes.place(*arguments)
+        multihost.place(*arguments)
 
 
 def test_arguments_come_before_the_environment(bare, monkeypatch):
     for name, value in LAUNCHERS["srun"][0].items():
         monkeypatch.setenv(name, value)
-    assert processes.place("host:12", 3, 1) == processes.Place("host:12", 3, 1)
-    assert processes.place("host:12", 1, 0) is None
+    assert multihost.place("host:12", 3, 1) == multihost.Place("host:12", 3, 1)
+    assert multihost.place("host:12", 1, 0) is None
     assert split_address("[::1]:80") == ("::1", 80)
 
 
@@ -316,11 +316,11 @@ def test_process_0_evaluates_alone(bare, tmp_path):
 
 
 def test_a_folder_is_held_until_the_end(tmp_path):
-    with workdir.held(tmp_path / "run"):
+    with run_dir.held(tmp_path / "run"):
         with pytest.raises(UserError, match=rf"another run \(host .*, pid {os.getpid()}, since 20.*\) trains there"):
-            with workdir.held(tmp_path / "run"):
+            with run_dir.held(tmp_path / "run"):
                 pass
-    with workdir.held(tmp_path / "run"):  # and again
+    with run_dir.held(tmp_path / "run"):  # and again
         pass
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -328,18 +328,18 @@ def test_a_folder_is_held_until_the_end(tmp_path):
 def test_a_killed_run_holds_nothing(tmp_path):
     program = """
         import sys, time, pathlib
-        from idrid_jax.training import workdir
-        with workdir.held(pathlib.Path(sys.argv[1])):
+        from idrid_jax.training import run_dir
+        with run_dir.held(pathlib.Path(sys.argv[1])):
             print("held", flush=True)
             time.sleep(100)
     """
     with started(sys.executable, "-c", textwrap.dedent(program), tmp_path) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"pid {process.pid}"), workdir.held(tmp_path):
+        with pytest.raises(UserError, match=f"pid {process.pid}"), run_dir.held(tmp_path):
             pass
         process.kill()
         process.wait()
-        with workdir.held(tmp_path):
+        with run_dir.held(tmp_path):
             pass
 
 
@@ -350,7 +350,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unknown)
-    with workdir.held(tmp_path):
+    with run_dir.held(tmp_path):
         pass
     assert "knows no locks" in capsys.readouterr().err
 
@@ -377,7 +377,7 @@ MEET = """
 def meet(body, count=3, places=None):
     """`body` on each of `count` processes -> their statuses and outputs. places: (index, count) that each is told."""
     program = textwrap.dedent(MEET).replace("BODY", body)
-    port = processes._free_port()
+    port = multihost._free_port()
     run = lambda i, n: subprocess.Popen(
         [sys.executable, "-c", program, str(port), str(i), str(n)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
@@ -437,7 +437,7 @@ def test_places_that_do_not_fit_are_refused(places, says):
 def test_a_stranger_at_the_door_is_let_go():
     body = "peers.gather('a', lambda: 0)"
     program = textwrap.dedent(MEET).replace("BODY", body)
-    port = str(processes._free_port())
+    port = str(multihost._free_port())
     with started(sys.executable, "-c", program, port, 0, 2) as first:
         for words in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b'{"kind": "hello"}\n', b""):
             deadline = time.monotonic() + 20

@@ -11,13 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from idrid_jax.batches import in_batches
+from idrid_jax.batching import map_in_batches
 from idrid_jax.data import atomic
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.pictures import grid
-from idrid_jax.pixels import to_uint8
-from idrid_jax.sampling import Sampler, check_grades, encode
+from idrid_jax.generation.sampling import Sampler, check_grades, encode
+from idrid_jax.images import image_grid, to_uint8
 from idrid_jax.training import build
 
 FRAMES = {".png": 9, ".gif": 24}  # images of one way; a GIF also goes back
@@ -66,14 +65,14 @@ def latents(sampler: Sampler, count: int, *, seed: int = 0) -> np.ndarray:
 
 def draw(sampler: Sampler, z: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Latents [N, L] and shares of the five grades [N, 5] -> uint8 [N, R, R, C]; `shares` is ignored by an
-    unconditional generator. Nothing is mirrored, as `Sampler.images` does where `config.data.one_side` was on: a way is
+    unconditional generator. Nothing is mirrored, as `Sampler.images` does where `config.data.canonicalize_laterality` was on: a way is
     not to jump."""
     at_once, hears = sampler.network.at_once, build.hears(sampler.config)
     of = jax.jit(
         lambda params, stats, z, shares: to_uint8(sampler.generator.eval(params, stats, z, hears(shares, sampler.step)))
     )
     drawn = functools.partial(of, sampler.params, sampler.stats)
-    return in_batches(drawn, np.asarray(z, np.float32), np.asarray(shares, np.float32), at_once=at_once)
+    return map_in_batches(drawn, np.asarray(z, np.float32), np.asarray(shares, np.float32), batch_size=at_once)
 
 
 def between_latents(sampler: Sampler, grades, frames: int, *, seed: int = 0) -> np.ndarray:
@@ -112,10 +111,10 @@ def write(images: np.ndarray, out: Path | str) -> None:
     check(out)
     if out.suffix.lower() == ".png":
         flat = images.reshape(-1, *images.shape[2:])
-        content = encode(np.asarray(grid(flat, images.shape[1])), "png")
+        content = encode(np.asarray(image_grid(flat, images.shape[1])), "png")
     else:
         shown = [*range(images.shape[1]), *range(images.shape[1] - 2, 0, -1)]
-        first, *others = [grid(images[:, frame], len(images)) for frame in shown]
+        first, *others = [image_grid(images[:, frame], len(images)) for frame in shown]
         buffer = io.BytesIO()
         first.save(buffer, "GIF", save_all=True, append_images=others, duration=MILLISECONDS, loop=0)
         content = buffer.getvalue()

@@ -14,10 +14,9 @@ from PIL import Image
 from idrid_jax.data import atomic
 from idrid_jax.data.release import GRADES, ReleaseWriter
 from idrid_jax.errors import UserError
+from idrid_jax.images import image_grid, mirror_where, to_uint8
 from idrid_jax.models import NETWORKS, Network
 from idrid_jax.models.functional import Functional
-from idrid_jax.pictures import grid
-from idrid_jax.pixels import mirrored, to_uint8
 from idrid_jax.training import build, record, saved, standing
 from idrid_jax.training.state import generator_params
 
@@ -55,7 +54,7 @@ class Sampler:
     def images(self, grades: np.ndarray, *, seed: int = 0) -> Iterator[np.ndarray]:
         """grades int32 [N] -> N images, uint8 [R, R, C]; image i is a function of (seed, i, its grade) alone.
 
-        A generator that was shown photographs of one side (`config.data.one_side`) draws right-sided ones, of which so
+        A generator that was shown photographs of one side (`config.data.canonicalize_laterality`) draws right-sided ones, of which so
         many are mirrored as of its photographs were: a coin for each image.
         """
         key, at_once, left = jax.random.key(seed), self.network.at_once, self.run.left
@@ -68,7 +67,7 @@ class Sampler:
             images = to_uint8(self.generator.eval(params, stats, z, hears(grades, self.step)))
             if not left:
                 return images
-            return mirrored(images, jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), left))(keys))
+            return mirror_where(images, jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), left))(keys))
 
         for first in range(0, len(grades), at_once):
             part = np.zeros(at_once, np.int32)
@@ -188,12 +187,12 @@ class _Sheet:
         rows = []
         for mine in self._shown.values():
             rows += mine + [np.full_like(mine[0], 255)] * (-len(mine) % SHEET_COLUMNS)
-        return encode(np.asarray(grid(np.stack(rows), SHEET_COLUMNS)), "png")
+        return encode(np.asarray(image_grid(np.stack(rows), SHEET_COLUMNS)), "png")
 
 
 def _notice(sampler, seed):
     truncated = f", truncation {sampler.truncation:g}" if sampler.truncation != 1 else ""
-    pools = sampler.config.data.pools
+    pools = sampler.config.data.merge_classes
     fading = f"It heard them by {sampler.heard:.1%} only, as they were fading in. " if sampler.heard < 1 else ""
     pooled = f"Grades that are joined by + were one and the same to it: {' '.join(pools.split())}. " if pools else ""
     return (

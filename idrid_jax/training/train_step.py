@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from idrid_jax.data import cache, eyes, resident, stream
-from idrid_jax.data.order import Order
+from idrid_jax.data import cache, laterality
+from idrid_jax.data.pipeline import resident, tfdata
+from idrid_jax.data.pipeline.batch_order import Order
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.layers import rows_over
 from idrid_jax.training import build
-from idrid_jax.training import mesh as mesh_lib
+from idrid_jax.training import sharding as mesh_lib
 from idrid_jax.training.state import TrainState
-from idrid_jax.training.step import Metrics, Update
+from idrid_jax.training.update import Metrics, Update
 
 # Of XLA, for NVIDIA GPUs: what may be launched as one CUDA graph. Its defaults, and convolutions: without these a step
 # is torn into pieces, and one of a small batch takes as long as the host needs to launch some 300 kernels (dcgan28 at
@@ -51,7 +52,7 @@ class Step:
 def compile_step(
     config: ml_collections.ConfigDict, update: Update, mesh: jax.sharding.Mesh, split: cache.Split, first_step: int
 ) -> Step:
-    """The step of `config`, by the way in that `config.data.way` names, beginning at `first_step`.
+    """The step of `config`, by the way in that `config.data.pipeline` names, beginning at `first_step`.
 
     A call makes `config.dispatch_steps` updates. The state is donated. Photographs of `split.left` are shown mirrored,
     from a copy in memory. Batches are functions of (seed, step): the first
@@ -59,7 +60,7 @@ def compile_step(
     """
     steps = config.dispatch_steps
     if split.left is not None:
-        split = dataclasses.replace(split, images=eyes.turned(split.images, split.left), left=None)
+        split = dataclasses.replace(split, images=laterality.turned(split.images, split.left), left=None)
     if way_in(config, split, mesh) == "resident":
         jitted, parts = _resident(config, update, mesh, split)
         data = resident.put(split.images, split.grades, mesh, parts=parts)
@@ -80,8 +81,8 @@ def compile_step(
 def streamed(
     config: ml_collections.ConfigDict, split: cache.Split, first_step: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """This process's part of each batch of `config` from `first_step` on: `stream.batches`."""
-    return stream.batches(
+    """This process's part of each batch of `config` from `first_step` on: `tfdata.batches`."""
+    return tfdata.batches(
         split.images,
         split.grades,
         seed=config.seed,
@@ -177,14 +178,14 @@ def _compiler_options(mesh) -> dict[str, str]:
 
 
 def way_in(config: ml_collections.ConfigDict, split: cache.Split, mesh: jax.sharding.Mesh) -> str:
-    """ "resident" or "stream": what `config.data.way` says, or what "auto" comes to: resident while the split, or each
+    """ "resident" or "tfdata": what `config.data.pipeline` says, or what "auto" comes to: resident while the split, or each
     device's part of it with what putting a batch together takes, is no more than `config.data.resident_mib`."""
-    if config.data.way != "auto":
-        return config.data.way
+    if config.data.pipeline != "auto":
+        return config.data.pipeline
     needed = split.images.nbytes
     if in_parts(config, split, mesh):
         needed = resident.bytes_in_parts(split.images.shape, config.batch_size, mesh)
-    return "resident" if needed <= config.data.resident_mib * 2**20 else "stream"
+    return "resident" if needed <= config.data.resident_mib * 2**20 else "tfdata"
 
 
 def in_parts(config: ml_collections.ConfigDict, split: cache.Split, mesh: jax.sharding.Mesh) -> bool:

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from idrid_jax.data import resident, stream
-from idrid_jax.data.order import TABLE, Order, shares, turns
+from idrid_jax.data.pipeline import resident, tfdata
+from idrid_jax.data.pipeline.batch_order import TABLE, Order, shares, turns
 from idrid_jax.errors import UserError
-from idrid_jax.training import mesh
+from idrid_jax.training import sharding
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRADES = np.repeat(np.arange(5, dtype=np.int32), (9, 2, 7, 4, 3))[np.random.default_rng(0).permutation(25)]
@@ -159,13 +159,13 @@ def images_of(grades):
 def streamed(count, *, grades=GRADES, images=None, **options):
     options = dict(seed=0, batch_size=8, sampling="natural", temperature=2.0, first_step=0) | options
     return list(
-        itertools.islice(stream.batches(images_of(grades) if images is None else images, grades, **options), count)
+        itertools.islice(tfdata.batches(images_of(grades) if images is None else images, grades, **options), count)
     )
 
 
 @samplings
 def test_stream_and_resident_give_the_same_batches(sampling):
-    here = mesh.make_mesh(1)
+    here = sharding.make_mesh(1)
     this = order(sampling, seed=5, batch_size=8)
     data = resident.put(images_of(GRADES), GRADES, here)
     batch = jax.jit(lambda step: resident.batch(this, *data, step, here))
@@ -208,7 +208,7 @@ def test_beginning_late_skips_nothing(first_step):
 
 @pytest.mark.parametrize("n, processes", [(25, 1), (25, 4), (413, 8), (3, 3)])
 def test_shares_are_disjoint_and_cover(n, processes):
-    shares = [np.arange(n)[stream.share(n, process, processes)] for process in range(processes)]
+    shares = [np.arange(n)[tfdata.share(n, process, processes)] for process in range(processes)]
     assert (np.concatenate(shares) == np.arange(n)).all()
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -227,6 +227,6 @@ def test_each_process_reads_its_share_alone(sampling):
 def test_a_grade_missing_in_a_share_is_refused():
     grades = np.sort(GRADES)
     with pytest.raises(UserError, match="SEVERE, PROLIFERATIVE .*share"):
-        stream.batches(
+        tfdata.batches(
             images_of(grades), grades, seed=0, batch_size=8, sampling="balanced", first_step=0, process=0, processes=2
         )

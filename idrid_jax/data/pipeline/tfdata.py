@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from idrid_jax.data.order import Order
+from idrid_jax.data.pipeline.batch_order import Order
 from idrid_jax.data.tensorflow import import_tensorflow
 from idrid_jax.errors import UserError
 
@@ -69,7 +69,7 @@ def _read(images, grades, order, first_step):
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         raise UserError(
-            "config.data.way = 'stream': JAX has no CPU backend to compute the order with; add cpu to "
+            "config.data.pipeline = 'tfdata': JAX has no CPU backend to compute the order with; add cpu to "
             f"JAX_PLATFORMS, or take 'resident' ({str(error).splitlines()[0]})"
         ) from error
     indices_of = jax.jit(order)

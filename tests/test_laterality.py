@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idrid_jax.data import eyes
+from idrid_jax.data import laterality
 from idrid_jax.data.masks import read_mask
 from idrid_jax.data.phantom import draw_photograph
 from idrid_jax.data.preprocess import field_of_view, load, preprocess, square_within
@@ -39,25 +39,25 @@ def png(image):
 @pytest.mark.parametrize("crop", ["field_of_view", "letterbox"])
 def test_made_up_eyes(made_up, size, channels, crop):
     images, right = made_up
-    found = eyes.disc_on_right(small(images, size, channels, crop))
+    found = laterality.disc_on_right(small(images, size, channels, crop))
     assert found.shape == (40,) and found.dtype == bool and 10 <= right.sum() <= 30
     assert (found == right).mean() >= 0.95
 
 
 def test_a_mirrored_eye_is_on_the_other_side(made_up):
     images = small(made_up[0], 64, 3)
-    np.testing.assert_allclose(eyes.margins(images[:, :, ::-1]), -eyes.margins(images), atol=1e-4)
+    np.testing.assert_allclose(laterality.margins(images[:, :, ::-1]), -laterality.margins(images), atol=1e-4)
 
 
 def test_each_photograph_is_judged_by_itself(made_up):
     images = small(made_up[0], 64, 3)
-    np.testing.assert_array_equal(eyes.margins(images)[5:9], eyes.margins(images[5:9]))
-    assert eyes.disc_on_right(images[:0]).shape == (0,)
+    np.testing.assert_array_equal(laterality.margins(images)[5:9], laterality.margins(images[5:9]))
+    assert laterality.disc_on_right(images[:0]).shape == (0,)
 
 
 def test_without_an_eye_it_is_a_number():
     nothing = np.stack([np.full((32, 32, 3), value, np.uint8) for value in (0, 90, 255)])
-    assert np.isfinite(eyes.margins(nothing)).all() and np.abs(eyes.margins(nothing)).max() < 1e-3
+    assert np.isfinite(laterality.margins(nothing)).all() and np.abs(laterality.margins(nothing)).max() < 1e-3
 
 
 def in_square(record, x):
@@ -79,4 +79,4 @@ def test_real_photographs(folder):
         (128, 3, "field_of_view"), (64, 3, "field_of_view"), (28, 3, "field_of_view"), (28, 1, "letterbox")
     ):  # fmt: skip
         images = np.stack([preprocess(one, "x", size=size, channels=channels, crop=crop) for one in data])
-        assert (eyes.disc_on_right(images) == right).mean() >= 0.97, (size, channels, crop)
+        assert (laterality.disc_on_right(images) == right).mean() >= 0.97, (size, channels, crop)

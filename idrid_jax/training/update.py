@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from idrid_jax.images import mirror_where, to_float, to_uint8
 from idrid_jax.models.functional import Functional
-from idrid_jax.pixels import mirrored, to_float, to_uint8
 from idrid_jax.training import accumulate, ema, losses, objectives, standing
 from idrid_jax.training.accumulate import Batch
 from idrid_jax.training.augment import Augmentation
@@ -210,7 +210,7 @@ def draw(
     left: the share that is mirrored, always the same ones: of a generator of right-sided images alone.
     """
     images = _drawn(generator, state, z, grades, at_once)
-    return mirrored(images, jax.random.bernoulli(jax.random.key(0x51DE), left, (len(z),))) if left else images
+    return mirror_where(images, jax.random.bernoulli(jax.random.key(0x51DE), left, (len(z),))) if left else images
 
 
 def _drawn(generator, state, z, grades, at_once):

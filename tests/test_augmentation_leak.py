@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage, stats
 
 from idrid_jax.data import phantom
-from idrid_jax.evaluation import leak
+from idrid_jax.evaluation import augmentation_leak
 
 SIZE, COUNT = 64, 60
 
@@ -40,7 +40,7 @@ def test_statistics_are_what_was_drawn():
     image = np.zeros((size, size, 3))
     image[np.hypot(y - 43.5, x - 35.5) < 24] = 100
     image[np.hypot(y - 43.5 + 12, x - 35.5 + 12) < 4] = 250
-    found = {name: value[0] for name, value in leak.statistics(image.astype(np.uint8)[None]).items()}
+    found = {name: value[0] for name, value in augmentation_leak.statistics(image.astype(np.uint8)[None]).items()}
     assert found["field_row"] == pytest.approx(4 / size, abs=1e-3)
     assert found["field_column"] == pytest.approx(-4 / size, abs=1e-3)
     assert found["field_radius"] == pytest.approx(24 / size, abs=2e-3)
@@ -53,15 +53,15 @@ def test_statistics_are_what_was_drawn():
 
 
 def test_mirroring_changes_no_more_than_the_side():
-    one, other = leak.statistics(photographs()[:20]), leak.statistics(photographs()[:20, :, ::-1])
-    for name in leak.CAPTIONS.keys() - {"disc_angle"}:
+    one, other = augmentation_leak.statistics(photographs()[:20]), augmentation_leak.statistics(photographs()[:20, :, ::-1])
+    for name in augmentation_leak.CAPTIONS.keys() - {"disc_angle"}:
         np.testing.assert_allclose(other[name], -one[name] if name == "field_column" else one[name], atol=1e-9)
     assert np.median(np.abs(other["disc_angle"] - one["disc_angle"])) < 1e-6
 
 
 def test_grey_and_black_images_have_finite_statistics():
     for images in (np.zeros((3, 32, 32, 3), np.uint8), photographs()[:3, ..., :1], np.full((2, 32, 32, 1), 255)):
-        assert all(np.isfinite(value).all() and len(value) == len(images) for value in leak.statistics(images).values())
+        assert all(np.isfinite(value).all() and len(value) == len(images) for value in augmentation_leak.statistics(images).values())
 
 
 def test_halves_of_the_photographs_are_no_leak():
@@ -69,7 +69,7 @@ def test_halves_of_the_photographs_are_no_leak():
     images = photographs()
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(images))
-        found = leak.compare(images[order[:COUNT]], images[order[COUNT:]], seed=seed)
+        found = augmentation_leak.compare(images[order[:COUNT]], images[order[COUNT:]], seed=seed)
         assert found["leaks"] == [] and found["verdict"] == "no sign that augmentation leaked"
     assert {"generated", "real", "distance", "p"} == found["statistics"]["contrast"].keys()
     assert json.loads(json.dumps(found)) == found
@@ -88,11 +88,11 @@ def test_halves_of_the_photographs_are_no_leak():
 )
 def test_what_was_planted_is_named(plant, named):
     generated, real = halves()
-    found = leak.compare(plant(generated), real)
+    found = augmentation_leak.compare(plant(generated), real)
     assert named in found["leaks"] and found["verdict"].startswith("augmentation may have leaked")
-    assert leak.CAPTIONS[named] in found["verdict"] and f"{leak.CAPTIONS[named]:<36}" in leak.table(found)
+    assert augmentation_leak.CAPTIONS[named] in found["verdict"] and f"{augmentation_leak.CAPTIONS[named]:<36}" in augmentation_leak.table(found)
     of = found["statistics"][named]
-    assert of["distance"] > leak.LEAST and of["p"] < leak.LEVEL
+    assert of["distance"] > augmentation_leak.LEAST and of["p"] < augmentation_leak.LEVEL
 
 
 def test_the_share_tells_a_leak_from_another_difference():
@@ -100,18 +100,18 @@ def test_the_share_tells_a_leak_from_another_difference():
     generated, real = halves()
     augmented = turned(real, 40)
     third = np.concatenate([turned(generated[:20], 40), generated[20:]])
-    found = leak.compare(third, real, augmented)
+    found = augmentation_leak.compare(third, real, augmented)
     assert found["statistics"]["disc_angle"]["share"] == pytest.approx(1 / 3, abs=0.2)
-    dark = leak.compare((generated * 0.6).astype(np.uint8), real, augmented)
+    dark = augmentation_leak.compare((generated * 0.6).astype(np.uint8), real, augmented)
     assert "brightness" not in dark["leaks"]
     assert "not as augmentation would: " in dark["verdict"] and "brightness" in dark["verdict"]
-    assert leak.compare(augmented, real, augmented)["statistics"]["disc_angle"]["share"] == pytest.approx(1)
+    assert augmentation_leak.compare(augmented, real, augmented)["statistics"]["disc_angle"]["share"] == pytest.approx(1)
 
 
 def test_the_distance_is_wasserstein_s_and_p_that_of_relabelling():
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1, 30), rng.normal(0.2, 1.5, 40)
-    assert leak._permuted(a, b, rng)[0] == pytest.approx(stats.wasserstein_distance(a, b))
-    assert leak._permuted(a + 5, b, rng)[1] == pytest.approx(1 / (leak.PERMUTATIONS + 1))
-    null = [leak._permuted(rng.normal(size=20), rng.normal(size=20), rng)[1] for _ in range(100)]
+    assert augmentation_leak._permuted(a, b, rng)[0] == pytest.approx(stats.wasserstein_distance(a, b))
+    assert augmentation_leak._permuted(a + 5, b, rng)[1] == pytest.approx(1 / (augmentation_leak.PERMUTATIONS + 1))
+    null = [augmentation_leak._permuted(rng.normal(size=20), rng.normal(size=20), rng)[1] for _ in range(100)]
     assert 0.35 < np.mean(null) < 0.65 and np.mean(np.array(null) < 0.1) < 0.2

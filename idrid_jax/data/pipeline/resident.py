@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from idrid_jax.data.order import Order
+from idrid_jax.data.pipeline.batch_order import Order
 
 Split = tuple[jax.Array, jax.Array]  # images uint8 [N or more, R, R, C], grades int32 [N]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from idrid_jax.errors import UserError
-from idrid_jax.training import processes
+from idrid_jax.training import multihost
 
 LOCK = ".lock"
 CHECKPOINTS, UNREADABLE = "checkpoints", "unreadable_checkpoints"
@@ -39,7 +39,7 @@ def held(workdir: Path) -> Iterator[None]:
     Reading it stays allowed. Raises UserError, on all processes, where it cannot be written, another run is there, or a
     process does not see what process 0 wrote in it.
     """
-    peers = processes.current()
+    peers = multihost.current()
     with contextlib.ExitStack() as lock:
         claim = peers.first("workdir", lambda: lock.enter_context(_locked(workdir)))
         peers.gather("seen", lambda: _check_seen(workdir, claim) if peers.index else None)

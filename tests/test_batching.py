@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from idrid_jax.batches import in_batches
+from idrid_jax.batching import map_in_batches
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 7, 8])
@@ -15,7 +15,7 @@ def test_the_same_as_at_once_with_one_shape(count):
         shapes.add((a.shape, b.shape))
         return np.stack([a + b, a * b], axis=1)
 
-    out = in_batches(of, x, y, at_once=4)
+    out = map_in_batches(of, x, y, batch_size=4)
     assert shapes == {((4, 5), (4, 5))}
     np.testing.assert_array_equal(out, of(x, y))
     assert out.shape == (count, 2, 5) and out.dtype == np.float32

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from idrid_jax.data.release import GRADES
-from idrid_jax.evaluation import protocol
+from idrid_jax.evaluation import quality
 from idrid_jax.evaluation.image_quality import psnr, ssim
-from idrid_jax.evaluation.protocol import CAPTIONS, measure, table
+from idrid_jax.evaluation.quality import CAPTIONS, measure, table
 
 
 def draw(seed, count, size=16, channels=1):
@@ -97,7 +97,7 @@ def test_most_draws_images_without_mixing_up_grades():
 def test_large_sets_are_measured_in_parts(monkeypatch):
     given = arguments()
     whole = measure(*given)
-    monkeypatch.setattr(protocol, "CHUNK_BYTES", 4 * 16 * 16 * 4)
+    monkeypatch.setattr(quality, "CHUNK_BYTES", 4 * 16 * 16 * 4)
     for key in CAPTIONS:
         assert measure(*given)[key]["psnr"] == pytest.approx(whole[key]["psnr"], abs=1e-4)
 

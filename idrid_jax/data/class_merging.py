@@ -9,7 +9,7 @@ from idrid_jax.errors import UserError
 
 
 def classes(pools: str) -> tuple[int, ...]:
-    """`config.data.pools` -> the class of each grade: the lowest grade of its pool. Each its own where it is empty.
+    """`config.data.merge_classes` -> the class of each grade: the lowest grade of its pool. Each its own where it is empty.
 
     Grades of a pool are joined by +, pools parted by blanks. Raises UserError unless each grade is there exactly once.
     """
@@ -21,7 +21,7 @@ def classes(pools: str) -> tuple[int, ...]:
     wrong += [f"{grade} is there {named.count(grade)} times" for grade in every if named.count(grade) != 1]
     if wrong:
         raise UserError(
-            f"config.data.pools = {pools!r}: {wrong[0]}; name each grade, 0 to 4, exactly once, such as '0 1+2 3+4'"
+            f"config.data.merge_classes = {pools!r}: {wrong[0]}; name each grade, 0 to 4, exactly once, such as '0 1+2 3+4'"
         )
     return tuple(int(min(pool)) for grade in every for pool in members if grade in pool)
 
@@ -36,8 +36,8 @@ def check_enough(grades: np.ndarray, pools: str, least: int, network: str) -> No
             names = " and ".join(name for name, other in zip(GRADES, of) if other == one)
             raise UserError(
                 f"config.network = {network!r} would learn {names} from {counts[one]} training photographs, fewer than "
-                f"config.data.least_of_grade = {least}: pool it with another grade, such as "
-                f"--config.data.pools={_with_neighbour(of, one)!r}, or lower that"
+                f"config.data.min_images_per_class = {least}: pool it with another grade, such as "
+                f"--config.data.merge_classes={_with_neighbour(of, one)!r}, or lower that"
             )
 
 

@@ -1,0 +1,1 @@
+"""Input pipelines: batches as a function of (seed, step), from device memory or from tf.data."""

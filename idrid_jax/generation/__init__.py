@@ -1,0 +1,1 @@
+"""A trained generator -> images by grade, interpolations, and releases in IDRiD's layout."""
