@@ -27,7 +27,7 @@ from flax import nnx  # noqa: E402
 from idrid_jax.config import default_config  # noqa: E402
 from idrid_jax.data import phantom  # noqa: E402
 from idrid_jax.data.prepare import prepare  # noqa: E402
-from idrid_jax.models import NETWORKS, Network  # noqa: E402
+from idrid_jax.models import NETWORKS, Network, convolution  # noqa: E402
 from idrid_jax.models.layers import GradeEmbedding  # noqa: E402
 from idrid_jax.training import curves  # noqa: E402
 from idrid_jax.training.checkpoint import Checkpoints  # noqa: E402
@@ -167,15 +167,18 @@ def quick_curves(monkeypatch):
     monkeypatch.setattr(curves, "draw", lambda workdir: (workdir / "curves.png").touch())
 
 
-def _quickly_compiled():
-    """XLA without most of its optimizations, for tests that compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request):
+    """Skip most XLA optimizations and use XLA's native convolutions: tests compile much and compute little.
+
+    A module that tests what this changes sets `optimized_compilation = True` or `platform_lowering = True`.
+    """
+    quick = not getattr(request.module, "optimized_compilation", False)
+    native = "platform" if getattr(request.module, "platform_lowering", False) else "native"
+    jax.config.update("jax_disable_most_optimizations", quick)
+    with convolution.lowering(native):
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-quick_compilation = pytest.fixture(_quickly_compiled)
-quick_compilation_throughout = pytest.fixture(_quickly_compiled, scope="module")  # for fixtures of a module, too
 
 
 def make_config(data_dir, network="tiny", **changes) -> ml_collections.ConfigDict:

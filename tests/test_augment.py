@@ -24,7 +24,6 @@ from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import init_state
 from idrid_jax.training.update import Update
 
-quick = pytest.mark.usefixtures("quick_compilation")
 ALL = Strengths(rotation=25, zoom=0.2, shift=0.1, brightness=0.3, contrast=0.3, saturation=0.4)
 STRONG = Strengths(rotation=180, zoom=0.4, shift=0.5)
 MILD = build.strengths(config_lib.default_config())
@@ -74,7 +73,6 @@ def reference(images, amounts):
 # -- The transforms
 
 
-@quick
 @pytest.mark.parametrize("p", [0.5, 1.0])
 def test_images_are_the_formulas(p):
     found = jax.jit(lambda x, p: augment.apply(x, KEY, p, ALL))(jnp.float32(IMAGES), p)
@@ -95,7 +93,6 @@ def test_each_transform_alone(name):
     assert_same(amounts[name], augment.draw(KEY, len(IMAGES), 1.0, ALL)[name])
 
 
-@quick
 def test_the_resampling_keeps_what_a_bilinear_one_blurs():
     """Half a pixel to the right: parabolas are exact, and a wave of 8/3 pixels keeps more than half of its height."""
     index = np.arange(24.0)
@@ -109,7 +106,6 @@ def test_the_resampling_keeps_what_a_bilinear_one_blurs():
     assert 0.53 < share < 0.56  # of which the mean of two neighbours would keep 0.38
 
 
-@quick
 def test_directions():
     """What the amounts mean: down and right, counter-clockwise as one sees it, larger."""
     amounts = lambda **given: {name: jnp.float32([given.get(name, (0, 0))]) for name in augment.TRANSFORMS}
@@ -123,7 +119,6 @@ def test_directions():
     assert large > 1 > small
 
 
-@quick
 def test_black_stays_black_and_hue_stays():
     surround = augment.apply(-jnp.ones((8, 12, 12, 3)), KEY, 1.0, ALL)
     assert (surround == -1).all()
@@ -187,7 +182,6 @@ def test_each_is_taken_with_probability_p_and_stays_within_its_strength():
 # -- Gradients
 
 
-@quick
 @pytest.mark.parametrize(("strengths", "window"), [(MILD, 5), (ALL, 7), (STRONG, 8)], ids=["mild", "all", "strong"])
 def test_the_adjoint_is_that_of_the_resampling(strengths, window):
     """All of it: autodiff's own scatter, in float64."""
@@ -212,7 +206,6 @@ def slopes(function, x, tries=2):
         yield (gradient * direction).sum(), (function(x + step) - function(x - step)) / 2e-5
 
 
-@quick
 def test_gradients_are_finite_differences_and_those_of_a_penalty():
     """Once, and of the squared gradient of a curved discriminator behind the transforms; in float64."""
     with jax.enable_x64(True):
@@ -267,7 +260,6 @@ def make(discriminator=DISCRIMINATOR, p=None, **options):
     return update, state
 
 
-@quick
 def test_the_update_is_that_of_a_discriminator_behind_the_transforms():
     """Every look of D's, real and fake, in both networks' objectives and in the penalties, each with its own draw."""
     augmentation = Augmentation(ALL, p=None)
@@ -313,7 +305,6 @@ def test_p_is_the_recursion():
     np.testing.assert_allclose(late["r"], decay * 0.9 - (1 - decay), rtol=1e-5)
 
 
-@quick
 @pytest.mark.parametrize("loss", ["bce", "relativistic"])
 def test_r_is_of_real_logits_and_of_their_lead_where_the_loss_is_of_pairs(loss):
     """A discriminator that calls everything real: sure by itself, and of no pair."""
@@ -336,7 +327,6 @@ def test_r_is_of_real_logits_and_of_their_lead_where_the_loss_is_of_pairs(loss):
 # -- On meshes
 
 
-@quick
 def test_a_mesh_computes_what_one_device_does():
     """An update with a penalty on eight devices, which split images too, in float64: states, metrics, p."""
     for x, y in zip(jax.tree.leaves(update_on(1, 1)), jax.tree.leaves(update_on(4, 2)), strict=True):
@@ -388,7 +378,6 @@ ADAPTIVE = {
 }
 
 
-@quick
 def test_resumed_is_uninterrupted(config, tmp_path):
     """Bit for bit, p and r among it, which `saved` reads too; by several updates a call."""
     config = changed(config, dispatch_steps=2, **ADAPTIVE)

@@ -11,7 +11,6 @@ from idrid_jax.data.pipeline.batch_order import TABLE, Order, shares, turns
 from idrid_jax.errors import UserError
 from idrid_jax.training import sharding
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRADES = np.repeat(np.arange(5, dtype=np.int32), (9, 2, 7, 4, 3))[np.random.default_rng(0).permutation(25)]
 samplings = pytest.mark.parametrize("sampling", ["natural", "balanced", "tempered"])
 

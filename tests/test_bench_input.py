@@ -12,7 +12,7 @@ from idrid_jax.data.pipeline import tfdata
 from idrid_jax.errors import UserError
 from idrid_jax.training.logging import Log
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.fixture

@@ -247,7 +247,7 @@ def test_a_process_that_fails(monkeypatch):
         started.start(1, "cpu")
 
 
-def test_the_command(monkeypatch, tmp_path, capsys, quick_compilation):
+def test_the_command(monkeypatch, tmp_path, capsys):
     """A row for each side, and the ratio to the better one; a variant that fails is left out with a note."""
     made = peer.Peer.make
 

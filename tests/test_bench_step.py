@@ -83,7 +83,7 @@ def test_largest_batch(need, limit, multiple, largest):
 # -- the command
 
 
-def test_rows_and_table(tiny_file, quick_rate, quick_compilation, capsys):
+def test_rows_and_table(tiny_file, quick_rate, capsys):
     arguments = ["bench", "step", "--config", tiny_file, "--batch=4,8", "--dtype=float32,bfloat16", "--rounds=3"]
     assert cli.main(arguments) == 0
     *rows, blank, header, a, b, c, d = capsys.readouterr().out.splitlines()
@@ -103,7 +103,7 @@ def test_rows_and_table(tiny_file, quick_rate, quick_compilation, capsys):
         assert row["memory_bytes"] > 0 and row["compile_s"] > 0 and row["device"]
 
 
-def test_fields_of_the_configuration_count(tiny_file, quick_rate, quick_compilation, capsys):
+def test_fields_of_the_configuration_count(tiny_file, quick_rate, capsys):
     assert cli.main(["bench", "step", "--config", tiny_file, "--config.batch_size=2", "--rounds=3"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["batch"] == 2
 
@@ -114,7 +114,7 @@ def test_without_a_configuration_all_networks():
     assert {case.config.dtype for case in cases[1::2]} == {"bfloat16"}
 
 
-def test_it_is_the_function_that_train_calls(config, caplog, quick_compilation):
+def test_it_is_the_function_that_train_calls(config, caplog):
     """What was compiled for its figures is what the first call of the step runs."""
     made = program.make(changed(config, data__pipeline="resident"))
     state = made.start()
@@ -168,7 +168,7 @@ def test_a_peer_that_is_not_installed(monkeypatch, capsys):
     )
 
 
-def test_a_batch_that_does_not_fit(tiny_file, quick_rate, quick_compilation, monkeypatch, capsys):
+def test_a_batch_that_does_not_fit(tiny_file, quick_rate, monkeypatch, capsys):
     """The largest that does is told, and is what `max` takes."""
     compiled, bytes_needed = {}, program.bytes_needed  # once for every batch, for time's sake
 
@@ -189,7 +189,7 @@ def test_a_batch_that_does_not_fit(tiny_file, quick_rate, quick_compilation, mon
     assert json.loads(capsys.readouterr().out.splitlines()[0])["batch"] == largest
 
 
-def test_no_batch_fits_or_nobody_knows(tiny_file, quick_rate, quick_compilation, monkeypatch, capsys):
+def test_no_batch_fits_or_nobody_knows(tiny_file, quick_rate, monkeypatch, capsys):
     monkeypatch.setattr(memory, "available", lambda devices: 1000)
     assert cli.main(["bench", "step", "--config", tiny_file, "--batch=max"]) == 2
     assert "not even 1 images of tiny fit 0 MiB" in capsys.readouterr().err

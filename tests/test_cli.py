@@ -249,7 +249,7 @@ def test_every_way_to_write_an_override(capsys, tmp_path, monkeypatch):
 
 # -- the whole way
 
-def test_the_whole_way(folder, capsys, monkeypatch, quick_compilation):
+def test_the_whole_way(folder, capsys, monkeypatch):
     """phantom, prepare, train, resume, sample, prepare what was sampled, evaluate; each by one command."""
     out = folder / "way"
     monkeypatch.setenv("TFDS_DATA_DIR", str(out / "data"))

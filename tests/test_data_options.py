@@ -25,7 +25,7 @@ from idrid_jax.training import build, record, sharding, train_step
 from idrid_jax.training.loop import train
 from idrid_jax.training.update import draw
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.divergence import TrainingDiverged, restarted
 from idrid_jax.training.loop import train
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from idrid_jax.images import GRID_GAP
 
 
 @pytest.fixture(autouse=True)
-def quick(quick_compilation):
+def quick():
     """It compiles much and computes little."""
 
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import make_config, stats, steps
 from launched import ENVIRONMENT, ROOT, command, lines, run, train
-from test_processes import assert_same_losses
+from test_multihost import assert_same_losses
 
 from idrid_jax import config as config_lib
 from idrid_jax.training import loop, multihost
@@ -29,7 +29,7 @@ LAUNCH = ROOT / "launch"
 
 
 @pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun: apt-get install openmpi-bin")
-def test_mpirun_starts_four(phantom_data, tmp_path, quick_compilation):
+def test_mpirun_starts_four(phantom_data, tmp_path):
     mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "4"]
     status, output = run(*mpirun, *command(*train(tmp_path / "run", phantom_data, total_kimg=0.016)))
     assert status == 0, output
@@ -112,7 +112,7 @@ def until(condition, seconds=120.0, fail=True):
 @pytest.mark.skipif(
     not all(shutil.which(name, path=SBIN) for name in SLURM), reason="no Slurm: apt-get install slurm-wlm munge"
 )
-def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory, quick_compilation):
+def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory):
     """launch/slurm.sbatch, told as Slurm tells it before its time ends; then the same run by srun alone, as four."""
     tmp_path = tmp_path_factory.mktemp("s")  # short: a socket's path is
     folder = tmp_path / "run"

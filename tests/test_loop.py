@@ -37,7 +37,7 @@ from idrid_jax.training.loop import AHEAD, TrainingDiverged, train
 from idrid_jax.training.tensorboard import Events
 from idrid_jax.training.update import draw
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 # -- The run directory
 

@@ -41,7 +41,7 @@ def assert_same_losses(rows, wanted):
 
 
 @linux
-def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path, quick_compilation):
+def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path):
     """Resident; SIGTERM to one, then the death of one, then to the end: the losses of one process, undisturbed."""
     folder = tmp_path / "run"
     words = LOCAL, 2, "--", *train(folder, phantom_data, total_kimg=80)
@@ -99,7 +99,7 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path, quic
     assert names(folder) == names(tmp_path / "alone")
 
 
-def test_two_processes_go_back_together(phantom_data, tmp_path, quick_compilation):
+def test_two_processes_go_back_together(phantom_data, tmp_path):
     """Each finds the same numbers, and restores its part of the same checkpoint; one of them tells."""
     folder, rate = tmp_path / "run", 1e30
     config = make_config(phantom_data, "dcgan28", data__crop="letterbox", total_kimg=0.032, log_kimg=0.008)
@@ -116,7 +116,7 @@ def test_two_processes_go_back_together(phantom_data, tmp_path, quick_compilatio
     assert steps(folder) == [4]
 
 
-def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch, quick_compilation):
+def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch):
     """The losses of one process that is fed the four shares' batches, one after the other."""
     status, output = run(*LOCAL, 4, "--", *train(tmp_path / "four", phantom_data, total_kimg=0.032, data__pipeline="tfdata"))
     assert status == 0, output

@@ -28,9 +28,6 @@ SGD = optax.sgd(0.05)
 GENERATOR, DISCRIMINATOR = (
     functional(lambda rngs, make=make: make(rngs=rngs)) for make in (TINY["tiny"].generator, TINY["tiny"].discriminator)
 )
-quick = pytest.mark.usefixtures("quick_compilation")
-
-
 def make(**options):
     """A tiny update with SGD, and a fresh state."""
     update = Update(GENERATOR, DISCRIMINATOR, SGD, SGD, latent=LATENT, **options)
@@ -114,7 +111,6 @@ UPDATES = {
 }
 
 
-@quick
 @pytest.mark.parametrize("name", UPDATES)
 def test_the_update_is_the_plain_one(name):
     """Parameters of both networks over two steps, of which a penalty every second one meets one; with BatchNorm and
@@ -134,7 +130,6 @@ def test_the_update_is_the_plain_one(name):
     assert all(value.dtype == jnp.float32 and np.isfinite(value) for value in metrics.values())
 
 
-@quick
 def test_lazy_penalties_are_taken_at_every_third_update_three_times_as_much():
     update, state = make(weights=Weights(r1=0.5, gradient_penalty=0.5, penalty_every=3))
     without, thrice = (make(weights=weights)[0] for weights in (Weights(), Weights(r1=1.5, gradient_penalty=1.5)))
@@ -151,7 +146,6 @@ def test_lazy_penalties_are_taken_at_every_third_update_three_times_as_much():
         assert metrics["loss_d"] == pytest.approx(float(full["loss_d"]), rel=1e-5)  # the adversarial part alone
 
 
-@quick
 def test_r1_flattens_the_discriminator():
     """A strong penalty, many updates: D's slope on real images goes down, and without it up."""
     slopes = {}
@@ -164,7 +158,6 @@ def test_r1_flattens_the_discriminator():
     assert slopes[30.0] < slopes[0.0] / 3
 
 
-@quick
 def test_penalties_know_no_statistics():
     """The pass between real and fake images leaves no trace in BatchNorm's running statistics."""
     (penalised, state), (plain, _) = make(weights=Weights(gradient_penalty=1.0, r1=1.0, r2=1.0)), make()
@@ -240,7 +233,6 @@ def test_losses_that_a_run_can_have():
         config_lib.check(make_config("", "cgan32", **changes))
 
 
-@quick
 def test_runs_log_what_is_on_and_keep_lecam_s_averages(config, tmp_path):
     state = train(changed(config, total_kimg=0.032, **LOSSES_ON), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
@@ -264,7 +256,6 @@ class OlderState:
     best: jax.Array
 
 
-@quick
 def test_runs_from_before_the_losses_go_on(config, tmp_path):
     """Their record has none of the fields, and their checkpoints no place for averages."""
     train(changed(config, total_kimg=0.032), tmp_path)

@@ -238,7 +238,7 @@ def command(*words, **environment):
 DCGAN28 = "--config=configs/dcgan28.py"
 
 
-def test_the_gradients_are_reduced_once(quick_compilation):
+def test_the_gradients_are_reduced_once():
     """With plain convolutions, as a TPU has them: what eight devices exchange is every parameter's gradient, and the
     sums of BatchNorm and of the metrics."""
     config = run.prepared(make_config("", "dcgan28", mesh__data=-1, batch_size=16), [])
@@ -250,7 +250,7 @@ def test_the_gradients_are_reduced_once(quick_compilation):
     assert params < facts.collectives["all-reduce"]["bytes"] <= params + d_params + 4 * stats + 1000
 
 
-def test_split_rows_exchange_halos_and_a_split_state_is_gathered(quick_compilation):
+def test_split_rows_exchange_halos_and_a_split_state_is_gathered():
     """Halos are little beside the gradients, and small layers are gathered whole; under fsdp a device holds an eighth
     of the state, and what it lacks of parameters comes to it."""
     def facts(**layout):

@@ -17,7 +17,7 @@ from conftest import ALL_ON, LOSSES_ON, assert_same, changed, make_config, score
 from idrid_jax.training.checkpoint import FOLDER, Checkpoints
 from idrid_jax.training.loop import train
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 ways = pytest.mark.parametrize("way", ["resident", "tfdata"])
 
 

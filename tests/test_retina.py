@@ -18,7 +18,6 @@ from idrid_jax.training import build, losses, optimizers, snapshot
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.update import Update
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE = 32
 GENERATOR = functional(functools.partial(retina.Generator, SIZE, max_channels=16))
 DISCRIMINATOR = functional(functools.partial(retina.Discriminator, SIZE, max_channels=16))

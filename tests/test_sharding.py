@@ -23,7 +23,7 @@ from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import init_state
 from idrid_jax.training.update import Update
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::FutureWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 BATCH = 8
 
 

@@ -17,7 +17,6 @@ from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import TrainingCollapsed, train
 from idrid_jax.training.update import draw
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_throughout")
 BUDGET = grader.Budget(steps=60, batch_size=16, learning_rate=3e-3)
 
 

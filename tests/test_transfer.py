@@ -13,8 +13,6 @@ from idrid_jax.models import NETWORKS
 from idrid_jax.training import build, record, sharding, transfer
 from idrid_jax.training.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def small(monkeypatch):

@@ -17,7 +17,6 @@ from idrid_jax.training import ema, losses
 from idrid_jax.training.state import generator_params, init_state
 from idrid_jax.training.update import Update, _accuracy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH = 8
 RATE = 0.05
 
