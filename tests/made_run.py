@@ -11,6 +11,7 @@ from PIL import Image
 from idrid_jax import config as config_lib
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.data.release import ReleaseWriter
+from idrid_jax.models import build_networks
 from idrid_jax.training import build, record
 from idrid_jax.training.checkpoint import Checkpoints
 
@@ -52,7 +53,7 @@ def make_run(workdir: Path, manifest: Manifest, *, network: str = "cgan32", step
     config.update_from_flattened_dict(changes)
     workdir.mkdir(parents=True)
     record.write(workdir, config, manifest)
-    _, init = build.make_update(config, *build.networks(config))
+    _, init = build.make_update(config, *build_networks(config))
     shapes = jax.eval_shape(init, jax.random.key(0))
     with Checkpoints(workdir, keep_last=len(steps)) as checkpoints:
         for step in steps:

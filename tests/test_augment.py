@@ -16,6 +16,7 @@ from PIL import Image
 from idrid_jax import cli, config_checks
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
+from idrid_jax.models import build_networks
 from idrid_jax.models.functional import functional
 from idrid_jax.training import augment, build, saved, sharding
 from idrid_jax.training.augment import MEAN_LIGHT, Augmentation, Strengths
@@ -396,7 +397,7 @@ def test_resumed_is_uninterrupted(config, tmp_path):
 def test_without_it_the_program_is_that_of_before():
     config = make_config("", "cgan32")
     for mode in ("none", "fixed", "adaptive"):
-        update, init = build.make_update(changed(config, augment__mode=mode), *build.networks(config))
+        update, init = build.make_update(changed(config, augment__mode=mode), *build_networks(config))
         assert (update.augment is None) == (mode == "none")
         assert jax.eval_shape(init, jax.random.key(0)).augment.keys() == ({"p", "r"} if mode == "adaptive" else set())
     gathers = []

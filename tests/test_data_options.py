@@ -20,6 +20,7 @@ from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import evaluate
 from idrid_jax.generation import interpolation, sampling
+from idrid_jax.models import build_networks
 from idrid_jax.models.pooled import Pooled
 from idrid_jax.training import build, record, sharding, train_step
 from idrid_jax.training.loop import train
@@ -95,7 +96,7 @@ def batches(config, count=3):
     split, _ = build.load_training(config, find_prepared(config.data.data_dir))
     here = sharding.make_mesh(1)
     step = train_step.compile_step(config, Shown(), here, split, 0)
-    state = build.fresh_state(config, build.make_update(config, *build.networks(config))[1], here)
+    state = build.fresh_state(config, build.make_update(config, *build_networks(config))[1], here)
     found = []
     for _ in range(count):
         state, told = step(state)
@@ -119,7 +120,7 @@ def test_batches_are_the_photographs_with_those_of_the_left_mirrored(config, way
 
 
 def test_snapshots_are_drawn_with_the_photographs_own_share_of_the_left(config):
-    generator, discriminator = build.networks(config)
+    generator, discriminator = build_networks(config)
     state = build.make_update(config, generator, discriminator)[1](jax.random.key(0))
     z, grades = jax.random.normal(jax.random.key(1), (600, 6)), jnp.arange(600) % 5
     right = np.asarray(draw(generator, state, z, grades, 60))
@@ -204,7 +205,7 @@ def test_grades_of_a_pool_are_one_to_the_networks(config, options):
     told, z = np.asarray(CLASSES, np.int32)[grades], rng.standard_normal((10, 6), np.float32)
     results = []
     for some, labels in ((pooled, grades), (plain, told)):
-        generator, discriminator = build.networks(some)
+        generator, discriminator = build_networks(some)
         update, init = build.make_update(some, generator, discriminator)
         state, metrics = jax.jit(update)(jax.jit(init)(jax.random.key(0)), images, labels, jax.random.key(1))
         drawn = draw(generator, state, jnp.asarray(z), jnp.asarray(labels), 10)

@@ -24,6 +24,7 @@ from idrid_jax.evaluation.features.network import Network
 from idrid_jax.evaluation.image_quality import psnr, ssim
 from idrid_jax.generation import sampling
 from idrid_jax.images import to_float
+from idrid_jax.models import build_networks
 from idrid_jax.training import build, saved
 
 REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "among_generated",
@@ -251,7 +252,7 @@ def test_copies_and_membership_are_told(workdir, result, manifest, capsys):
 def test_the_discriminator_s_scores_are_its_logits(workdir, training):
     """Also where the last batch is not full."""
     record, state = saved.read_run(workdir, step=5)
-    _, discriminator = build.networks(record.config)
+    _, discriminator = build_networks(record.config)
     few = training.part(np.arange(7))
     members, others, untrained = evaluate._scores(workdir, 5, training, few)
     assert len(untrained) == evaluate.UNTRAINED and all(len(u[0]) == len(members) and len(u[1]) == 7 for u in untrained)

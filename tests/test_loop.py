@@ -30,7 +30,7 @@ from idrid_jax.data import cache, phantom
 from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS
+from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import build, curves, ema, sharding, snapshot, train_step, update
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import AHEAD, TrainingDiverged, train
@@ -344,7 +344,7 @@ def test_the_step_moves_nothing_to_the_device_by_itself(config, way):
     """In steady state: no implicit transfer; `stream` moves its batches explicitly."""
     config = changed(config, data__pipeline=way, **ALL_ON)
     devices = sharding.make_mesh(1)
-    update, init = build.make_update(config, *build.networks(config))
+    update, init = build.make_update(config, *build_networks(config))
     split = build.load_split(config, build.find_release(config), "train")
     state = jax.jit(init, out_shardings=sharding.replicated(devices))(jax.random.key(0))
     call = train_step.compile_step(config, update, devices, split, 0)
@@ -357,7 +357,7 @@ def test_the_step_moves_nothing_to_the_device_by_itself(config, way):
 
 def test_large_images_are_drawn_in_parts(config):
     """As many at once as divide them and memory holds; the same images."""
-    generator, discriminator = build.networks(config)
+    generator, discriminator = build_networks(config)
     _, init = build.make_update(config, generator, discriminator)
     state = init(jax.random.key(0))
     z, grades = jax.random.normal(jax.random.key(1), (10, LATENT)), jnp.arange(10) % 5

@@ -14,7 +14,7 @@ from flax import nnx
 
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS, convolution
+from idrid_jax.models import NETWORKS, build_networks, convolution
 from idrid_jax.models.functional import functional
 from idrid_jax.training import build, losses, saved
 from idrid_jax.training.checkpoint import Checkpoints
@@ -279,4 +279,4 @@ def test_an_update_of_the_default_losses_has_no_trace_of_the_others():
     older = OlderState(state.step, state.g, state.d, state.ema, state.best)
     assert isinstance(state, TrainState) and len(jax.tree.leaves(state)) == len(jax.tree.leaves(older)) + 1  # restarts
     config = make_config("", "cgan32")
-    assert build.make_update(config, *build.networks(config))[0].weights == Weights()
+    assert build.make_update(config, *build_networks(config))[0].weights == Weights()

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from idrid_jax import cli
 from idrid_jax.errors import UserError
-from idrid_jax.models import convolution
+from idrid_jax.models import build_networks, convolution
 from idrid_jax.plan import collectives, hlo, largest, roofline, run, store, target, topology, traffic
 from idrid_jax.plan import compile as compile_lib
 from idrid_jax.training import build
@@ -213,7 +213,7 @@ def test_an_exchange_in_a_scan_counts_for_every_turn():
 
 
 def params_bytes(name):
-    init = build.make_update(make_config("", name), *build.networks(make_config("", name)))[1]
+    init = build.make_update(make_config("", name), *build_networks(make_config("", name)))[1]
     state = jax.eval_shape(init, jax.random.key(0))
     size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return size((state.g.params, state.d.params)), size((state.g.stats, state.d.stats)), size(state)

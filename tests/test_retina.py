@@ -12,7 +12,7 @@ from flax import nnx
 from idrid_jax import cli
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS, convolution, retina
+from idrid_jax.models import NETWORKS, build_networks, convolution, layer_table, retina
 from idrid_jax.models.functional import functional
 from idrid_jax.training import build, losses, optimizers, snapshot
 from idrid_jax.training.objectives import Weights
@@ -100,7 +100,7 @@ def test_sizes_of_every_member_of_the_family(size):
     assert (network.size, network.conditional, network.fades_in) == (size, True, True)
     config = config_lib.default_config()
     config.network = f"retina{size}"
-    generator, discriminator = build.networks(config)
+    generator, discriminator = build_networks(config)
     g, d = (jax.eval_shape(part.init, jax.random.key(0))[0] for part in (generator, discriminator))
     fake = jax.eval_shape(lambda g: generator.eval(g, {}, jnp.zeros((2, network.latent)), jnp.zeros(2, jnp.int32)), g)
     assert fake.shape == (2, size, size, 3)
@@ -118,9 +118,9 @@ def test_a_bfloat16_generator_that_is_all_white_still_learns():
 
 def test_layers_are_listed_whatever_is_computed_again():
     config = configured(**{"model.max_channels": 16})
-    plain = build.table(config)
+    plain = layer_table.networks_table(config)
     config.model.remat = True
-    assert build.table(config) == plain and plain.count("Conv ") >= 15
+    assert layer_table.networks_table(config) == plain and plain.count("Conv ") >= 15
 
 
 def test_parameter_counts_of_64():
@@ -128,7 +128,7 @@ def test_parameter_counts_of_64():
     config.network, config.model.max_channels = "retina64", 128
     counts = [
         sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(part.init, jax.random.key(0))))
-        for part in build.networks(config)
+        for part in build_networks(config)
     ]
     assert counts == [1_044_883, 978_561]
 

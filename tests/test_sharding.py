@@ -15,7 +15,7 @@ from conftest import assert_same, changed, make_config
 from idrid_jax.data import cache
 from idrid_jax.data.pipeline import resident
 from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS
+from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import build, sharding, train_step
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import train
@@ -62,7 +62,7 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
     config.data.pipeline = way.removesuffix(" in parts")
     if way.endswith("in parts"):
         config.data.resident_mib = 0.0
-    generator, discriminator = build.networks(config)
+    generator, discriminator = build_networks(config)
     tx = optax.sgd(1e-2, momentum=0.5)
     weights = WEIGHTS[losses]
     update = Update(generator, discriminator, tx, tx, latent=network.latent, loss=losses or "bce", weights=weights)
@@ -159,7 +159,7 @@ def test_each_device_computes_its_share_alone(monkeypatch, network):
     config = make_config("", network, mesh__data=8, batch_size=24)
     made = NETWORKS[network]
     the_mesh = sharding.make_mesh(8)
-    update, init = build.make_update(config, *build.networks(config))
+    update, init = build.make_update(config, *build_networks(config))
     state = jit(init, out_shardings=sharding.replicated(the_mesh))(jax.random.key(0))
     train_step.compile_step(config, update, the_mesh, made_up(made.size, made.channels), 0)(state)
     heavy = re.findall(r"= f32\[(\d+)[,\d]*\]\S* (?:convolution|dot|custom-call)\(", texts[0])

@@ -11,6 +11,7 @@ from idrid_jax.evaluation import distances, grader, quality, snapshot_metrics
 from idrid_jax.evaluation.features import trained_grader
 from idrid_jax.evaluation.features.network import Network
 from idrid_jax.generation import sampling
+from idrid_jax.models import build_networks
 from idrid_jax.training import build, standing
 from idrid_jax.training.alarm import alarm
 from idrid_jax.training.checkpoint import Checkpoints
@@ -219,7 +220,7 @@ def test_validation_photographs_are_not_trained_on(config, tmp_path):
 
 def test_standing_statistics_are_those_of_all_features(tiny, config):
     """Against the plain mean and variance of what BatchNorm sees, in float64 NumPy."""
-    generator, _ = build.networks(config)
+    generator, _ = build_networks(config)
     params, running = generator.init(jax.random.key(1))
     grades = jnp.arange(5, dtype=jnp.int32)
     found = standing.of(generator, params, running, 6, grades, 16)
@@ -235,7 +236,7 @@ def test_standing_statistics_are_those_of_all_features(tiny, config):
 def test_an_average_draws_with_its_own_statistics_and_the_rest_with_running_ones(config, tmp_path):
     averaged = changed(config, ema_kimg=0.05)
     state = train(averaged, tmp_path)
-    generator, _ = build.networks(averaged)
+    generator, _ = build_networks(averaged)
     z, grades = jax.random.normal(jax.random.key(5), (16, 6)), jnp.arange(16, dtype=jnp.int32) % 5
     plain = np.asarray(draw(generator, state, z, grades, 8), int)
     stats = standing.of(generator, state.ema, state.g.stats, 6, grades, 8)

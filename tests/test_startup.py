@@ -13,8 +13,8 @@ from flax import nnx
 
 from idrid_jax import runtime
 from idrid_jax.config import default_config
-from idrid_jax.models import NETWORKS
-from idrid_jax.training import build, saved
+from idrid_jax.models import NETWORKS, layer_table
+from idrid_jax.training import saved
 
 ROOT = Path(__file__).parents[1]
 
@@ -136,7 +136,7 @@ def test_the_table_has_every_layer_with_its_shapes(name):
     config = default_config()
     config.network = name
     network = NETWORKS[name]
-    for table, make in zip(build.table(config).split("\n\n"), (network.generator, network.discriminator)):
+    for table, make in zip(layer_table.networks_table(config).split("\n\n"), (network.generator, network.discriminator)):
         header, whole, *rows = [line.split() for line in table.splitlines()]
         assert header == ["layer", "type", "inputs", "output", "parameters"]
         shapes = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
@@ -154,7 +154,7 @@ def test_the_table_has_every_layer_with_its_shapes(name):
 def test_the_table_reads_a_call():
     config = default_config()
     config.network, config.dtype = "dcgan64", "bfloat16"
-    lines = [line.split() for line in build.table(config).splitlines()]
+    lines = [line.split() for line in layer_table.networks_table(config).splitlines()]
     norm = ["norm/1", "BatchNorm", *["bfloat16[1,8,8,256]"] * 2, "512", "bias[256]", "scale[256]"]
     assert [*norm, "statistics", "mean[256]", "var[256]"] in lines
     image = ["image", "ConvTranspose", "bfloat16[1,32,32,64]", "bfloat16[1,64,64,3]", "3,072", "kernel[4,4,3,64]"]

@@ -9,7 +9,7 @@ from conftest import assert_same, changed, make_config
 from idrid_jax import config as config_lib
 from idrid_jax import models
 from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS
+from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import build, record, sharding, transfer
 from idrid_jax.training.checkpoint import Checkpoints
 
@@ -38,7 +38,7 @@ def left(config, workdir):
 
 
 def fresh(config):
-    _, init = build.make_update(config, *build.networks(config))
+    _, init = build.make_update(config, *build_networks(config))
     return build.fresh_state(config, init, sharding.make_mesh(1))
 
 
@@ -101,7 +101,7 @@ def fits(name, most, other, others_most):
     for network, channels in ((name, most), (other, others_most)):
         config = config_lib.default_config()
         config.network, config.model.max_channels, config.init_from = network, channels, "runs/x"
-        _, init = build.make_update(config, *build.networks(config))
+        _, init = build.make_update(config, *build_networks(config))
         configs.append(config)
         states.append(jax.eval_shape(init, jax.random.key(0)))
     mine, theirs = states

@@ -32,7 +32,7 @@ from idrid_jax.data.pipeline import resident
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.snapshot_metrics import Measures
-from idrid_jax.models import NETWORKS
+from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import build, loop, train_step
 from idrid_jax.training import sharding as mesh_lib
 
@@ -137,7 +137,7 @@ class _Steps:
 
     def __init__(self, config, mesh, manifest, way):
         config = config.copy_and_resolve_references()
-        update, init = build.make_update(config, *build.networks(config))
+        update, init = build.make_update(config, *build_networks(config))
         self.held_up = 0.0
         self._state = build.fresh_state(config, init, mesh)
         split = build.load_split(config, manifest, "train")

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from idrid_jax.bench import memory
 from idrid_jax.data.cache import Split
-from idrid_jax.models import NETWORKS, convolution
+from idrid_jax.models import NETWORKS, build_networks, convolution
 from idrid_jax.training import build, train_step
 from idrid_jax.training import sharding as mesh_lib
 from idrid_jax.training.state import TrainState
@@ -53,7 +53,7 @@ def make(config: ml_collections.ConfigDict) -> Program:
     images = rng.integers(0, 256, (PHOTOGRAPHS, network.size, network.size, network.channels), np.uint8)
     grades = np.arange(PHOTOGRAPHS, dtype=np.int32) % 5
     split = Split(images, grades, np.zeros_like(grades), tuple(map(str, range(PHOTOGRAPHS))))
-    update, init = build.make_update(config, *build.networks(config))
+    update, init = build.make_update(config, *build_networks(config))
     return Program(config, train_step.compile_step(config, update, mesh, split, 0), init, mesh)
 
 

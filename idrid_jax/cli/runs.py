@@ -50,12 +50,13 @@ def _run_train(values):
     config_lib.check(config)
     automatic, config = config_lib.automatic(config), config_lib.resolved(config)
     from idrid_jax.evaluation.snapshot_metrics import Measures
-    from idrid_jax.training import build, snapshot
+    from idrid_jax.models import layer_table
+    from idrid_jax.training import snapshot
 
     snapshot.check_best(config, Measures.names)
 
     if values.dry_run:
-        print(build.table(config))
+        print(layer_table.networks_table(config))
         print(json.dumps(config.to_dict(), indent=2))
         return
     from idrid_jax.cli import explain
@@ -74,7 +75,8 @@ def _train(config, workdir, say):
     from idrid_jax.config import steps
     from idrid_jax.data.manifest import find_prepared
     from idrid_jax.evaluation.snapshot_metrics import Measures
-    from idrid_jax.training import build, loop
+    from idrid_jax.models import layer_table
+    from idrid_jax.training import loop
     from idrid_jax.training.checkpoint import Checkpoints
 
     manifest = find_prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
@@ -82,7 +84,7 @@ def _train(config, workdir, say):
     # before the table, which takes seconds: its weights may be missing
     stops = config.on_collapse == "stop"
     measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best, stops=stops, tell=tell)
-    say(build.table(config))
+    say(layer_table.networks_table(config))
     say(
         f"release {manifest.name} ({manifest.fingerprint[:12]}), "
         f"training photographs by grade: {manifest.counts['grading']['train']}",

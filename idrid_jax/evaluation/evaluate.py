@@ -32,7 +32,7 @@ from idrid_jax.evaluation.features.network import Network
 from idrid_jax.generation import sampling
 from idrid_jax.generation.sampling import Sampler, encode
 from idrid_jax.images import image_grid, to_float, to_uint8
-from idrid_jax.models import NETWORKS
+from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import augment, build, saved
 from idrid_jax.training.checkpoint import Checkpoints
 
@@ -268,7 +268,7 @@ def _earlier(path, result) -> dict | None:
 def _scores(workdir, step, training, held_out):
     """The discriminator's logits of training and of held-out photographs, and a list of the same of untrained ones."""
     run, state = saved.read_run(workdir, step=step)
-    _, discriminator = build.networks(run.config)
+    _, discriminator = build_networks(run.config)
     hears = build.hears(run.config)
     of = jax.jit(lambda arrays, images, grades: discriminator.eval(*arrays, to_float(images), hears(grades, step)))
     # as it was shown them: it would take photographs of the other side for fakes, whoever's they are

@@ -15,7 +15,7 @@ from idrid_jax.data import atomic
 from idrid_jax.data.release import GRADES, ReleaseWriter
 from idrid_jax.errors import UserError
 from idrid_jax.images import image_grid, mirror_where, to_uint8
-from idrid_jax.models import NETWORKS, Network
+from idrid_jax.models import NETWORKS, Network, build_networks
 from idrid_jax.models.functional import Functional
 from idrid_jax.training import build, record, saved, standing
 from idrid_jax.training.state import generator_params
@@ -85,7 +85,7 @@ def load(workdir: Path | str, step: int | None = None, *, statistics: str = "aut
     """
     run, state = saved.read_run(workdir, step=step)
     network = NETWORKS[run.config.network]
-    generator, _ = build.networks(run.config)
+    generator, _ = build_networks(run.config)
     params, stats = generator_params(state), state.g.stats
     if statistics == "auto":
         statistics = "standing" if state.ema else "running"

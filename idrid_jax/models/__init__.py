@@ -11,9 +11,14 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
+import ml_collections
 from flax import nnx
 
+from idrid_jax.data import class_merging
 from idrid_jax.models import cgan, dcgan, retina
+from idrid_jax.models.functional import Functional, functional
+from idrid_jax.models.pooled import pooled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +81,18 @@ NETWORKS = {
     "dcgan1024": _dcgan(1024),
     **{f"retina{size}": _retina(size) for size in (64, 128, 256, 512, 1024)},
 }
+
+
+def build_networks(config: ml_collections.ConfigDict) -> tuple[Functional, Functional]:
+    """Build the generator and the discriminator that `config.network` names, computing in `config.dtype`.
+
+    Callers pass grades; under `config.data.merge_classes` the networks map them to their classes.
+    """
+    network, dtype = NETWORKS[config.network], jnp.dtype(config.dtype)
+    options = {name: config.model[name] for name in network.options}
+    classes = class_merging.classes(config.data.merge_classes)
+
+    def build(module: Callable[..., nnx.Module]) -> Functional:
+        return pooled(functional(functools.partial(module, dtype=dtype, **options)), classes)
+
+    return build(network.generator), build(network.discriminator)

@@ -6,9 +6,24 @@ import math
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
+import ml_collections
 from flax import nnx
 
+from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.models.functional import Functional
+
+
+def networks_table(config: ml_collections.ConfigDict) -> str:
+    """List the layers of both networks of `config` with the shapes that one image gives them."""
+    network = NETWORKS[config.network]
+    z = jax.ShapeDtypeStruct((1, network.latent), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, network.size, network.size, network.channels), jnp.float32)
+    grades = jax.ShapeDtypeStruct((1,), jnp.int32)
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.model.remat = False  # the same layers, which remat would call as copies
+    generator, discriminator = build_networks(config)
+    return f"{table(generator, z, grades)}\n\n{table(discriminator, images, grades)}"
 
 
 def table(network: Functional, *inputs: jax.ShapeDtypeStruct) -> str:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -13,9 +12,8 @@ from idrid_jax import config as config_lib
 from idrid_jax.data import cache, class_merging, folds, laterality
 from idrid_jax.data.manifest import Manifest, find_prepared
 from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS, layer_table
-from idrid_jax.models.functional import Functional, functional
-from idrid_jax.models.pooled import pooled
+from idrid_jax.models import NETWORKS, build_networks
+from idrid_jax.models.functional import Functional
 from idrid_jax.training import ema, optimizers
 from idrid_jax.training import sharding as mesh_lib
 from idrid_jax.training.augment import TRANSFORMS, Augmentation, Strengths
@@ -71,16 +69,6 @@ def check_size(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
         f"config.network = {config.network!r} draws {size} pixels a side, and the photographs of {manifest.name} hold "
         f"{held}: the largest size that fits is {fitting}" + (f", take {named}" if named else "")
     )
-
-
-def networks(config: ml_collections.ConfigDict) -> tuple[Functional, Functional]:
-    """Generator and discriminator of `config.network`, computing in `config.dtype`; whoever calls them gives grades,
-    and they are told the classes of `config.data.merge_classes`."""
-    network, dtype = NETWORKS[config.network], jnp.dtype(config.dtype)
-    options = {name: config.model[name] for name in network.options}
-    classes = class_merging.classes(config.data.merge_classes)
-    make = lambda module: pooled(functional(lambda rngs: module(dtype=dtype, rngs=rngs, **options)), classes)
-    return make(network.generator), make(network.discriminator)
 
 
 def make_update(
@@ -166,23 +154,10 @@ def state_sharding(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh):
     tree of them."""
     if not config.mesh.fsdp:
         return mesh_lib.replicated(mesh)
-    _, init = make_update(config, *networks(config))
+    _, init = make_update(config, *build_networks(config))
     return mesh_lib.split_arrays(jax.eval_shape(init, jax.random.key(0)), mesh)
 
 
 def fresh_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.sharding.Mesh) -> TrainState:
     """The state of `config` before its first step, a function of `config.seed`, on the devices of `mesh`."""
     return jax.jit(init, out_shardings=state_sharding(config, mesh))(jax.random.key(config.seed))
-
-
-def table(config: ml_collections.ConfigDict) -> str:
-    """The layers of both networks with their shapes, for one image."""
-    network = NETWORKS[config.network]
-    shape = lambda dtype, *size: jax.ShapeDtypeStruct((1, *size), dtype)
-    inputs = (
-        shape(jnp.float32, network.latent),
-        shape(jnp.float32, network.size, network.size, network.channels),
-    )
-    config = ml_collections.ConfigDict(config.to_dict())
-    config.model.remat = False  # the same layers, which remat would call as copies
-    return "\n\n".join(layer_table.table(made, x, shape(jnp.int32)) for made, x in zip(networks(config), inputs))

@@ -13,7 +13,7 @@ from idrid_jax import config as config_lib
 from idrid_jax.config import steps
 from idrid_jax.data.pipeline import tfdata
 from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS
+from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import alarm, build, curves, divergence, multihost, record, snapshot, train_step, transfer
 from idrid_jax.training import sharding as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
@@ -72,7 +72,7 @@ def train(
             tfdata.check_shares(split.grades, config.data.sampling, peers.count, config.data.temperature)
 
         # -- Networks, optimizers, state
-        generator, discriminator = build.networks(config)
+        generator, discriminator = build_networks(config)
         update, init = build.make_update(config, generator, discriminator)
 
         # -- Resume, or start: from another run's networks, or fresh

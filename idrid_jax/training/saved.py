@@ -8,6 +8,7 @@ import ml_collections
 
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
+from idrid_jax.models import build_networks
 from idrid_jax.training import build, record
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.state import TrainState
@@ -47,7 +48,7 @@ def read_run(
     """
     workdir = Path(workdir).expanduser()
     run = read_record(workdir)
-    _, init = build.make_update(run.config, *build.networks(run.config))
+    _, init = build.make_update(run.config, *build_networks(run.config))
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.eval_shape(init, jax.random.key(0))
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)

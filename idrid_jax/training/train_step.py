@@ -12,7 +12,7 @@ import numpy as np
 from idrid_jax.data import cache, laterality
 from idrid_jax.data.pipeline import resident, tfdata
 from idrid_jax.data.pipeline.batch_order import Order
-from idrid_jax.models import NETWORKS
+from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.models.layers import rows_over
 from idrid_jax.training import build
 from idrid_jax.training import sharding as mesh_lib
@@ -111,7 +111,7 @@ def abstract_step(
     Data are a batch that lies on the devices, or `split` as `compile_step` has it. The devices of `mesh` need not be
     there: those of a topology that is only described will do.
     """
-    update, init = build.make_update(config, *build.networks(config))
+    update, init = build.make_update(config, *build_networks(config))
     state = build.abstract_state(config, init, mesh)
     placed = lambda shape, dtype, sharding: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     if split is not None and way_in(config, split, mesh) == "resident":

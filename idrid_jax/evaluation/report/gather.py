@@ -18,7 +18,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.evaluation import evaluate as evaluation_run
 from idrid_jax.generation import sampling
 from idrid_jax.images import GRID_GAP
-from idrid_jax.models import NETWORKS, Network
+from idrid_jax.models import NETWORKS, Network, build_networks
 from idrid_jax.training import build, record, saved
 from idrid_jax.training.logging import read_stats
 
@@ -220,7 +220,7 @@ def _parameters(config) -> tuple[int, int]:
     count = lambda made: sum(
         math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(made.init, jax.random.key(0))[0])
     )
-    generator, discriminator = build.networks(config)
+    generator, discriminator = build_networks(config)
     return count(generator), count(discriminator)
 
 
