@@ -8,7 +8,7 @@ import scipy.linalg
 
 from idrid_jax.evaluation import augmentation_leak, closeness, coverage, distances, diversity, intervals, spectra
 from idrid_jax.evaluation.features import feature_cache, random_network
-from idrid_jax.evaluation.features.network import Network
+from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.evaluation.image_quality import ssim
 
 RNG = np.random.default_rng(0)
@@ -142,12 +142,14 @@ def test_random_network_and_kept(tmp_path):
         calls.append(1)
         return random_network.extract(images)
 
+    extractor, other = FeatureExtractor("n", extract), FeatureExtractor("other", extract)
     for _ in range(2):
-        assert np.array_equal(feature_cache.features(images, "n", extract, tmp_path), random_network.extract(images))
+        found = feature_cache.cached_features(extractor, images, tmp_path)
+        assert np.array_equal(found, random_network.extract(images))
     assert len(calls) == 1
-    feature_cache.features(images, "other", extract, tmp_path)
-    (tmp_path / feature_cache.key(images, "n") / feature_cache.FILE).write_bytes(b"torn")
-    feature_cache.features(images, "n", extract, tmp_path)
+    feature_cache.cached_features(other, images, tmp_path)
+    (tmp_path / feature_cache.cache_key(images, "n") / feature_cache.FILE).write_bytes(b"torn")
+    feature_cache.cached_features(extractor, images, tmp_path)
     assert len(calls) == 3
 
 
@@ -156,7 +158,7 @@ def test_the_whole():
     grades = np.arange(36) % 5
     grades[grades == 1] = 0
     plain = random_network.network()
-    bright = Network("brightness", lambda images: images.mean(axis=(1, 2)).astype(np.float32))
+    bright = FeatureExtractor("brightness", lambda images: images.mean(axis=(1, 2)).astype(np.float32))
     kept_of = []
 
     def keep(network, images):

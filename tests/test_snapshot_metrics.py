@@ -9,7 +9,7 @@ from conftest import changed, score, stats, steps
 from idrid_jax.data import cache, folds
 from idrid_jax.evaluation import distances, grader, quality, snapshot_metrics
 from idrid_jax.evaluation.features import trained_grader
-from idrid_jax.evaluation.features.network import Network
+from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
 from idrid_jax.models import build_networks
 from idrid_jax.training import build, standing
@@ -91,7 +91,7 @@ def test_without_validation_photographs_and_without_a_grader(tmp_path):
 
 def test_features_of_imagenet_only_where_they_choose(tmp_path, monkeypatch):
     seen = []
-    network = Network("colour", lambda images: seen.append(len(images)) or images.mean((1, 2)).astype(np.float32) / 255)
+    network = FeatureExtractor("colour", lambda images: seen.append(len(images)) or images.mean((1, 2)).astype(np.float32) / 255)
     monkeypatch.setattr(snapshot_metrics.weights, "load", lambda name: {"efficientnet-lite0": network}[name])
     monkeypatch.setattr(snapshot_metrics.trained_grader, "train", lambda *args, **more: (network, None))
     training, validation, fakes = eyes(60, 0), eyes(20, 1), eyes(8, 2)

@@ -11,7 +11,7 @@ import numpy as np
 
 from idrid_jax.data.release import GRADES
 from idrid_jax.evaluation import coverage, distances, diversity, intervals, spectra
-from idrid_jax.evaluation.features.network import Network
+from idrid_jax.evaluation.features.extractor import FeatureExtractor
 
 ROWS = {  # in the table's order; keys of the result
     "generated": "generated x training",
@@ -52,11 +52,11 @@ def measure(
     held_out: np.ndarray,
     held_out_grades: np.ndarray,
     *,
-    networks: Sequence[Network],
+    networks: Sequence[FeatureExtractor],
     seed: int = 0,
     resamples: int = 200,
     most: int = 1000,
-    keep: Callable[[Network, np.ndarray], np.ndarray] = lambda network, images: network.extract(images),
+    keep: Callable[[FeatureExtractor, np.ndarray], np.ndarray] = lambda network, images: network.extract(images),
     note: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Closeness of generated images to training ones, pooled and per grade, with the rows of ROWS.

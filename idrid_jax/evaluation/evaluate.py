@@ -27,8 +27,8 @@ from idrid_jax.evaluation import (
     usefulness,
 )
 from idrid_jax.evaluation.downsample import check_pixels, smaller
-from idrid_jax.evaluation.features import feature_cache, random_network, trained_grader, weights
-from idrid_jax.evaluation.features.network import Network
+from idrid_jax.evaluation.features import feature_cache, pretrained, random_network, trained_grader
+from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
 from idrid_jax.generation.sampling import Sampler, encode
 from idrid_jax.images import image_grid, to_float, to_uint8
@@ -65,8 +65,8 @@ def evaluate(
       run found it.
     pixels: a side at which images and photographs are compared, to set a run beside one of smaller images (None: the
       images' own). Copies, membership, leaks and usefulness are measured at the images' own alone.
-    weights_files: of networks trained elsewhere, see `features.weights`: closeness is measured by their features too.
-      One that holds no such network, and `weights.IMAGENET` not installed, is told on stderr, and done without.
+    weights_files: of networks trained elsewhere, see `features.pretrained`: closeness is measured by their features too.
+      One that holds no such network, and `pretrained.IMAGENET` not installed, is told on stderr, and done without.
     seeds: graders trained each way for `usefulness.measure`, whose result is then under "usefulness"; 0: none, but what
       was measured earlier of the same checkpoint and seed stays. keep_share: above 0, also with this share of the
       synthetic images, those likeliest to a grader of training photographs. edema: they learn the risk of macular
@@ -110,7 +110,7 @@ def evaluate(
     tell("a grader of the training photographs")
     dr_grader, params = trained_grader.train(shown.images, shown.grades, manifest.folder / "features")
     strangers = [_remembered(network) for network in (random_network.network(), *trained_elsewhere)]
-    keep = lambda network, images: feature_cache.features(images, network.name, network.extract, manifest.folder / "features")
+    keep = lambda network, images: feature_cache.cached_features(network, images, manifest.folder / "features")
     result["closeness"] = closeness.measure(*sets, networks=[dr_grader, *strangers], keep=keep, seed=seed, note=tell)
     if conditional:
         read = [grader.read(params, some)[0].argmax(-1) for some in (images, real[2])]
@@ -149,14 +149,14 @@ def file_name(pixels: int | None) -> str:
     return NAME if pixels is None else NAME.replace(".", f"_{pixels}.")
 
 
-def _trained_elsewhere(files) -> tuple[list[Network], dict[str, str]]:
+def _trained_elsewhere(files) -> tuple[list[FeatureExtractor], dict[str, str]]:
     """Networks from files, and {the name of a file that holds none: why}."""
     networks, left_out = [], {}
     for path in files:
         try:
-            networks.append(weights.load(path))
+            networks.append(pretrained.load(path))
         except UserError as error:
-            if str(path) != weights.IMAGENET and not Path(path).is_file():  # misspelt: sooner mended than done without
+            if str(path) != pretrained.IMAGENET and not Path(path).is_file():  # misspelt: sooner mended than done without
                 raise
             left_out[Path(path).name] = str(error).removeprefix(f"{path}: ")
             print(f"{error}; measuring without it", file=sys.stderr, flush=True)
@@ -173,12 +173,12 @@ def _seen_soft(networks, generated, training, held_out, keep):
     }
 
 
-def _remembered(network: Network) -> Network:
+def _remembered(network: FeatureExtractor) -> FeatureExtractor:
     """One that knows again the images it has seen: a trained network takes minutes for them."""
     seen = {}
 
     def extract(images):
-        key = feature_cache.key(images, network.name)
+        key = feature_cache.cache_key(images, network.name)
         if key not in seen:
             seen[key] = network.extract(images)
         return seen[key]

@@ -11,7 +11,7 @@ import numpy as np
 
 from idrid_jax.data.cache import Split
 from idrid_jax.evaluation import distances, memorization
-from idrid_jax.evaluation.features import random_network, trained_grader, weights
+from idrid_jax.evaluation.features import pretrained, random_network, trained_grader
 from idrid_jax.evaluation.image_quality import ssim_pairs
 
 ALIKE = 60  # images of each set whose pairs SSIM takes at 128 pixels and below, fewer above: it shall cost seconds
@@ -27,7 +27,7 @@ class Measures:
       unbiased, by the features of a grader (`trained_grader`) and by random ones. Not x1000. kid: the mean of both,
       which are of one order on photographs and noise. The grader's alone ends at 0 long before textures are right; the
       random ones alone are won by a blurred mean image.
-    kid_imagenet: likewise by the features of `weights.IMAGENET`, which tell images apart where the others do not;
+    kid_imagenet: likewise by the features of `pretrained.IMAGENET`, which tell images apart where the others do not;
       a fortieth of a second an image on a CPU's core, and only where it chooses the checkpoint.
     diversity: the variance of the grader's features among the fakes over that among training photographs.
     copied: the share of fakes that are copies of a training photograph (`memorization.COPY`).
@@ -46,7 +46,7 @@ class Measures:
         shall stop where images grow alike (see `alarm`), as diversity says. tell: is told of what takes long. Raises:
         UserError where the weights of `kid_imagenet` are not installed."""
         self._folder, self._with_grader = Path(folder), stops or chooses in ("kid", "kid_grader", "kid_imagenet")
-        self._imagenet = weights.load(weights.IMAGENET) if chooses == "kid_imagenet" else None
+        self._imagenet = pretrained.load(pretrained.IMAGENET) if chooses == "kid_imagenet" else None
         self._tell, self._real = tell, None
 
     def __call__(self, fakes: np.ndarray, grades: np.ndarray, training: Split, validation: Split) -> dict[str, float]:

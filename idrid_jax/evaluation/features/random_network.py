@@ -13,16 +13,16 @@ import numpy as np
 from jax import lax
 
 from idrid_jax.batching import map_in_batches
-from idrid_jax.evaluation.features.network import Network, checked
+from idrid_jax.evaluation.features.extractor import FeatureExtractor, check_images
 
 CHANNELS = (8, 24, 32, 64)  # of the blocks; their sum is D
 D = sum(CHANNELS)
 NAME = f"random-convolutions-v1-{D}"  # another architecture is another name: the cache is keyed by it
 
 
-def network(seed: int = 0) -> Network:
+def network(seed: int = 0) -> FeatureExtractor:
     """The network whose weights `seed` draws, by a name that says that nothing has trained it."""
-    return Network(f"{NAME}-seed{seed} (untrained)", partial(extract, seed=seed))
+    return FeatureExtractor(f"{NAME}-seed{seed} (untrained)", partial(extract, seed=seed))
 
 
 def extract(images: np.ndarray, *, seed: int = 0, batch: int = 64) -> np.ndarray:
@@ -31,7 +31,7 @@ def extract(images: np.ndarray, *, seed: int = 0, batch: int = 64) -> np.ndarray
     seed: of the weights, which depend on nothing else (NumPy's frozen Mersenne Twister).
     Raises ValueError for images of another form.
     """
-    return map_in_batches(partial(_forward, weights(seed)), checked(images), batch_size=batch)
+    return map_in_batches(partial(_forward, weights(seed)), check_images(images), batch_size=batch)
 
 
 @cache

@@ -16,7 +16,7 @@ import numpy as np
 
 from idrid_jax.evaluation import grader
 from idrid_jax.evaluation.features import feature_cache
-from idrid_jax.evaluation.features.network import Network
+from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.models.functional import Tree
 
 NAME = "dr-grader-v1"  # another architecture or way of training is another name: what is kept is keyed by it
@@ -31,7 +31,7 @@ def train(
     *,
     budget: grader.Budget | None = None,
     tell: Callable[[str], None] = lambda text: None,
-) -> tuple[Network, Tree]:
+) -> tuple[FeatureExtractor, Tree]:
     """The features, and the parameters (of one seed, as `grader.train` gives them), of a grader of these photographs.
 
     images, grades: uint8 [N, R, R, C] and int [N], photographs that the generator is trained on, never those it is
@@ -50,9 +50,9 @@ def train(
         tell(f"training the grader whose features measure: once for these {len(images)} photographs")
         params = grader.train(images, grades, np.ones(len(images)), seeds=[0], budget=budget)
         arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
-        feature_cache.keep(Path(folder) / key, lambda entry: np.savez(entry / FILE, **arrays))
+        feature_cache.write_entry(Path(folder) / key, lambda entry: np.savez(entry / FILE, **arrays))
     name = f"{NAME}-{key[:8]} (trained on the training photographs)"
-    return Network(name, partial(grader.features, params, budget=budget)), params
+    return FeatureExtractor(name, partial(grader.features, params, budget=budget)), params
 
 
 def likelihood(params: Tree, images: np.ndarray, grades: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What every network of features is to the measures: a name and a function."""
+"""The type that every metric on features takes: a name and a function from images to features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network that turns images into features.
+class FeatureExtractor:
+    """A network that maps images to feature vectors.
 
     Attributes:
-      name: written beside every number it gives, and part of the key under which features are kept: another name for
-        other weights.
+      name: reported with every number computed from these features, and part of the key of the feature cache, so other
+        weights need another name.
       extract: uint8 [N, H, W, C], C 1 or 3 -> float32 [N, D].
     """
 
@@ -20,8 +20,8 @@ class Network:
     extract: Callable[[np.ndarray], np.ndarray]
 
 
-def checked(images: np.ndarray) -> np.ndarray:
-    """Images as networks take them, or ValueError: uint8 [N, H, W, C], C 1 or 3."""
+def check_images(images: np.ndarray) -> np.ndarray:
+    """Return `images` as an array; raise ValueError unless they are uint8 [N, H, W, C] with C 1 or 3."""
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
         raise ValueError(f"images are {images.dtype} {images.shape}; features need uint8 [N, H, W, C], C 1 or 3")

