@@ -14,7 +14,7 @@ from conftest import assert_same, changed, make_config
 from PIL import Image
 
 from idrid_jax import config as config_lib
-from idrid_jax.data import cache, class_merging, laterality, phantom
+from idrid_jax.data import cache, class_merging, laterality, phantom, splits
 from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
@@ -93,7 +93,7 @@ class Shown:
 
 def batches(config, count=3):
     """[(images, grades)] of so many steps, and the split that they come from."""
-    split, _ = build.load_training(config, find_prepared(config.data.data_dir))
+    split, _ = splits.load_training_splits(config, find_prepared(config.data.data_dir))
     here = sharding.make_mesh(1)
     step = train_step.compile_step(config, Shown(), here, split, 0)
     state = build.fresh_state(config, build.make_update(config, *build_networks(config))[1], here)
@@ -178,7 +178,7 @@ def test_older_records_are_read(tmp_path, phantom_data, tiny):
 def test_the_discriminator_is_asked_about_photographs_as_it_was_shown_them(config, tmp_path):
     """Membership: the mirror image of a photograph has the photograph's own score."""
     train(changed(config, total_kimg=0.016, snapshot_kimg=0.016, data__canonicalize_laterality=True), tmp_path)
-    split, _ = build.load_training(config, find_prepared(config.data.data_dir))
+    split, _ = splits.load_training_splits(config, find_prepared(config.data.data_dir))
     mirrored = dataclasses.replace(split, images=np.ascontiguousarray(split.images[:, :, ::-1]))
     scores = [evaluate._scores(tmp_path, None, one, split) for one in (split, mirrored)]
     np.testing.assert_array_equal(scores[0][0], scores[1][0])
@@ -241,8 +241,8 @@ def test_a_pooled_run_is_sampled_and_interpolated_by_grade(tmp_path, phantom_dat
     [
         ({"min_images_per_class": 6}, "'tiny' would learn MILD from 5 .*min_images_per_class = 6.*merge_classes='0 1\\+2 3 4'"),
         ({"min_images_per_class": 9}, "NO_DR from 8 .*merge_classes='0\\+1 2 3 4'"),
-        ({"min_images_per_class": 12, "pools": "0+1 2 3+4"}, "learn MODERATE from 8 .*merge_classes='0\\+1 2\\+3\\+4'"),
-        ({"min_images_per_class": 14, "pools": "0+1+2 3+4"}, "SEVERE and PROLIFERATIVE from 11 .*merge_classes='0\\+1\\+2\\+3\\+4'"),
+        ({"min_images_per_class": 12, "merge_classes": "0+1 2 3+4"}, "learn MODERATE from 8 .*merge_classes='0\\+1 2\\+3\\+4'"),
+        ({"min_images_per_class": 14, "merge_classes": "0+1+2 3+4"}, "SEVERE and PROLIFERATIVE from 11 .*merge_classes='0\\+1\\+2\\+3\\+4'"),
     ],
 )
 def test_too_few_photographs_of_a_class_are_refused(config, tmp_path, options, words):
@@ -274,14 +274,14 @@ def release_of_150(tmp_path_factory):
     [
         ("dcgan128", "field_of_view", None),
         ("dcgan128", "letterbox", None),
-        ("dcgan256", "field_of_view", "draws 256 pixels a side, .* release hold 1[45].: .* is 128, take dcgan128"),
-        ("dcgan1024", "letterbox", "draws 1024 pixels a side, .* hold 226: .* is 128, take dcgan128"),
+        ("dcgan256", "field_of_view", "generates images of 256 pixels, .* release have only 1[45].: .* is 128; choose dcgan128"),
+        ("dcgan1024", "letterbox", "generates images of 1024 pixels, .* only 226: .* is 128; choose dcgan128"),
     ],
 )
 def test_a_network_larger_than_the_photographs_is_refused(release_of_150, tmp_path, network, crop, words):
     config = make_config(release_of_150.folder.parent.parent, network, data__crop=crop)
     if words is None:
-        build.check_size(config, release_of_150)
+        splits.check_size(config, release_of_150)
         return
     with pytest.raises(UserError, match=words) as error:
         train(config, tmp_path / "run")
@@ -294,7 +294,7 @@ def test_where_the_release_is_gone_its_cache_will_do(release_of_150):
         for one in release_of_150.grading["train"]
     )
     manifest = dataclasses.replace(release_of_150, grading=release_of_150.grading | {"train": gone})
-    build.check_size(make_config("", "dcgan1024"), manifest)
+    splits.check_size(make_config("", "dcgan1024"), manifest)
 
 
 @pytest.mark.parametrize("folder, side", [("IDRID_DIR", 712), ("IDRID_SAMPLE_DIR", 2848)])
@@ -306,8 +306,8 @@ def test_what_real_photographs_hold(folder, side, tmp_path):
     assert cache.size_held(manifest, "field_of_view", 128) >= 128
     config = make_config("", "dcgan1024")
     if side > 1024:
-        build.check_size(config, manifest)
+        splits.check_size(config, manifest)
     else:
-        with pytest.raises(UserError, match="largest size that fits is 512, take dcgan512"):
-            build.check_size(config, manifest)
+        with pytest.raises(UserError, match="largest size that fits is 512; choose dcgan512"):
+            splits.check_size(config, manifest)
     assert cache.size_held(manifest, "letterbox", 1024) == {712: 1072, 2848: 4288}[side]

@@ -26,7 +26,7 @@ from conftest import (
 from PIL import Image
 
 from idrid_jax import config as config_lib
-from idrid_jax.data import cache, phantom
+from idrid_jax.data import cache, phantom, splits
 from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
@@ -345,7 +345,7 @@ def test_the_step_moves_nothing_to_the_device_by_itself(config, way):
     config = changed(config, data__pipeline=way, **ALL_ON)
     devices = sharding.make_mesh(1)
     update, init = build.make_update(config, *build_networks(config))
-    split = build.load_split(config, build.find_release(config), "train")
+    split = splits.load_split(config, splits.find_release(config), "train")
     state = jax.jit(init, out_shardings=sharding.replicated(devices))(jax.random.key(0))
     call = train_step.compile_step(config, update, devices, split, 0)
     state, _ = call(state)

@@ -18,6 +18,7 @@ import pytest
 from conftest import make_config, stats, steps
 from launched import ENVIRONMENT, LOCAL, command, lines, pid_of, run, started, train, wait_for
 
+from idrid_jax.data import splits
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.pipeline import tfdata
 from idrid_jax.errors import UserError
@@ -199,9 +200,9 @@ class Current:
 def test_what_differs_is_named(config, monkeypatch, name, value):
     monkeypatch.setattr(multihost, "_current", Current(**{name: value}))
     with pytest.raises(UserError, match=f"process 1 has {name} = {re.escape(repr(value))}, process 0 has "):
-        multihost.check_same(config, lambda: loop.build.find_release(config))
+        multihost.check_same(config, lambda: splits.find_release(config))
     monkeypatch.setattr(multihost, "_current", Current())
-    assert multihost.check_same(config, lambda: loop.build.find_release(config)).fingerprint
+    assert multihost.check_same(config, lambda: splits.find_release(config)).fingerprint
     assert not {f"config.{field}" for field in multihost.MAY_DIFFER} & multihost.current().mine.keys()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import changed, score, stats, steps
 
-from idrid_jax.data import cache, folds
+from idrid_jax.data import cache, folds, splits
 from idrid_jax.evaluation import distances, grader, quality, snapshot_metrics
 from idrid_jax.evaluation.features import trained_grader
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
@@ -206,11 +206,11 @@ def test_validation_photographs_are_not_trained_on(config, tmp_path):
     seen = []
     train(config, tmp_path, on_snapshot=(lambda fakes, grades, *splits: seen.append(splits) or {},))
     training, validation = seen[0]
-    manifest = build.find_release(config)
+    manifest = splits.find_release(config)
     assert len(training.ids) + len(validation.ids) == 32 and 5 <= len(validation.ids) <= 8
     assert not set(training.ids) & set(validation.ids) and len(training.images) == len(training.ids)
     held = folds.validation(manifest, 4)
-    whole = build.load_split(config, manifest, "train")
+    whole = splits.load_split(config, manifest, "train")
     np.testing.assert_array_equal(whole.images[held], validation.images)
     assert np.bincount(training.grades, minlength=5).min() > 0
 

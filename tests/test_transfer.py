@@ -8,6 +8,7 @@ from conftest import assert_same, changed, make_config
 
 from idrid_jax import config as config_lib
 from idrid_jax import models
+from idrid_jax.data import splits
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import build, record, sharding, transfer
@@ -29,7 +30,7 @@ def left(config, workdir):
     leaves, tree = jax.tree.flatten(fresh(config))
     rng = np.random.default_rng(0)
     state = jax.tree.unflatten(tree, [x + jnp.asarray(rng.uniform(1, 2, x.shape), x.dtype) for x in leaves])
-    manifest = build.find_release(config)
+    manifest = splits.find_release(config)
     workdir.mkdir()
     record.write(workdir, config, manifest)
     with Checkpoints(workdir, manifest.fingerprint) as checkpoints:

@@ -30,6 +30,7 @@ from idrid_jax.bench.timing import Times, interleaved
 from idrid_jax.data import phantom
 from idrid_jax.data.pipeline import resident
 from idrid_jax.data.prepare import prepare
+from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.snapshot_metrics import Measures
 from idrid_jax.models import NETWORKS, build_networks
@@ -80,7 +81,7 @@ def run(config: ml_collections.ConfigDict | None, seconds: float) -> list[dict]:
 
 def _release(config, scratch):
     try:
-        return config, build.find_release(config)
+        return config, find_release(config)
     except UserError:
         if config.data.release or config.data.data_dir:
             raise
@@ -97,7 +98,7 @@ def _release(config, scratch):
 
 def _from_disk(config, mesh, manifest, seconds):
     """The file's pages are dropped from memory before each round, where the system lets us."""
-    split = build.load_split(config, manifest, "train")
+    split = load_split(config, manifest, "train")
     batches = train_step.streamed(config, split, 0) if "tfdata" in WAYS else iter(())
     count = -(-len(split.grades) // config.batch_size)  # batches of a round: as many images as the split has, or more
     read = jax.jit(lambda x: jnp.max(x))  # on a CPU `put` may map the file, which is not to have read it
@@ -140,7 +141,7 @@ class _Steps:
         update, init = build.make_update(config, *build_networks(config))
         self.held_up = 0.0
         self._state = build.fresh_state(config, init, mesh)
-        split = build.load_split(config, manifest, "train")
+        split = load_split(config, manifest, "train")
         if way == "bare":
             some = np.arange(config.batch_size) % len(split.grades)
             self._step = train_step.compile_bare_step(config, update, mesh, split.images[some], split.grades[some])
@@ -202,7 +203,7 @@ def _loop(config, mesh, bare, scratch, seconds):
         return {}
 
     report.note(f"train: {spans} times {every} steps and a snapshot")
-    manifest = build.find_release(config)
+    manifest = find_release(config)
     measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best)
     loop.train(config, scratch / "run", on_snapshot=(measures, alternate))
     times = Times(tuple(after - before for before, after in zip(left[-1 - spans :], entered[-spans:])))
@@ -211,7 +212,7 @@ def _loop(config, mesh, bare, scratch, seconds):
     cost = statistics.median(span - step for span, step in zip(times.seconds, bare_spans))
     row = {
         "what": "loop",
-        "way": train_step.way_in(config, build.load_split(config, manifest, "train"), mesh),
+        "way": train_step.way_in(config, load_split(config, manifest, "train"), mesh),
         "steps": every,
         **_rate(every * config.batch_size, times),
         **_of_bare(bare_spans, times.seconds),

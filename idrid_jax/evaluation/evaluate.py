@@ -15,6 +15,7 @@ from idrid_jax.batching import map_in_batches
 from idrid_jax.data import atomic, cache, folds, laterality
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.manifest import Manifest
+from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import (
     augmentation_leak,
@@ -196,7 +197,7 @@ def photographs(
         return manifest, training, training.part(np.arange(0))
     with _trained_on(workdir, sampler):
         config = saved.with_its_release(sampler.run, data_dir)
-        return manifest, training, build.load_split(config, manifest, "test", size)
+        return manifest, training, load_split(config, manifest, "test", size)
 
 
 def training_photographs(
@@ -208,8 +209,8 @@ def training_photographs(
     """
     config = saved.with_its_release(sampler.run, data_dir)
     with _trained_on(workdir, sampler):
-        manifest = build.find_release(config)
-        return manifest, build.load_split(config, manifest, "train", size)
+        manifest = find_release(config)
+        return manifest, load_split(config, manifest, "train", size)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
-"""From a configuration to what it names: data, networks, their update, and the state that it begins with."""
+"""From a configuration to what it names: networks, their update, and the state that it begins with."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
@@ -9,10 +8,7 @@ import ml_collections
 import optax
 
 from idrid_jax import config as config_lib
-from idrid_jax.data import cache, class_merging, folds, laterality
-from idrid_jax.data.manifest import Manifest, find_prepared
-from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS, build_networks
+from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Functional
 from idrid_jax.training import ema, optimizers
 from idrid_jax.training import sharding as mesh_lib
@@ -20,55 +16,6 @@ from idrid_jax.training.augment import TRANSFORMS, Augmentation, Strengths
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import TrainState, init_state
 from idrid_jax.training.update import Update
-
-ENLARGED = 1.05  # as much as photographs may be enlarged for a network
-
-
-def find_release(config: ml_collections.ConfigDict) -> Manifest:
-    """The prepared release that `config.data` names. Raises UserError where there is none."""
-    return find_prepared(config.data.data_dir or None, config.data.release)
-
-
-def load_split(
-    config: ml_collections.ConfigDict, manifest: Manifest, split: str, size: int | None = None
-) -> cache.Split:
-    """A split of a prepared release, `size` pixels a side (None: the network's). Raises UserError where `cache.load`
-    does."""
-    network = NETWORKS[config.network]
-    size = network.size if size is None else size
-    return cache.load(manifest, split, size=size, channels=network.channels, crop=config.data.crop)
-
-
-def load_training(config: ml_collections.ConfigDict, manifest: Manifest) -> tuple[cache.Split, cache.Split]:
-    """The training split in two: what the networks are shown, and what only chooses a checkpoint (may be empty).
-
-    Under `config.data.canonicalize_laterality` both know which of their photographs have the disc on the left; the images stay as they
-    are, so that whatever else looks at them sees the photographs. Raises UserError where `load_split` and
-    `check_size` do, or a conditional network would get fewer than `config.data.min_images_per_class` of a class.
-    """
-    check_size(config, manifest)
-    whole = load_split(config, manifest, "train")
-    if config.data.canonicalize_laterality:
-        whole = dataclasses.replace(whole, left=~laterality.disc_on_right(whole.images))
-    held = folds.validation(manifest, config.data.validation_folds)
-    shown = whole.part(~held) if held.any() else whole
-    if NETWORKS[config.network].conditional:
-        class_merging.check_enough(shown.grades, config.data.merge_classes, config.data.min_images_per_class, config.network)
-    return shown, whole.part(held)
-
-
-def check_size(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
-    """Raises UserError where the network is larger than the photographs: it would learn what interpolation made up."""
-    size = NETWORKS[config.network].size
-    held = cache.size_held(manifest, config.data.crop, size)
-    if held is None or size <= ENLARGED * held:
-        return
-    fitting = 2 ** int(math.log2(ENLARGED * held))
-    named = " or ".join(name for name, network in NETWORKS.items() if network.size == fitting)
-    raise UserError(
-        f"config.network = {config.network!r} draws {size} pixels a side, and the photographs of {manifest.name} hold "
-        f"{held}: the largest size that fits is {fitting}" + (f", take {named}" if named else "")
-    )
 
 
 def make_update(

@@ -12,6 +12,7 @@ import numpy as np
 from idrid_jax import config as config_lib
 from idrid_jax.config import steps
 from idrid_jax.data.pipeline import tfdata
+from idrid_jax.data.splits import find_release, load_training_splits
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import alarm, build, curves, divergence, multihost, record, snapshot, train_step, transfer
@@ -52,7 +53,7 @@ def train(
         transfer.find(config)
 
     # -- What the processes must have in common, and devices
-    manifest = multihost.check_same(config, lambda: build.find_release(config))
+    manifest = multihost.check_same(config, lambda: find_release(config))
     network = NETWORKS[config.network]
     mesh = mesh_lib.of_config(config, network.size)
     multihost.check_devices(mesh)
@@ -66,7 +67,7 @@ def train(
         split = validation = None
         for turn in range(min(peers.count, 2)):
             if turn == min(peers.index, 1):
-                split, validation = build.load_training(config, manifest)
+                split, validation = load_training_splits(config, manifest)
             peers.gather("data", lambda: None)
         if train_step.way_in(config, split, mesh) == "tfdata":
             tfdata.check_shares(split.grades, config.data.sampling, peers.count, config.data.temperature)

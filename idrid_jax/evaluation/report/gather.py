@@ -14,6 +14,7 @@ import numpy as np
 from idrid_jax.data import cache, folds
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.manifest import Manifest
+from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import evaluate as evaluation_run
 from idrid_jax.generation import sampling
@@ -161,8 +162,8 @@ def _sampler(workdir, of, notes) -> sampling.Sampler | None:
 def _release(config, workdir, notes) -> tuple[Manifest | None, cache.Split | None]:
     manifest = None
     try:
-        manifest = build.find_release(config)
-        return manifest, build.load_split(config, manifest, "train")
+        manifest = find_release(config)
+        return manifest, load_split(config, manifest, "train")
     except UserError as error:
         notes["release"] = f"{error}; name where it is prepared with --data_dir"
         return manifest, None
