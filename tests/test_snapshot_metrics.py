@@ -12,7 +12,7 @@ from idrid_jax.evaluation.features import trained_grader
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
 from idrid_jax.models import build_networks
-from idrid_jax.training import build, standing
+from idrid_jax.training import standing
 from idrid_jax.training.alarm import alarm
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import TrainingCollapsed, train

@@ -8,7 +8,7 @@ import ml_collections
 import optax
 
 from idrid_jax import config as config_lib
-from idrid_jax.models import NETWORKS
+from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.models.functional import Functional
 from idrid_jax.training import ema, optimizers
 from idrid_jax.training import sharding as mesh_lib

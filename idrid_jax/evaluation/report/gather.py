@@ -20,7 +20,7 @@ from idrid_jax.evaluation import evaluate as evaluation_run
 from idrid_jax.generation import sampling
 from idrid_jax.images import GRID_GAP
 from idrid_jax.models import NETWORKS, Network, build_networks
-from idrid_jax.training import build, record, saved
+from idrid_jax.training import record, saved
 from idrid_jax.training.logging import read_stats
 
 PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
