@@ -199,6 +199,6 @@ def test_no_batch_fits_or_nobody_knows(tiny_file, quick_rate, monkeypatch, capsy
 
 
 def load(path):
-    from idrid_jax.cli.parsing import _load_config
+    from idrid_jax.cli.parsing import load_config
 
-    return _load_config(path)
+    return load_config(path)

@@ -551,10 +551,10 @@ def test_ctrl_c_is_one_line(tmp_path):
 
 def test_a_bar_is_cleared_before_anything_is_printed(monkeypatch, capsys):
     """On a terminal; also where a mistake ends the stages."""
-    from idrid_jax.cli.stages import Stages
+    from idrid_jax.cli.progress import StageProgress
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with pytest.raises(ValueError), Stages() as stages:
+    with pytest.raises(ValueError), StageProgress() as stages:
         stages("first", 2)
         stages("second", 2)
         stages.close()

@@ -12,7 +12,7 @@ from absl import flags
 from peers import fidelity
 from PIL import Image
 
-from idrid_jax.cli import runs
+from idrid_jax.cli.evaluate import EVALUATE
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.features import dinov2, efficientnet, folded, inception, pretrained, resize, swav, torch_file
 
@@ -170,7 +170,7 @@ def test_the_installed_weights_know_a_cat_and_a_cup():
 
 def test_the_command_s_default_is_what_is_installed():
     values = flags.FlagValues()
-    runs.EVALUATE.define(values, [])
+    EVALUATE.define(values, [])
     assert values["weights"].default == [pretrained.IMAGENET]
 
 

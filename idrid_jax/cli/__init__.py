@@ -1,4 +1,4 @@
-"""The commands, and the only place that knows flags. Heavy imports wait until a command needs them."""
+"""The commands, the only package that knows flags. A command imports JAX and other slow packages when it runs."""
 
 import errno
 import os
@@ -8,89 +8,118 @@ import warnings
 from absl import flags
 
 from idrid_jax import runtime
-from idrid_jax.cli import bench, blind, data, images, plan, report, runs, sweep
+from idrid_jax.cli import streams
+from idrid_jax.cli.augment import AUGMENT
+from idrid_jax.cli.bench import BENCH
+from idrid_jax.cli.blind import BLIND
 from idrid_jax.cli.command import Command, Group
-from idrid_jax.cli.parsing import HELP, PROGRAM, describe, parse
+from idrid_jax.cli.evaluate import EVALUATE
+from idrid_jax.cli.interpolate import INTERPOLATE
+from idrid_jax.cli.parsing import HELP, PROGRAM, describe, expand_config_path, parse
+from idrid_jax.cli.phantom import PHANTOM
+from idrid_jax.cli.plan import PLAN
+from idrid_jax.cli.prepare import PREPARE
+from idrid_jax.cli.report import REPORT
+from idrid_jax.cli.sample import SAMPLE
+from idrid_jax.cli.sweep import SWEEP
+from idrid_jax.cli.train import TRAIN
 from idrid_jax.errors import UserError, suggest_name
 
 COMMANDS = {
-    "phantom": data.PHANTOM,
-    "prepare": data.PREPARE,
-    "train": runs.TRAIN,
-    "sample": images.SAMPLE,
-    "evaluate": runs.EVALUATE,
-    "interpolate": images.INTERPOLATE,
-    "augment": data.AUGMENT,
-    "report": report.REPORT,
-    "blind": blind.BLIND,
-    "sweep": sweep.SWEEP,
-    "bench": bench.BENCH,
-    "plan": plan.PLAN,
+    "phantom": PHANTOM,
+    "prepare": PREPARE,
+    "train": TRAIN,
+    "sample": SAMPLE,
+    "evaluate": EVALUATE,
+    "interpolate": INTERPOLATE,
+    "augment": AUGMENT,
+    "report": REPORT,
+    "blind": BLIND,
+    "sweep": SWEEP,
+    "bench": BENCH,
+    "plan": PLAN,
 }
 
-# What the file system says of a path or a disk that the user chose
-USERS = {
+# Errors of the file system that concern a path or disk of the user's choice
+USER_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
 }  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C, or
-    what the command says."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    values = flags.FlagValues()
-    warnings.filterwarnings("ignore", module="PIL")  # of what a damaged file holds; what cannot be read is refused
-    try:
-        if arguments[:1] == ["--version"]:
-            import idrid_jax
+    """Run one command.
 
-            print(idrid_jax.__version__)
-            return 0
-        name, command, arguments = _find(arguments)
-        if isinstance(command, Group):
-            print(_overview(name, command))
-            return 0 if arguments else 2
-        # NumPy's products are small here: its threads make `evaluate` a third slower, and ten times on a busy machine
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    Returns:
+      The exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C, or the command's own.
+    """
+    arguments = expand_config_path(sys.argv[1:] if argv is None else argv)
+    values = flags.FlagValues()
+    with streams.tolerant():
+        try:
+            return _run(arguments, values)
+        except Exception as error:
+            explained = explain(error, values)
+            if explained is None:
+                raise
+        except KeyboardInterrupt as error:
+            explained = explain(error, values)
+        message, status = explained
+        print(f"{PROGRAM}: {message}", file=sys.stderr)
+        return status
+
+
+def _run(arguments: list[str], values: flags.FlagValues) -> int:
+    if arguments[:1] == ["--version"]:
+        import idrid_jax
+
+        print(idrid_jax.__version__)
+        return 0
+    name, command, arguments = _find(arguments)
+    if isinstance(command, Group):
+        print(_overview(name, command))
+        return 0 if arguments else 2
+    if command.trains and not runtime.has_accelerator():
         runtime.keep_freed_memory()
-        runtime.enable_compilation_cache()
-        command.define(values, [name, *arguments])
-        if HELP & set(arguments):
-            print(describe(name, command.summary, command.example, values))
-            return 0
-        parse(name, values, arguments)
+    runtime.limit_blas_threads()
+    runtime.enable_compilation_cache()
+    command.define(values, [name, *arguments])
+    if HELP & set(arguments):
+        print(describe(name, command.summary, command.example, values))
+        return 0
+    parse(name, values, arguments)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # about damaged files; unreadable ones raise errors
         return command.run(values) or 0
-    except (UserError, OSError, KeyboardInterrupt) as error:
-        told = explain(error, values)
-        if told is None:
-            raise
-        print(f"{PROGRAM}: {told[0]}", file=sys.stderr)
-        return told[1]
 
 
 def explain(error: BaseException, values: flags.FlagValues) -> tuple[str, int] | None:
-    """A line for the user and the exit status; None for an error of ours, which keeps its traceback."""
+    """Return a line for the user and the exit status, or None for a bug, which keeps its traceback."""
     if isinstance(error, UserError):
         return str(error), 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    if not isinstance(error, OSError) or error.errno not in USERS:
-        return None
-    places = [values[name].value for name in ("out", "workdir", "data_dir") if name in values]
-    place = error.filename or next(iter(places), "the disk")
-    place = place[0] if isinstance(place, list) else place  # of a flag that is given several times
-    return f"{place}: {os.strerror(error.errno)}; make room or choose another place", 2
+    if isinstance(error, OSError) and error.errno in USER_ERRORS:
+        paths = [values[name].value for name in ("out", "workdir", "data_dir") if name in values]
+        path = error.filename or next(iter(paths), "the disk")
+        path = path[0] if isinstance(path, list) else path  # of a flag that is given several times
+        return f"{path}: {os.strerror(error.errno)}; make room or choose another place", 2
+    if platforms := runtime.missing_platforms():
+        return f"JAX_PLATFORMS={platforms}: JAX finds no such device here; unset it, or set it to cpu", 2
+    return None
 
 
 def _find(arguments: list[str]) -> tuple[str, Command | Group, list[str]]:
-    """The command that the first words name ("bench step"), and what follows them.
+    """Return the command that the first words name ("bench step") and the remaining arguments.
 
-    A group where the words end in one, followed by nothing or by a call for help. Raises UserError for another word.
+    It is a group if the words name one and nothing or a request for help follows. Raises UserError for another word.
     """
-    words, found = [], Group(
-        "From IDRiD as downloaded to trained generators, measured samples and a class-balanced synthetic release.",
-        COMMANDS,
+    words, found = (
+        [],
+        Group(
+            "From IDRiD as downloaded to trained generators, measured samples and a class-balanced synthetic release.",
+            COMMANDS,
+        ),
     )
     while isinstance(found, Group) and arguments and arguments[0] not in HELP | {"help"}:
         word, *arguments = arguments
@@ -112,6 +141,6 @@ def _overview(name: str, group: Group) -> str:
             "",
             *(f"  {name:{width}}  {command.summary}" for name, command in group.commands.items()),
             "",
-            f"{program} COMMAND --help tells its flags.",
+            f"{program} COMMAND --help lists its flags.",
         ]
     )

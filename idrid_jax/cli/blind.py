@@ -1,24 +1,23 @@
-"""The commands of a reader study: blind sheet, blind score."""
+"""`idrid-jax blind sheet` and `blind score`: a reader study, in which people tell photographs from generated images."""
 
 from absl import flags
 
 from idrid_jax.cli import checkpoint
 from idrid_jax.cli.command import Command, Group
+from idrid_jax.cli.parsing import command_line, define_data_dir
 
 
 def _define_sheet(values, argv):
     checkpoint.define(values)
     flags.DEFINE_string("out", None, "new folder for the sheet and its key", required=True, flag_values=values)
     flags.DEFINE_integer(
-        "each", 10, "photographs of a grade, and as many generated images", lower_bound=1, flag_values=values
+        "each", 10, "photographs of each grade, and as many generated images", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_string(
-        "data_dir", "", "where the release is prepared; empty: where the run found it", flag_values=values
-    )
+    define_data_dir(values, "where the run found it")
 
 
 def _run_sheet(values):
-    if checkpoint.another_process("blind sheet"):
+    if not checkpoint.is_process_0("blind sheet"):
         return
     from idrid_jax.evaluation import blind, evaluate
     from idrid_jax.generation import sampling
@@ -29,14 +28,16 @@ def _run_sheet(values):
         sampler, training.images, training.grades, training.ids, values.out, each=values.each, seed=values.seed
     )
     print(
-        f"{out / blind.SHEET}: half are photographs. Let somebody write {blind.REAL} or {blind.GENERATED} into "
-        f"{blind.ANSWERS}, who has not seen {blind.KEY}\nnext: idrid-jax blind score --answers {out / blind.ANSWERS}"
+        f"{out / blind.SHEET}: half of the images are photographs. A reader who has not seen {blind.KEY} writes "
+        f"{blind.REAL} or {blind.GENERATED} into {blind.ANSWERS} for each."
     )
+    print(f"next: {command_line('blind', 'score', '--answers', out / blind.ANSWERS)}")
 
 
 def _define_score(values, argv):
-    flags.DEFINE_string("answers", None, "answers.csv, filled in, with key.csv beside it", required=True,
-                        flag_values=values)  # fmt: skip
+    flags.DEFINE_string(
+        "answers", None, "the completed answers.csv, in one folder with key.csv", required=True, flag_values=values
+    )
 
 
 def _run_score(values):
@@ -47,16 +48,16 @@ def _run_score(values):
 
 
 BLIND = Group(
-    "a sheet of photographs and generated images to tell apart, and what the answers are worth",
+    "a reader study: can people tell photographs from generated images?",
     {
         "sheet": Command(
-            "photographs and generated images of each grade, shuffled, with answers to fill in and a key",
+            "write a shuffled sheet of photographs and generated images, a form for answers and a key",
             "--workdir runs/retina64 --out blind",
             _define_sheet,
             _run_sheet,
         ),
         "score": Command(
-            "how many answers are right, by grade, beside a coin",
+            "report how many answers are right, by grade, next to chance",
             "--answers blind/answers.csv",
             _define_score,
             _run_score,

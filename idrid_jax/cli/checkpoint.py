@@ -1,37 +1,45 @@
-"""What the commands have in common that read a run's checkpoint: its flags, and that process 0 does it alone."""
+"""What all commands share that read a checkpoint of a run: their flags, and that only process 0 runs them."""
 
 from absl import flags
 
 
 def define(values):
-    flags.DEFINE_string("workdir", None, "of idrid-jax train", required=True, flag_values=values)
+    """Define --workdir, --step, --batch_statistics and --seed."""
+    flags.DEFINE_string("workdir", None, "the run directory of idrid-jax train", required=True, flag_values=values)
     flags.DEFINE_integer(
-        "step", None, "of a checkpoint; empty: the one that training chose, else the newest", flag_values=values
+        "step",
+        None,
+        "step of the checkpoint; default: the one that training chose, or else the newest",
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "batch_statistics",
         "auto",
         ["auto", "running", "standing"],
-        "of BatchNorm: as training collected them, or of the weights that draw; auto: standing for a moving average",
+        "BatchNorm statistics: running (collected in training) or standing (recomputed for the weights in use); auto "
+        "is standing if the run has a moving average of the weights",
         flag_values=values,
     )
+    define_seed(values)
+
+
+def define_seed(values):
+    """Define --seed."""
     flags.DEFINE_integer(
-        "seed",
-        0,
-        "the images are a function of the checkpoint and this",
-        lower_bound=0,
-        upper_bound=2**32 - 1,
-        flag_values=values,
-    )
+        "seed", 0, "random seed", lower_bound=0, upper_bound=2**32 - 1, flag_values=values
+    )  # fmt: skip
 
 
-def another_process(command) -> bool:
-    """Whether a launcher started this one beside process 0, which samples and evaluates alone: it is minutes of work
-    for one device, and each image then counts once without padding or masks."""
+def is_process_0(command: str) -> bool:
+    """Return whether this process should run `command`; print a line if not.
+
+    A launcher may start every command in several processes. Sampling and evaluation take minutes on one device, so
+    process 0 does them alone.
+    """
     from idrid_jax.training import multihost
 
     where = multihost.place()
     if where is None or where.process_id == 0:
-        return False
-    print(f"{command}: process 0 does it alone; process {where.process_id} has nothing to do", flush=True)
-    return True
+        return True
+    print(f"{command}: only process 0 runs this command; process {where.process_id} ends", flush=True)
+    return False

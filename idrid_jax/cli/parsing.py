@@ -1,8 +1,8 @@
-"""absl's and ml_collections' flags, met kindly: every mistake is one line with the nearest name, and help fits a
-screen."""
+"""Flags by absl and ml_collections, with one-line errors that suggest the nearest name, and help that fits a screen."""
 
 import importlib.util
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -12,11 +12,53 @@ from idrid_jax.errors import UserError, suggest_name
 
 PROGRAM = "idrid-jax"
 HELP = {"-h", "--help", "-help", "--helpfull"}
-PATHS = {"out", "release", "data_dir", "workdir"}  # flags that name one
+PATH_FLAGS = {"out", "release", "data_dir", "workdir"}
+HELP_WIDTH = 120
+
+
+def command_line(*words: object) -> str:
+    """Return `idrid-jax WORDS` quoted for a shell."""
+    return shlex.join([PROGRAM, *map(str, words)])
+
+
+# -- Flags of several commands
+
+
+def define_config(values: flags.FlagValues, argv: list[str], rest: str, example: str = "configs/cgan32.py") -> None:
+    """Define --config FILE and the --config.FIELD that are in `argv`; `rest` ends the help text."""
+    from ml_collections import config_flags
+
+    help_text = f"a file such as {example}; --config.FIELD=VALUE changes a field{rest}"
+    config_flags.DEFINE_config_file("config", None, help_text, flag_values=values, sys_argv=argv)
+
+
+def define_data_dir(values: flags.FlagValues, default: str) -> None:
+    """Define --data_dir of a command that reads a prepared release."""
+    flags.DEFINE_string("data_dir", "", f"folder of the prepared data; default: {default}", flag_values=values)
+
+
+# -- Parsing
+
+
+def expand_config_path(arguments: list[str]) -> list[str]:
+    """Return `arguments` with ~ expanded in the value of --config, which a shell does not do in --config=~/FILE."""
+    expanded = list(arguments)
+    for i, argument in enumerate(arguments):
+        name, equals, path = argument.partition("=")
+        if name in ("--config", "-config"):
+            if equals:
+                expanded[i] = f"{name}={Path(path).expanduser() if path else ''}"
+            elif arguments[i + 1 :]:
+                expanded[i + 1] = str(Path(arguments[i + 1]).expanduser())
+    return expanded
 
 
 def parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
-    """Sets the flags. Raises UserError for an unknown flag or field, a value of another type, or a stray word."""
+    """Set `values` from the arguments of the command `name`.
+
+    Raises:
+      UserError: an unknown flag or field, a value of another type, or a stray word.
+    """
     _check_fields(arguments)
     try:
         stray = values([name, *arguments])[1:]
@@ -30,19 +72,19 @@ def parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
         raise UserError(f"{name}: {message}") from error
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{name}: {_plain(' '.join(str(error).split()))}") from error
-    for flag in values:  # within any bounds, to absl
-        if isinstance(given := values[flag].value, float) and given != given:
+    for flag in values:
+        if isinstance(value := values[flag].value, float) and value != value:  # NaN passes absl's bounds
             raise UserError(f"{name}: --{flag}=nan: not a number")
-    for flag in PATHS & set(values):
-        if given := values[flag].value:  # the shell leaves --flag=~/x alone
-            expanded = [str(Path(path).expanduser()) for path in (given if isinstance(given, list) else [given])]
-            values[flag].value = expanded if isinstance(given, list) else expanded[0]
+    for flag in PATH_FLAGS & set(values):
+        if value := values[flag].value:  # a shell does not expand the ~ of --flag=~/x
+            paths = [str(Path(path).expanduser()) for path in (value if isinstance(value, list) else [value])]
+            values[flag].value = paths if isinstance(value, list) else paths[0]
     if stray:
         raise UserError(f"{name}: {stray[0]!r} belongs to no flag; see {PROGRAM} {name} --help")
 
 
 def _plain(message: str) -> str:
-    """What absl and ml_collections say of a value, without Python's words."""
+    """Rewrite a message of absl or ml_collections about a value without Python's terms."""
     for pattern, plain in (
         (r"invalid literal for int\(\) with base 10: .*", "not a whole number"),
         (r"could not convert string to float: .*", "not a number"),
@@ -59,13 +101,12 @@ def _plain(message: str) -> str:
 
 
 def _check_fields(arguments: list[str]) -> None:
-    """Refuses a --config.FIELD that the configuration does not have, which ml_collections meets with a traceback."""
-    path = None
-    for i, argument in enumerate(arguments):
-        match = re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL)
-        if match:
-            path = match[1] if match[1] is not None else (arguments[i + 1] if i + 1 < len(arguments) else "")
+    """Raise UserError for a --config.FIELD that the configuration does not have.
+
+    ml_collections raises errors of several types for such a field, without the nearest name.
+    """
     overrides = [match[1] for argument in arguments if (match := re.match(r"--?(?:no)?config\.([^=]+)", argument))]
+    path = config_path(arguments)
     if path is None:
         if overrides:
             raise UserError(f"--config.{overrides[0]}: name a file first, such as --config configs/cgan32.py")
@@ -74,8 +115,7 @@ def _check_fields(arguments: list[str]) -> None:
         raise UserError("--config has no value: name a file such as configs/cgan32.py")
     from idrid_jax.config import fields
 
-    config = _load_config(path)
-    known = dict(fields(config))
+    known = dict(fields(load_config(path)))
     for name in overrides:
         if members := [field for field in known if field.startswith(f"{name}.")]:
             raise UserError(f"--config.{name}: a group of fields; name one of them: {', '.join(members)}")
@@ -83,19 +123,31 @@ def _check_fields(arguments: list[str]) -> None:
             raise UserError(f"--config.{name}: {path} has no such field; {suggest_name(name, known)}")
 
 
-def _load_config(path: str):
-    """What get_config of a file returns. Raises UserError where it has none or fails."""
+def config_path(arguments: list[str]) -> str | None:
+    """Return the value of the last --config in `arguments` ("" if it has none), or None without --config."""
+    path = None
+    for i, argument in enumerate(arguments):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            path = match[1] if match[1] is not None else (arguments[i + 1] if arguments[i + 1 :] else "")
+    return path
+
+
+def load_config(path: str):
+    """Return the ConfigDict that get_config() of the file at `path` returns.
+
+    Raises:
+      UserError: there is no such file, it fails, or it returns something else.
+    """
     import ml_collections
 
     if not Path(path).is_file():
         if Path(path).exists():
-            raise UserError(f"--config {path}: is no file; the project's own lie in configs/")
+            raise UserError(f"--config {path}: not a file; the project's configurations are in configs/")
         near = sorted({file.name for folder in (Path(path).parent, Path("configs")) for file in folder.glob("*.py")})
         hint = suggest_name(f"{Path(path).stem}.py", near) + "; " if near else ""
-        hint += "the project's own lie in configs/"
-        raise UserError(f"--config {path}: no such file; {hint}")
+        raise UserError(f"--config {path}: no such file; {hint}the project's configurations are in configs/")
     if Path(path).suffix != ".py":
-        raise UserError(f"--config {path}: not a Python file; the project's own lie in configs/")
+        raise UserError(f"--config {path}: not a Python file; the project's configurations are in configs/")
     try:
         spec = importlib.util.spec_from_file_location("_config", path)
         module = importlib.util.module_from_spec(spec)
@@ -103,25 +155,28 @@ def _load_config(path: str):
         config = module.get_config()
     except UserError:
         raise
-    except Exception as error:  # whatever a user's file may do
+    except Exception as error:  # a user's file may raise anything
         raise UserError(f"--config {path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"--config {path}: get_config() returned {type(config).__name__}, not a ConfigDict")
     return config
 
 
+# -- Help
+
+
 def describe(name: str, summary: str, example: str, values: flags.FlagValues) -> str:
-    """What `COMMAND --help` prints."""
+    """Return the text of `COMMAND --help`."""
     lines = [f"{PROGRAM} {name}: {summary}", "", f"  {PROGRAM} {name} {example}", ""]
     shown = [values[flag] for flag in values if "." not in flag]
     names = [f"--[no]{flag.name}" if flag.default is True else f"--{flag.name}" for flag in shown]
     width = max(map(len, names)) + 2
     for option, flag in zip(names, shown, strict=True):
-        required = any("other than None" in validator.message for validator in flag.validators)  # where absl keeps it
+        required = any("other than None" in validator.message for validator in flag.validators)  # absl marks it so
         needed = " (needed)" if required else ""
         default = "" if flag.boolean or flag.default in (None, "", []) else f" [{flag.default_as_str.strip(chr(39))}]"
-        text = textwrap.wrap(flag.help + needed + default, 116 - width)
+        text = textwrap.wrap(flag.help + needed + default, HELP_WIDTH - 4 - width)
         lines += [f"  {option:{width}}{text[0]}", *(" " * (width + 2) + line for line in text[1:])]
     if "config" in values:
-        lines += ["", "  The fields stand in idrid_jax/config.py with their units; train --dry_run prints them."]
+        lines += ["", "  idrid_jax/config.py documents the fields; train --dry_run prints their values."]
     return "\n".join(lines)

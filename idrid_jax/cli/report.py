@@ -1,32 +1,36 @@
-"""The command that shows what a run is worth: report."""
+"""`idrid-jax report`: write one HTML page about one run or several."""
 
 import sys
 
 from absl import flags
 
 from idrid_jax.cli.command import Command
+from idrid_jax.cli.parsing import define_data_dir
 
 
 def _define(values, argv):
     flags.DEFINE_multi_string(
-        "workdir", None, "a run's folder; several times: runs side by side", required=True, flag_values=values
+        "workdir", None, "a run directory; repeat it to compare runs", required=True, flag_values=values
     )
-    flags.DEFINE_string("out", None, "the file; empty: report.html in the only --workdir", flag_values=values)
     flags.DEFINE_string(
-        "data_dir", "", "where the release is prepared; empty: where each run found it", flag_values=values
+        "out", None, "the file to write; default: report.html in --workdir, if there is one", flag_values=values
     )
+    define_data_dir(values, "where each run found it")
 
 
 def _run(values):
     from idrid_jax.evaluation import report
 
-    tell = lambda text: print(text, file=sys.stderr, flush=True)
-    out = report.write(values.workdir, values.out, data_dir=values.data_dir, tell=tell)
-    print(f"written to {out}: open it in a browser; it needs no other file and no network")
+    out = report.write(values.workdir, values.out, data_dir=values.data_dir, tell=_log)
+    print(f"written to {out}: one self-contained page for a browser")
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 REPORT = Command(
-    "what a run's images are worth, as one page to look at: samples, curves, measures, data and model cards",
+    "write one HTML page about a run: samples, curves, metrics, data card and model card",
     "--workdir runs/cgan32",
     _define,
     _run,

@@ -1,45 +1,40 @@
-"""The command that runs many runs: sweep."""
+"""`idrid-jax sweep`: train several runs of one configuration, then compare them."""
 
 from pathlib import Path
 
 from absl import flags
 
 from idrid_jax.cli.command import Command
-from idrid_jax.errors import UserError
+from idrid_jax.cli.parsing import define_config
+from idrid_jax.errors import UserError, suggest_name
 
 
 def _define(values, argv):
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "a sweep file, such as configs/sweeps/dcgan28_lr_batch.py; --config.FIELD=VALUE changes a field of all runs "
-        "(needed)",
-        flag_values=values,
-        sys_argv=argv,
-    )
+    define_config(values, argv, " of all runs (needed)", example="configs/sweeps/dcgan28_lr_batch.py")
     flags.DEFINE_string(
         "workdir",
         None,
-        "a folder for each run lies there; the same command again goes on",
+        "folder for the run directories; the same command again resumes the sweep",
         required=True,
         flag_values=values,
     )
     flags.DEFINE_integer(
         "jobs",
         None,
-        "runs at once, which divide processors and GPUs between them; empty: one, as an array no limit",
+        "number of concurrent runs, which share processors and GPUs; default: 1, with --slurm no limit",
         lower_bound=1,
         flag_values=values,
     )
-    flags.DEFINE_string("only", "", "one run, by its number or its folder's name", flag_values=values)
+    flags.DEFINE_string("only", "", "only this run: its number or the name of its folder", flag_values=values)
     flags.DEFINE_boolean("slurm", False, "submit the runs as a Slurm array instead of running them", flag_values=values)
     flags.DEFINE_string(
-        "sbatch", "", "options of each task, such as '--partition=gpu --gres=gpu:1 --time=4:00:00'", flag_values=values
+        "sbatch",
+        "",
+        "sbatch options of each task, such as '--partition=gpu --gres=gpu:1 --time=4:00:00'",
+        flag_values=values,
     )
     flags.DEFINE_boolean(
-        "dry_run", False, "check and list the runs (or print the array's script), and stop", flag_values=values
+        "dry_run", False, "check and list the runs (or print the Slurm script), and stop", flag_values=values
     )
 
 
@@ -49,7 +44,7 @@ def _run(values) -> int | None:
     if values.sbatch and not values.slurm:
         raise UserError("--sbatch goes with --slurm")
     if values.slurm and values.only:
-        raise UserError("--slurm and --only exclude each other: take one")
+        raise UserError("--slurm and --only exclude each other: choose one")
     from ml_collections import config_flags
 
     from idrid_jax.sweep import definition, runner
@@ -63,9 +58,8 @@ def _run(values) -> int | None:
         return _slurm(values, sweep, workdir)
     if values.dry_run:
         runner.check(sweep, workdir.absolute())
-        print(
-            "\n".join([*(f"{run.number:4}  {run.name}" for run in sweep.runs if only in (None, run)), *sweep.repeated])
-        )
+        runs = [run for run in sweep.runs if only in (None, run)]
+        print("\n".join([*(f"{run.number:4}  {run.name}" for run in runs), *sweep.repeated]))
         return None
     return runner.run(sweep, workdir, jobs=values.jobs or 1, only=only)
 
@@ -90,14 +84,12 @@ def _find(only, sweep):
     for run in sweep.runs:
         if only in (str(run.number), run.name):
             return run
-    from idrid_jax.errors import suggest_name
-
     numbers = f"{sweep.runs[0].number} to {sweep.runs[-1].number}"
     raise UserError(f"--only {only}: no such run; {suggest_name(only, [run.name for run in sweep.runs])} ({numbers})")
 
 
 SWEEP = Command(
-    "many runs of one configuration, then a table and a picture of them",
+    "train several runs of one configuration, then compare them in a table and a plot",
     "--config configs/sweeps/dcgan28_lr_batch.py --workdir runs/dcgan28_lr_batch --jobs 2",
     _define,
     _run,

@@ -1,12 +1,13 @@
-"""Progress of a command that has stages of unlike lengths."""
+"""Progress of a command that consists of stages of different lengths."""
 
 import sys
 
 
-class Stages:
-    """A bar on a terminal, elsewhere a line a stage, on stderr. Called with what begins, and of how many stages.
+class StageProgress:
+    """Show the current stage on stderr: as a progress bar on a terminal, as one line per stage elsewhere.
 
-    Leaving it clears the bar, so that what is printed then begins a line.
+    Call it at the beginning of each stage with the stage's name and the number of stages. As a context manager it
+    clears the bar at the end, so that later output begins on a new line.
     """
 
     def __init__(self):
@@ -20,8 +21,8 @@ class Stages:
         if self._bar is None:
             from tqdm import tqdm
 
-            shape = "{bar:20} {n_fmt}/{total_fmt} [{elapsed}] {desc}"
-            self._bar = tqdm(total=stages, bar_format=shape, leave=False)
+            layout = "{bar:20} {n_fmt}/{total_fmt} [{elapsed}] {desc}"
+            self._bar = tqdm(total=stages, bar_format=layout, leave=False)
         self._bar.update(self._begun - 1 - self._bar.n)
         self._bar.set_description_str(text)
 
@@ -32,5 +33,6 @@ class Stages:
         self.close()
 
     def close(self) -> None:
+        """Clear the bar."""
         if self._bar is not None:
             self._bar.close()

@@ -1,0 +1,106 @@
+"""`idrid-jax train`: train a generator, or resume training."""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from idrid_jax.cli.command import Command
+from idrid_jax.cli.parsing import command_line, define_config
+from idrid_jax.errors import UserError
+
+
+def _define(values, argv):
+    define_config(values, argv, " (needed)")
+    flags.DEFINE_string(
+        "workdir", None, "the run directory; the same command again resumes the run", required=True, flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "dry_run", False, "print the layers and the resolved configuration, and stop", flag_values=values
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        "",
+        "HOST:PORT of process 0 of several; not needed under srun, mpirun, on TPU pods and Kubernetes",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("num_processes", None, "number of processes", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process_id", None, "index of this process, from 0", lower_bound=0, flag_values=values)
+    flags.DEFINE_float(
+        "join_timeout", 300.0, "seconds to wait for the other processes", lower_bound=0, flag_values=values
+    )
+
+
+def _run(values):
+    from idrid_jax import config as config_lib
+
+    if values.config is None:
+        raise UserError("--config is missing: name a file such as configs/cgan32.py")
+    config = values.config
+    config_lib.check(config)
+    automatic, config = config_lib.automatic(config), config_lib.resolved(config)
+    from idrid_jax.evaluation.snapshot_metrics import Measures
+    from idrid_jax.models.layer_table import networks_table
+    from idrid_jax.training import snapshot
+
+    snapshot.check_best(config, Measures.names)
+
+    if values.dry_run:
+        print(networks_table(config))
+        print(json.dumps(config.to_dict(), indent=2))
+        return
+    from idrid_jax.cli import explain
+    from idrid_jax.training import multihost
+
+    where = multihost.place(values.coordinator_address, values.num_processes, values.process_id)
+    with multihost.joined(where, timeout=values.join_timeout, explain=lambda error: explain(error, values)) as peers:
+        say = print if peers.index == 0 else lambda *_, **__: None
+        for name, value in config_lib.fields(config):
+            if name in automatic:
+                say(f"auto: config.{name} = {value:g}")
+        _train(config, Path(values.workdir), say=say)
+
+
+def _train(config, workdir, say):
+    from idrid_jax.config import steps
+    from idrid_jax.data.manifest import find_prepared
+    from idrid_jax.evaluation.snapshot_metrics import Measures
+    from idrid_jax.models.layer_table import networks_table
+    from idrid_jax.training import loop
+    from idrid_jax.training.checkpoint import Checkpoints
+
+    manifest = find_prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
+    tell = lambda text: say(text, file=sys.stderr, flush=True)
+    # before the table, which takes seconds: its weights may be missing
+    stops = config.on_collapse == "stop"
+    measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best, stops=stops, tell=tell)
+    say(networks_table(config))
+    say(
+        f"release {manifest.name} ({manifest.fingerprint[:12]}), "
+        f"training photographs by grade: {manifest.counts['grading']['train']}",
+        flush=True,
+    )
+    if fading := config.conditioning.start_kimg + config.conditioning.ramp_kimg:
+        say(f"full conditioning on grades from {fading:g} kimg on; earlier checkpoints are not chosen", flush=True)
+    state = loop.train(config, workdir, on_snapshot=(measures,))
+    step = int(state.step)
+    if step < steps(config.total_kimg, config):
+        return  # interrupted, which the loop has logged
+    with Checkpoints(workdir) as checkpoints:
+        chosen = checkpoints.chosen()
+    if chosen is not None:
+        kimg = chosen * config.batch_size / 1000
+        say(f"chosen: step {chosen} ({kimg:g} kimg), which has the lowest {config.checkpoint.best}")
+    kimg = step * config.batch_size / 1000
+    say(f"step {step} ({kimg:g} kimg): images, stats.jsonl and checkpoints in {workdir}")
+    say(f"next: {command_line('evaluate', '--workdir', workdir)}")
+
+
+TRAIN = Command(
+    "train a generator, or resume training",
+    "--config configs/cgan32.py --workdir runs/cgan32 --config.total_kimg=200",
+    _define,
+    _run,
+    trains=True,
+)
