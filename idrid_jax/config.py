@@ -123,7 +123,7 @@ def default_config() -> ml_collections.ConfigDict:
             checkpoint=dict(
                 keep_last=3,  # newest checkpoints kept
                 keep_every_kimg=0.0,  # and every one at a multiple of this; 0 = none
-                best="kid",  # a measure of evaluation/snapshots.py; its lowest is kept, and sampled; empty = none
+                best="kid_imagenet",  # a metric of evaluation/snapshot_metrics.py; the lowest is kept and sampled; empty = none
             ),
             log=dict(console="bar"),  # bar | thesis = its line "[e/E][b/B] Loss_D: ..."
         )

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 @pytest.fixture
 def config(config, monkeypatch):
-    monkeypatch.setattr(bench, "Measures", lambda *_, **__: lambda *_: {})  # SSIM's window is larger than tiny images
+    monkeypatch.setattr(bench, "SnapshotMetrics", lambda *_, **__: lambda *_: {})  # SSIM's window is larger than tiny images
     return changed(config, snapshot_kimg=10.0)
 
 

@@ -268,7 +268,7 @@ def test_features_of_networks_from_files_measure_too(workdir, monkeypatch, capsy
     monkeypatch.setattr(pretrained, "load", lambda path: {"a.npz": plain}[path])
     assert cli.main(["evaluate", "--workdir", str(workdir), "--weights=a.npz"]) == 0
     written = json.loads((workdir / evaluate.NAME).read_text())["closeness"]
-    assert written["networks"][-1] == plain.name and len(written["networks"]) == 3
+    assert written["networks"][-1] == plain.name and len(written["networks"]) == 2
     assert np.isfinite(written["rows"]["generated"]["features"][plain.name]["kid"]["value"])
     assert f"features: {plain.name}" in capsys.readouterr().out
 

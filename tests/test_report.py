@@ -125,7 +125,7 @@ def evaluation(training, *, step=3, conditional=True):
             "verdict": "a grader of photographs reads the asked grades (kappa 0.46, 0.21 to 0.67)",
         },
         "of": {"network": "cgan32", "step": step, "kimg": step * 0.016, "statistics": "auto",
-               "chosen": "the snapshot with the lowest kid while training"},
+               "chosen": "the snapshot with the lowest kid_imagenet while training"},
     }  # fmt: skip
     if conditional:
         result["closeness"]["by_grade"] = {grade: rows(rng) for grade in GRADES}
@@ -141,7 +141,7 @@ def write_stats(workdir):
     lines = [{"step": i, "kimg": k, "seconds": 1.0, "images_per_s": rate, "loss_d": 1.0 + i, "loss_g": 2.0,
               "d_real": 0.5, "d_fake_before": 0.4, "d_fake_after": float("nan"), "grad_norm_d": 1.0, "grad_norm_g": 1.0}
              for i, k, rate in zip((1, 3, 5), kimgs, (0.0, 100.0, 300.0))]  # fmt: skip
-    lines[1] |= {"kid": 0.5, "kid_grader": 0.25, "copied": 0.1, "veto": 1.0, "ssim_excess": 0.05, "brand_new": 1.0}
+    lines[1] |= {"kid_imagenet": 0.5, "kid_grader": 0.25, "copy_rate": 0.1, "rejected": 1.0, "ssim_excess": 0.05, "brand_new": 1.0}
     (workdir / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7, "ki')
 
 
@@ -325,7 +325,7 @@ def test_large_images_are_averaged_down():
 
 def test_the_snapshot_that_was_taken_is_marked_where_it_lies(written, shown):
     assert "Evaluated: step 3 (0.048 kimg), of a run of 0.08 kimg." in shown.text
-    assert "How it was chosen: the snapshot with the lowest kid while training." in shown.text
+    assert "How it was chosen: the snapshot with the lowest kid_imagenet while training." in shown.text
     losses = written[written.index("<title>Losses") : written.index("<title>Discriminator")]
     taken = float(re.search(r'<line x1="([\d.]+)"[^>]*class="taken"', losses)[1])
     curve = [float(x) for x in re.search(r'd="M([^"]*)" class="dash0"', losses)[1].replace("L", " ").split()]
@@ -336,7 +336,7 @@ def test_the_snapshot_that_was_taken_is_marked_where_it_lies(written, shown):
 def test_measures_of_snapshots_have_their_panel_also_unknown_ones(shown):
     for title in ("KID to photographs held back", "Copied", "SSIM among images, less among real", "brand_new"):
         assert title in shown.text
-    assert "veto" not in shown.text and "Diversity" not in shown.text  # that one was not measured
+    assert "rejected" not in shown.text and "Diversity" not in shown.text  # that one was not measured
     assert "200 (median while training)" in shown.text  # not the 0 of the step that compiled
 
 

@@ -45,7 +45,7 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         defaults = trained_grader.train.__kwdefaults__
         patch.setattr(trained_grader.train, "__kwdefaults__", defaults | {"budget": BUDGET})
-        measures = snapshot_metrics.Measures(tmp_path_factory.mktemp("graders"))
+        measures = snapshot_metrics.SnapshotMetrics(tmp_path_factory.mktemp("graders"), best="kid_grader")
         rng = np.random.default_rng(3)
         noise = rng.integers(-6, 7, (40, 32, 32, 3))
         copies = (training.images[:40, :, ::-1] + noise).clip(0, 255).astype(np.uint8)
@@ -59,15 +59,15 @@ def measured(tmp_path_factory):
 
 
 def test_new_images_are_nearest_and_most_diverse(measured):
-    kid = {name: of["kid"] for name, of in measured.items()}
+    kid = {name: of["kid_grader"] for name, of in measured.items()}
     assert kid["new"] < min(kid["one"], kid["noise"])
     assert 0.4 < measured["new"]["diversity"] < 2.5 and measured["one"]["diversity"] < 0.1
     assert all(np.isfinite(value) for of in measured.values() for value in of.values())
 
 
 def test_copies_are_vetoed_and_new_images_are_not(measured):
-    assert measured["copies"]["copied"] > 0.5 and measured["copies"]["veto"] == 1
-    assert measured["new"]["veto"] == measured["noise"]["veto"] == 0
+    assert measured["copies"]["copy_rate"] > 0.5 and measured["copies"]["rejected"] == 1
+    assert measured["new"]["rejected"] == measured["noise"]["rejected"] == 0
 
 
 def test_ssim_tells_one_image_from_many(measured):
@@ -80,12 +80,12 @@ def test_without_validation_photographs_and_without_a_grader(tmp_path):
     """Nothing that lacks photographs passes for a number, and nothing is trained that is not asked for."""
     training = eyes(12, 0)
     lines = []
-    measures = snapshot_metrics.Measures(tmp_path, chooses="ssim_gap", tell=lines.append)
+    measures = snapshot_metrics.SnapshotMetrics(tmp_path, best="ssim_gap", log=lines.append)
     found = measures(eyes(8, 1).images, training.grades, training, training.part(np.arange(0)))
-    assert not {"kid", "diversity"} & found.keys() and found["veto"] == 0 and not any(tmp_path.iterdir())
-    assert lines == ["0 validation photographs, fewer than 10: snapshots are measured by those trained on"]
+    assert not {"kid_grader", "kid_imagenet", "diversity"} & found.keys() and found["rejected"] == 0 and not any(tmp_path.iterdir())
+    assert lines == ["0 validation photographs, fewer than 10: snapshots are compared with the training photographs"]
     one = training.part(np.arange(1))
-    found = snapshot_metrics.Measures(tmp_path, chooses="")(training.images[:5], None, training, one.part(np.arange(0)))
+    found = snapshot_metrics.SnapshotMetrics(tmp_path, best="")(training.images[:5], None, training, one.part(np.arange(0)))
     assert "ssim_excess" in found
 
 
@@ -95,16 +95,16 @@ def test_features_of_imagenet_only_where_they_choose(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot_metrics.weights, "load", lambda name: {"efficientnet-lite0": network}[name])
     monkeypatch.setattr(snapshot_metrics.trained_grader, "train", lambda *args, **more: (network, None))
     training, validation, fakes = eyes(60, 0), eyes(20, 1), eyes(8, 2)
-    measures = snapshot_metrics.Measures(tmp_path, chooses="kid_imagenet")
+    measures = snapshot_metrics.SnapshotMetrics(tmp_path)
     found = [measures(fakes.images, fakes.grades, training, validation) for _ in range(2)]
     wanted = distances.kid(*(network.extract(some.images) for some in (fakes, validation)))
     assert found[0]["kid_imagenet"] == found[1]["kid_imagenet"] == wanted and "diversity" in found[0]
     assert "kid_imagenet" in measures.names  # or it could not be chosen by
     del seen[:]
-    measure = lambda **asked: snapshot_metrics.Measures(tmp_path, **asked)(fakes.images, None, training, validation)
-    assert not {"kid_imagenet", "diversity"} & measure(chooses="").keys()
+    measure = lambda **asked: snapshot_metrics.SnapshotMetrics(tmp_path, **asked)(fakes.images, None, training, validation)
+    assert not {"kid_imagenet", "diversity"} & measure(best="").keys()
     assert not seen
-    assert "diversity" in measure(chooses="", stops=True)  # or a collapse would go unheard
+    assert "diversity" in measure(best="", stop_on_collapse=True)  # or a collapse would go unheard
 
 
 def test_a_grader_is_trained_once_and_a_torn_one_again(tmp_path):
@@ -186,7 +186,7 @@ def test_the_best_that_is_not_vetoed_is_chosen_and_sampled(config, tmp_path):
 
     def measure(*_):
         value, veto = next(scores)
-        return {"score": value, "veto": veto}
+        return {"score": value, "rejected": veto}
 
     measure.names = score.names
     train(changed(config, checkpoint__best="score", checkpoint__keep_last=1), tmp_path, on_snapshot=(measure,))

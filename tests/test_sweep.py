@@ -429,14 +429,14 @@ def test_the_lowest_kid_of_the_snapshots_is_told(file, workdir):
     path = file()
     made = definition.read(path, cli.parsing._load_config(str(path)))
     line = {"kimg": 1.0, "loss_d": 1.0, "loss_g": 1.0, "images_per_s": 1.0}
-    told = [line | {"step": 1, "kid": 0.02, "kid_imagenet": 0.2}, line | {"step": 2}, line | {"step": 3, "kid": 0.03}]
+    told = [line | {"step": 1, "kid_grader": 0.02, "kid_imagenet": 0.2}, line | {"step": 2}, line | {"step": 3, "kid_grader": 0.03}]
     (workdir / SLOW).mkdir(parents=True)
     (workdir / SLOW / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
     frame = results.table(made, workdir)
-    assert frame.kid[0] == 0.02 and frame.kid_imagenet[0] == 0.2 and frame.kid[1:].isna().all()
+    assert frame.kid_grader[0] == 0.02 and frame.kid_imagenet[0] == 0.2 and frame.kid_grader[1:].isna().all()
     header, first, second, *_ = report.text(frame, made.fields()).splitlines()
-    assert header.split()[-2:] == ["kid", "kid_imagenet"]
-    assert first.split()[-2:] == ["20.0", "200.0"] and second.split()[-2:] == ["-", "-"]
+    assert header.split()[-2:] == ["kid_imagenet", "kid_grader"]
+    assert first.split()[-2:] == ["200.0", "20.0"] and second.split()[-2:] == ["-", "-"]
     (workdir / SLOW / "stats.jsonl").write_text(json.dumps(line | {"step": 1}) + "\n")
     assert "kid" not in report.text(results.table(made, workdir), made.fields())
 

@@ -32,7 +32,7 @@ from idrid_jax.data.pipeline import resident
 from idrid_jax.data.prepare import prepare
 from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.snapshot_metrics import Measures
+from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
 from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import build, loop, train_step
 from idrid_jax.training import sharding as mesh_lib
@@ -204,7 +204,7 @@ def _loop(config, mesh, bare, scratch, seconds):
 
     report.note(f"train: {spans} times {every} steps and a snapshot")
     manifest = find_release(config)
-    measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best)
+    measures = SnapshotMetrics(manifest.folder / "features", best=config.checkpoint.best)
     loop.train(config, scratch / "run", on_snapshot=(measures, alternate))
     times = Times(tuple(after - before for before, after in zip(left[-1 - spans :], entered[-spans:])))
     steps = [(before + after) / 2 for before, after in zip(beside[-1 - spans :], beside[-spans:])]

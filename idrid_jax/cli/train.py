@@ -40,11 +40,11 @@ def _run(values):
     config = values.config
     config_lib.check(config)
     automatic, config = config_lib.automatic(config), config_lib.resolved(config)
-    from idrid_jax.evaluation.snapshot_metrics import Measures
+    from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
     from idrid_jax.models.layer_table import networks_table
     from idrid_jax.training import snapshot
 
-    snapshot.check_best(config, Measures.names)
+    snapshot.check_best(config, SnapshotMetrics.names)
 
     if values.dry_run:
         print(networks_table(config))
@@ -65,7 +65,7 @@ def _run(values):
 def _train(config, workdir, say):
     from idrid_jax.config import steps
     from idrid_jax.data.manifest import find_prepared
-    from idrid_jax.evaluation.snapshot_metrics import Measures
+    from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
     from idrid_jax.models.layer_table import networks_table
     from idrid_jax.training import loop
     from idrid_jax.training.checkpoint import Checkpoints
@@ -73,8 +73,12 @@ def _train(config, workdir, say):
     manifest = find_prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
     tell = lambda text: say(text, file=sys.stderr, flush=True)
     # before the table, which takes seconds: its weights may be missing
-    stops = config.on_collapse == "stop"
-    measures = Measures(manifest.folder / "features", chooses=config.checkpoint.best, stops=stops, tell=tell)
+    measures = SnapshotMetrics(
+        manifest.folder / "features",
+        best=config.checkpoint.best,
+        stop_on_collapse=config.on_collapse == "stop",
+        log=tell,
+    )
     say(networks_table(config))
     say(
         f"release {manifest.name} ({manifest.fingerprint[:12]}), "

@@ -282,8 +282,7 @@ def table(result: dict) -> str:
         f"Images used: {used['generated']} generated, {used['training']} training, {used['held_out']} held-out real.",
         "Read as many generated against held-out real: that is what photographs get, and numbers count.",
         "Ratio 1: as far from half of training as its other half is. No row says that lesions or vessels are right:",
-        "random features were never trained, and the grader's know its training photographs. Of so many intervals",
-        "one in twenty is wrong by chance.",
+        "the grader's features know its training photographs. Of so many intervals one in twenty is wrong by chance.",
     ]
     return "\n".join(lines)
 

@@ -28,7 +28,7 @@ from idrid_jax.evaluation import (
     usefulness,
 )
 from idrid_jax.evaluation.downsample import check_pixels, smaller
-from idrid_jax.evaluation.features import feature_cache, pretrained, random_network, trained_grader
+from idrid_jax.evaluation.features import feature_cache, pretrained, trained_grader
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
 from idrid_jax.generation.sampling import Sampler, encode
@@ -94,7 +94,7 @@ def evaluate(
         pass
     conditional = sampler.network.conditional
     arms = len(usefulness.ARMS) - (not keep_share) if seeds and conditional else 0
-    stages = 3 + 2 * (pixels is None) + 3 * (2 + len(trained_elsewhere)) + len(GRADES) * conditional + arms
+    stages = 3 + 2 * (pixels is None) + 3 * (1 + len(trained_elsewhere)) + len(GRADES) * conditional + arms
     tell = lambda text: progress(text, stages)
     manifest, training, held_out = photographs(workdir, sampler, data_dir, pixels)
     shown = training.part(~folds.validation(manifest, sampler.config.data.validation_folds))
@@ -110,7 +110,7 @@ def evaluate(
     result = quality.measure(*sets, seed=seed)
     tell("a grader of the training photographs")
     dr_grader, params = trained_grader.train(shown.images, shown.grades, manifest.folder / "features")
-    strangers = [_remembered(network) for network in (random_network.network(), *trained_elsewhere)]
+    strangers = [_remembered(network) for network in trained_elsewhere]
     keep = lambda network, images: feature_cache.cached_features(network, images, manifest.folder / "features")
     result["closeness"] = closeness.measure(*sets, networks=[dr_grader, *strangers], keep=keep, seed=seed, note=tell)
     if conditional:

@@ -1,7 +1,15 @@
-"""Cheap measures of a snapshot while a generator trains: how close, how diverse, and whether they are copies.
+"""Metrics of a training snapshot: distance to photographs, diversity, and copies of training photographs.
 
-Judged by photographs of the training split that the networks are not shown (`config.data.validation_folds`), never by
-the test split.
+| metric | computed | what it is |
+| --- | --- | --- |
+| `kid_imagenet` | if `checkpoint.best` is `kid_imagenet` (the default) | KID by the installed ImageNet features |
+| `kid_grader`, `diversity` | if `checkpoint.best` is a KID, or `on_collapse` is `stop` | KID, and spread, by the features of a grader that is trained once per release |
+| `copy_rate`, `rejected` | always | share of generated images that are copies; 1 if there are too many |
+| `ssim_within`, `ssim_excess`, `ssim_gap` | always | mean SSIM between generated images; minus that between photographs; its absolute value |
+
+The reference is the validation fold of the training split (`config.data.validation_folds`), which the networks never
+see; the test split is not read. To add a metric, compute it in `SnapshotMetrics.__call__` and, if lower is better, add
+its name to `names`.
 """
 
 from collections.abc import Callable
@@ -11,99 +19,97 @@ import numpy as np
 
 from idrid_jax.data.cache import Split
 from idrid_jax.evaluation import distances, memorization
-from idrid_jax.evaluation.features import pretrained, random_network, trained_grader
+from idrid_jax.evaluation.features import pretrained, trained_grader
 from idrid_jax.evaluation.image_quality import ssim_pairs
 
-ALIKE = 60  # images of each set whose pairs SSIM takes at 128 pixels and below, fewer above: it shall cost seconds
-LEAST = 10  # validation photographs; with fewer the training ones are the reference
+KIDS = ("kid_imagenet", "kid_grader")
+SSIM_IMAGES = 60  # images whose pairs SSIM compares at 128 pixels and below, fewer above, to stay within seconds
+MIN_VALIDATION = 10  # validation photographs; with fewer, the training photographs are the reference
 
 
-class Measures:
-    """Handed to `loop.train`; what is of photographs alone is computed at the first call.
+class SnapshotMetrics:
+    """Computes the metrics of a snapshot; `loop.train` calls it with the images that it generated.
 
-    kid, kid_grader, diversity: only where kid, kid_grader or kid_imagenet chooses the checkpoint, or a collapse shall
-      stop training, as a grader has to be trained for them.
-    kid_grader, kid_random: to the validation photographs (where they are fewer than LEAST: to the training ones),
-      unbiased, by the features of a grader (`trained_grader`) and by random ones. Not x1000. kid: the mean of both,
-      which are of one order on photographs and noise. The grader's alone ends at 0 long before textures are right; the
-      random ones alone are won by a blurred mean image.
-    kid_imagenet: likewise by the features of `pretrained.IMAGENET`, which tell images apart where the others do not;
-      a fortieth of a second an image on a CPU's core, and only where it chooses the checkpoint.
-    diversity: the variance of the grader's features among the fakes over that among training photographs.
-    copied: the share of fakes that are copies of a training photograph (`memorization.COPY`).
-    ssim_among, ssim_excess, ssim_gap: SSIM among the fakes; less that among as many training photographs; the excess
-      without its sign.
-    veto: 1 where more are copied than `memorization.allowed`: such a snapshot is not to be chosen; 0 otherwise.
+    kid_imagenet, kid_grader: unbiased KID to the validation photographs (not times 1000), to the training photographs
+      if the former are fewer than `MIN_VALIDATION`. ImageNet's features take about 25 ms an image on a CPU core.
+    diversity: total variance of the grader's features over the generated images, divided by that over the training
+      photographs.
+    copy_rate: share of generated images whose `memorization` similarity is at least `COPY`.
+    rejected: 1 if `copy_rate` is above `memorization.allowed`, so that the snapshot must not be chosen; else 0.
+    ssim_within: mean SSIM between generated images. ssim_excess: minus that between as many training photographs.
+    ssim_gap: the absolute value of ssim_excess.
     """
 
-    # those of which lower is better
-    names = ("kid", "kid_grader", "kid_random", "kid_imagenet", "copied", "ssim_among", "ssim_gap")
+    names = (*KIDS, "copy_rate", "ssim_within", "ssim_gap")  # lower is better: `checkpoint.best` may name these
 
     def __init__(
-        self, folder: Path, chooses: str = "kid", stops: bool = False, tell: Callable[[str], None] = lambda text: None
+        self,
+        cache_dir: Path,
+        *,
+        best: str = "kid_imagenet",
+        stop_on_collapse: bool = False,
+        log: Callable[[str], None] = lambda text: None,
     ):
-        """folder: where graders of the release are kept. chooses: `config.checkpoint.best`. stops: whether training
-        shall stop where images grow alike (see `alarm`), as diversity says. tell: is told of what takes long. Raises:
-        UserError where the weights of `kid_imagenet` are not installed."""
-        self._folder, self._with_grader = Path(folder), stops or chooses in ("kid", "kid_grader", "kid_imagenet")
-        self._imagenet = pretrained.load(pretrained.IMAGENET) if chooses == "kid_imagenet" else None
-        self._tell, self._real = tell, None
+        """cache_dir: folder of trained graders. best: `config.checkpoint.best`. stop_on_collapse: whether
+        `config.on_collapse` is "stop", which needs `diversity`. log: receives a line before a long computation.
+
+        Raises UserError if `best` is kid_imagenet and its weights are not installed.
+        """
+        self._cache_dir = Path(cache_dir) if stop_on_collapse or best in KIDS else None
+        self._imagenet = pretrained.load(pretrained.IMAGENET) if best == "kid_imagenet" else None
+        self._log, self._reference = log, None
 
     def __call__(self, fakes: np.ndarray, grades: np.ndarray, training: Split, validation: Split) -> dict[str, float]:
-        """fakes uint8 [N, R, R, C], N at least 2 -> numbers; those that lack photographs are left out."""
-        if self._real is None:
-            folder = self._folder if self._with_grader else None
-            self._real = _Real(training, validation, folder, self._imagenet, self._tell)
-        real, out = self._real, {}
-        if real.grader is not None:
-            features = real.grader.extract(fakes)
-            out["kid_grader"] = distances.kid(features, real.features)
-            out["diversity"] = float(features.var(axis=0).sum() / max(real.variance, 1e-12))
-        out["kid_random"] = distances.kid(random_network.extract(fakes), real.random_features)
-        if real.grader is not None:
-            out["kid"] = (out["kid_grader"] + out["kid_random"]) / 2
+        """Returns the metrics of generated images, uint8 [N, R, R, C] with N at least 2. A metric that needs more
+        photographs than there are is absent. The reference is computed at the first call and reused."""
+        if self._reference is None:
+            self._reference = _Reference(training, validation, self._cache_dir, self._imagenet, self._log)
+        reference, metrics = self._reference, {}
         if self._imagenet is not None:
-            out["kid_imagenet"] = distances.kid(self._imagenet.extract(fakes), real.imagenet_features)
-        if real.copies is not None:
-            copied = float((real.copies.likeness(fakes) >= memorization.COPY).mean())
-            out |= {"copied": copied, "veto": float(copied > memorization.allowed(len(fakes)))}
-        among = ssim_among(fakes)
-        out |= {"ssim_among": among}
-        if real.ssim_among is not None:
-            out |= {"ssim_excess": among - real.ssim_among, "ssim_gap": abs(among - real.ssim_among)}
-        return out
+            metrics["kid_imagenet"] = distances.kid(self._imagenet.extract(fakes), reference.imagenet_features)
+        if reference.grader is not None:
+            features = reference.grader.extract(fakes)
+            metrics["kid_grader"] = distances.kid(features, reference.grader_features)
+            metrics["diversity"] = float(features.var(axis=0).sum() / max(reference.variance, 1e-12))
+        if reference.memorization is not None:
+            copy_rate = float((reference.memorization.likeness(fakes) >= memorization.COPY).mean())
+            metrics |= {"copy_rate": copy_rate, "rejected": float(copy_rate > memorization.allowed(len(fakes)))}
+        metrics["ssim_within"] = ssim_within(fakes)
+        if reference.ssim_within is not None:
+            excess = metrics["ssim_within"] - reference.ssim_within
+            metrics |= {"ssim_excess": excess, "ssim_gap": abs(excess)}
+        return metrics
 
 
-class _Real:
-    """What the photographs alone say."""
+class _Reference:
+    """What depends on the photographs alone."""
 
-    def __init__(self, training, validation, folder, imagenet, tell):
+    def __init__(self, training, validation, cache_dir, imagenet, log):
         images = np.asarray(training.images)
-        enough = len(validation.grades) >= LEAST
-        reference = np.asarray(validation.images) if enough else images
+        enough = len(validation.grades) >= MIN_VALIDATION
+        compared = np.asarray(validation.images) if enough else images
         if not enough:
-            tell(
-                f"{len(validation.grades)} validation photographs, fewer than {LEAST}: snapshots are measured by those "
-                "trained on"
+            log(
+                f"{len(validation.grades)} validation photographs, fewer than {MIN_VALIDATION}: snapshots are compared "
+                "with the training photographs"
             )
+        self.imagenet_features = None if imagenet is None else imagenet.extract(compared)
         self.grader = None
-        if folder is not None:
-            self.grader, _ = trained_grader.train(images, training.grades, folder, tell=tell)
-            self.features = self.grader.extract(reference)
+        if cache_dir is not None:
+            self.grader, _ = trained_grader.train(images, training.grades, cache_dir, tell=log)
+            self.grader_features = self.grader.extract(compared)
             self.variance = float(self.grader.extract(images).var(axis=0).sum())
-        self.random_features = random_network.extract(reference)
-        self.imagenet_features = None if imagenet is None else imagenet.extract(reference)
-        self.copies = memorization.Training(images) if len(images) >= memorization.LEAST else None
-        some = np.linspace(0, len(images) - 1, min(_alike(images), len(images))).astype(int)
-        self.ssim_among = ssim_among(images[some]) if len(some) > 1 else None
+        self.memorization = memorization.Training(images) if len(images) >= memorization.LEAST else None
+        some = np.linspace(0, len(images) - 1, min(_ssim_images(images), len(images))).astype(int)
+        self.ssim_within = ssim_within(images[some]) if len(some) > 1 else None
 
 
-def _alike(images) -> int:
-    return max(8, int(ALIKE * min(1, 128 / images.shape[1])))
+def _ssim_images(images) -> int:
+    return max(8, int(SSIM_IMAGES * min(1, 128 / images.shape[1])))
 
 
-def ssim_among(images: np.ndarray) -> float:
-    """Mean SSIM of the first images, uint8 [N, R, R, C], with each other: high is bad, they are all alike."""
-    some = images[: _alike(images)].astype(np.float32) / 255
+def ssim_within(images: np.ndarray) -> float:
+    """Returns the mean SSIM between the first images of uint8 [N, R, R, C]: high if they are all alike."""
+    some = images[: _ssim_images(images)].astype(np.float32) / 255
     pairs = np.asarray(ssim_pairs(some, some))
     return float(pairs[~np.eye(len(some), dtype=bool)].mean())

@@ -33,7 +33,7 @@ MEASURES = {
 }
 # column -> key in stats.jsonl, of its last line
 LAST = {"kimg": "kimg", "loss_d": "loss_d", "loss_g": "loss_g"}
-KIDS = ("kid", "kid_imagenet")  # of `evaluation.snapshots`: the lowest of a run's, as far as it measures them
+KIDS = ("kid_imagenet", "kid_grader")  # of `evaluation.snapshot_metrics`: the lowest of a run's, as far as it has them
 
 
 @dataclasses.dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from idrid_jax.data.manifest import find_prepared
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.snapshot_metrics import Measures
+from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
 from idrid_jax.models import NETWORKS
 from idrid_jax.sweep import report, results
 from idrid_jax.sweep.definition import Run, Sweep
@@ -35,7 +35,7 @@ def check(sweep: Sweep, workdir: Path) -> dict[str, str]:
             if key not in known:
                 known[key] = find_prepared(key[0] or None, key[1])
             record.check_resume(workdir / run.name, run.config, known[key])
-            snapshot.check_best(run.config, Measures.names)
+            snapshot.check_best(run.config, SnapshotMetrics.names)
             _check_source(run)
         except UserError as error:
             raise UserError(f"{sweep.path}, run {run.number}: {error}") from error

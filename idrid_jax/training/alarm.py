@@ -14,7 +14,7 @@ def alarm(rows: list[dict], loss: str) -> str | None:
     rows: of stats.jsonl, oldest first; the last is a snapshot's, with what was measured of it. loss: a name in
     `losses.LOSSES`. Of one without a border (Wasserstein's) nobody can say when D is sure, but where it is of pairs.
     """
-    snapshots = [i for i, row in enumerate(rows) if "diversity" in row or "ssim_among" in row]
+    snapshots = [i for i, row in enumerate(rows) if "diversity" in row or "ssim_within" in row]
     if not snapshots or snapshots[-1] != len(rows) - 1:
         return None
     said = []

@@ -28,10 +28,8 @@ PANELS = (  # title, {key in stats.jsonl: caption}
     (
         "KID of the snapshot's images to the validation photographs",
         {
+            "kid_imagenet": "ImageNet features",
             "kid_grader": "grader's features",
-            "kid_random": "random features",
-            "kid": "mean",
-            "kid_imagenet": "ImageNet's features",
         },
     ),
     (

@@ -25,7 +25,7 @@ GRID_COLUMNS, GRID_PIXELS = 12, 4096  # columns, fewer where the picture would b
 MEASURED = 200  # images that a snapshot is measured by at 128 pixels and below, fewer above
 
 # (fakes uint8 [N, R, R, C], their grades int32 [N], what is trained on, the validation photographs) -> numbers to log;
-# "veto" above 0: not to be chosen. `names`, an attribute, lists them, so that a misspelt one is met before training.
+# "rejected" above 0: not to be chosen. `names`, an attribute, lists them, so that a misspelt one is met before training.
 OnSnapshot = Callable[[np.ndarray, np.ndarray, Split, Split], dict[str, float]]
 
 
@@ -102,13 +102,13 @@ def fakes_name(step: int, config: ml_collections.ConfigDict) -> str:
 
 def told(measures: dict[str, float]) -> str:
     """One line of them."""
-    return ", ".join(f"{name} {value:.4f}" for name, value in measures.items() if name != "veto")
+    return ", ".join(f"{name} {value:.4f}" for name, value in measures.items() if name != "rejected")
 
 
 def score(config: ml_collections.ConfigDict, measures: dict[str, float], step: int) -> float | None:
     """The measure that chooses the checkpoint; None where there is none or it is not to be chosen: copies, or the
     networks do not yet hear their grades in full, so that a release of it would be mislabelled."""
-    if measures.get("veto") or build.heard(config, step) < 1:
+    if measures.get("rejected") or build.heard(config, step) < 1:
         return None
     return measures.get(config.checkpoint.best)
 

@@ -1,7 +1,7 @@
 """Features of a grader that learned the grades of a release's training photographs; trained once and kept.
 
 It looks where the grade is written: at 32 pixels its kappa on new photographs is low, and yet its features tell
-photographs from generated images, a repeated mean image and noise, in this order, which random ones do not.
+photographs from generated images, a repeated mean image and noise, in this order.
 """
 
 import dataclasses

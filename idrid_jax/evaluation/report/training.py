@@ -19,20 +19,20 @@ CURVES = (  # title, what it tells, {key in stats.jsonl: caption}
 MEASURES = (  # of a snapshot: title, what it tells, {key: caption}, line across
     (
         "KID to photographs held back",
-        "Low is good. By features of a grader, of an untrained network, their mean; ImageNet's where they choose.",
-        {"kid": "mean", "kid_grader": "grader", "kid_random": "untrained", "kid_imagenet": "ImageNet's"},
+        "Low is good. By ImageNet features, and by those of a grader.",
+        {"kid_imagenet": "ImageNet", "kid_grader": "grader"},
         None,
     ),
     ("Diversity", "Variance of the images' features over that of photographs; 1 is as real.", {"diversity": ""}, 1),
     (
         "Copied",
         f"Share twice as near to one training photograph as to any other; not taken above {SHARE:.0%}.",
-        {"copied": ""},
+        {"copy_rate": ""},
         SHARE,
     ),
     ("SSIM among images, less among real", f"Collapse above {COLLAPSE}.", {"ssim_excess": ""}, COLLAPSE),
 )
-UNSHOWN = {"step", "kimg", "seconds", "images_per_s", "d_accuracy", "ssim_among", "ssim_gap", "veto"}
+UNSHOWN = {"step", "kimg", "seconds", "images_per_s", "d_accuracy", "ssim_within", "ssim_gap", "rejected"}
 UNSHOWN |= {key for _, _, curves, *_ in (*CURVES, *MEASURES) for key in curves}
 
 
