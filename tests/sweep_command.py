@@ -53,7 +53,7 @@ if command == "train":
     say(command="saved", step=step)
 else:
     measures = {"ssim": 0.5 + step / 1000, "psnr": 20.0}
-    rows = ("generated", "nearest_to_generated", "among_generated", "held_out_real")
-    of = {"network": "dcgan28", "step": step, "size": 28, "release": "made up", "fingerprint": "f" * 64}
-    result = {**{row: measures for row in rows}, "collapse": {"ssim_excess": 0.05}, "of": of}
+    rows = ("generated", "nearest_to_generated", "within_generated", "held_out_real")
+    run = {"network": "dcgan28", "step": step, "last_step": step, "size": 28, "release": "made up", "fingerprint": "f" * 64}
+    result = {"quality": {**{row: measures for row in rows}, "collapse": {"ssim_excess": 0.05}}, "run": run}
     (workdir / "evaluation.json").write_text(json.dumps(result))

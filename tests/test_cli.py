@@ -288,7 +288,7 @@ def test_the_whole_way(folder, capsys, monkeypatch):
     said = run("evaluate", "--workdir", out / "run", "--count=4", "--weights=")  # slow without optimizations
     subject = "cgan32 at step 2 (0.016 kimg, the newest checkpoint; batch statistics: none) on release phantom ("
     assert subject in said and "Diversity:" in said
-    assert json.loads((out / "run" / "evaluation.json").read_text())["generated"]["ssim"] < 1
+    assert json.loads((out / "run" / "evaluation.json").read_text())["quality"]["generated"]["ssim"] < 1
 
 
 def test_sample_of_an_unconditional_generator(unconditional, capsys, tmp_path):

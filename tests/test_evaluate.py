@@ -27,8 +27,8 @@ from idrid_jax.images import to_float
 from idrid_jax.models import build_networks
 from idrid_jax.training import build, saved
 
-REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "among_generated",
-              "among_real")
+REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "within_generated",
+              "within_training")
 QUICK = grader.Budget(steps=3, batch_size=4)
 
 
@@ -69,15 +69,16 @@ def training(manifest):
 def test_the_keys_of_the_issue_hold_finite_numbers(workdir, result):
     written = json.loads((workdir / evaluate.NAME).read_text())
     assert written == result
+    rows = written["quality"]
     for row in ("generated", *REFERENCES):
-        assert np.isfinite(written[row]["ssim"]) and np.isfinite(written[row]["psnr"]), row
-        assert -1 <= written[row]["ssim"] <= 1
-    assert written["images"] == {"generated": sum(made_run.TRAIN), "training": sum(made_run.TRAIN),
+        assert np.isfinite(rows[row]["ssim"]) and np.isfinite(rows[row]["psnr"]), row
+        assert -1 <= rows[row]["ssim"] <= 1
+    assert rows["images"] == {"generated": sum(made_run.TRAIN), "training": sum(made_run.TRAIN),
                                  "held_out": sum(made_run.TEST)}
 
 
 def test_a_leak_of_augmentation_is_looked_for_where_there_was_some(workdir, result, training):
-    leaked = result["leak"]
+    leaked = result["augmentation_leak"]
     assert set(leaked["statistics"]) == set(augmentation_leak.CAPTIONS) and isinstance(leaked["verdict"], str)
     assert all(0 <= found["p"] <= 1 and 0 <= found["share"] <= 1 for found in leaked["statistics"].values())
     strengths = build.strengths(saved.read_run(workdir)[0].config)
@@ -87,21 +88,21 @@ def test_a_leak_of_augmentation_is_looked_for_where_there_was_some(workdir, resu
 
 
 def test_what_was_measured_is_written_with_it(manifest, result):
-    assert result["of"] == {
-        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "chosen": "the newest checkpoint", "trained": 5,
+    assert result["run"] == {
+        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "chosen": "the newest checkpoint", "last_step": 5, "seed": 0,
         "statistics": "auto", "batch_statistics": "none", "release": "made up",
         "fingerprint": manifest.fingerprint,
         "size": 32, "channels": 3, "crop": "field_of_view"}
 
 
 def test_by_grade_where_there_are_grades(folder, manifest, result):
-    assert list(result["by_grade"]) == list(GRADES)
-    for count, rows in zip(made_run.TRAIN, result["by_grade"].values()):
+    assert list(result["quality"]["by_grade"]) == list(GRADES)
+    for count, rows in zip(made_run.TRAIN, result["quality"]["by_grade"].values()):
         assert rows["generated"]["images"] == rows["generated"]["against"] == count  # the training split's proportions
         assert np.isfinite(rows["generated"]["ssim"])
     unconditional = evaluate.evaluate(made_run.make_run(folder / "dcgan", manifest, network="dcgan28"), count=4)
-    assert "by_grade" not in unconditional and unconditional["generated"]["images"] == 4
-    assert unconditional["of"]["channels"] == 1
+    assert "by_grade" not in unconditional["quality"] and unconditional["quality"]["generated"]["images"] == 4
+    assert unconditional["run"]["channels"] == 1
 
 
 def test_the_numbers_are_those_of_the_images_that_sample_draws(workdir, manifest, training):
@@ -113,17 +114,17 @@ def test_the_numbers_are_those_of_the_images_that_sample_draws(workdir, manifest
                      for p in manifest.grading["train"]]) / np.float32(255)
     pairs = [(x, y) for x in generated for y in real]
     x, y = (np.stack(side) for side in zip(*pairs))
-    assert result["generated"]["ssim"] == pytest.approx(float(np.mean(ssim(x, y))), abs=1e-5)
-    assert result["generated"]["psnr"] == pytest.approx(float(np.mean(psnr(x, y))), abs=1e-3)
+    assert result["quality"]["generated"]["ssim"] == pytest.approx(float(np.mean(ssim(x, y))), abs=1e-5)
+    assert result["quality"]["generated"]["psnr"] == pytest.approx(float(np.mean(psnr(x, y))), abs=1e-3)
 
 
 def test_the_same_again_and_another_seed_or_step_differs(workdir, result):
     assert evaluate.evaluate(workdir) == result
-    assert evaluate.evaluate(workdir, seed=1)["generated"] != result["generated"]
+    assert evaluate.evaluate(workdir, seed=1)["quality"]["generated"] != result["quality"]["generated"]
     older = evaluate.evaluate(workdir, step=3)
-    assert older["of"]["step"] == 3 and older["generated"] != result["generated"]
-    for reference in ("held_out_real", "mean_image", "among_real", "nearest_to_held_out"):
-        assert older[reference] == result[reference]  # of real images alone
+    assert older["run"]["step"] == 3 and older["quality"]["generated"] != result["quality"]["generated"]
+    for reference in ("held_out_real", "mean_image", "within_training", "nearest_to_held_out"):
+        assert older["quality"][reference] == result["quality"][reference]  # of real images alone
 
 
 def test_at_fewer_pixels_beside_a_run_of_smaller_images(workdir, manifest, result, capsys):
@@ -133,8 +134,8 @@ def test_at_fewer_pixels_beside_a_run_of_smaller_images(workdir, manifest, resul
     told = capsys.readouterr().out
     assert "32x32x3, field_of_view, compared at 28x28" in told and "evaluation_28.json" in told
     small = json.loads((workdir / "evaluation_28.json").read_text())
-    assert small["of"] == result["of"] | {"pixels": 28}
-    assert not small.keys() & {"copies", "membership", "leak", "usefulness"} and "reading" in small
+    assert small["run"] == result["run"] | {"pixels": 28}
+    assert not small.keys() & {"memorization", "membership", "augmentation_leak", "usefulness"} and "grading" in small
     assert (workdir / evaluate.NAME).read_bytes() == before
     assert (workdir / evaluate.PAIRS).read_bytes() == b"of the images' own size"
     split = cache.load(manifest, "train", size=28, channels=3, crop="field_of_view")
@@ -143,7 +144,7 @@ def test_at_fewer_pixels_beside_a_run_of_smaller_images(workdir, manifest, resul
     none = np.asarray(split.images[:0]), split.grades[:0]
     wanted = quality.measure(drawn, grades, np.asarray(split.images), split.grades, *none)
     for row in ("generated", "mean_image"):
-        assert small[row]["ssim"] == pytest.approx(wanted[row]["ssim"]), row
+        assert small["quality"][row]["ssim"] == pytest.approx(wanted[row]["ssim"]), row
 
 
 def test_made_smaller_as_photographs_are():
@@ -177,7 +178,7 @@ def test_pixels_that_cannot_be(pixels, size, says):
 
 
 def test_a_table_of_every_row(result):
-    text = quality.table(result)
+    text = quality.table(result["quality"])
     for caption in quality.CAPTIONS.values():
         assert caption in text
     assert all(grade in text for grade in GRADES) and "thesis's own" not in text
@@ -186,7 +187,7 @@ def test_a_table_of_every_row(result):
 def test_the_release_of_the_run_counts_not_the_latest(folder, manifest, workdir, result):
     other = prepare(made_run.write_release(folder / "other", train=(1, 1, 1, 1, 1)), folder / "data", tfds=False)[0]
     assert other.fingerprint != manifest.fingerprint
-    assert evaluate.evaluate(workdir)["of"] == result["of"]
+    assert evaluate.evaluate(workdir)["run"] == result["run"]
 
 
 def test_a_release_that_is_no_longer_prepared_is_one_line_and_can_be_named(folder, manifest, workdir, result):
@@ -207,9 +208,9 @@ def test_a_release_without_held_out_photographs_is_measured_without_them(folder)
     manifest = prepare(made_run.write_release(folder / "no test", test=(0,) * 5), folder / "data, no test",
                        tfds=False)[0]
     result = evaluate.evaluate(made_run.make_run(folder / "run, no test", manifest))
-    assert result["held_out_real"]["ssim"] is None and "missing" in result["held_out_real"]
-    assert np.isfinite(result["generated"]["ssim"])
-    assert quality.table(result)
+    assert result["quality"]["held_out_real"]["ssim"] is None and "missing" in result["quality"]["held_out_real"]
+    assert np.isfinite(result["quality"]["generated"]["ssim"])
+    assert quality.table(result["quality"])
 
 
 def test_usefulness_is_measured_when_asked_for(workdir, tmp_path, monkeypatch, capsys):
@@ -242,10 +243,10 @@ def test_an_unconditional_generator_s_use_is_told_missing(workdir, monkeypatch):
 def test_copies_and_membership_are_told(workdir, result, manifest, capsys):
     """A made-up run: its untrained generator draws noise, its untrained discriminator knows nobody."""
     if sum(made_run.TEST) < 10:
-        assert result["copies"] == {"missing": f"{sum(made_run.TEST)} held-out images; it takes at least 10"}
+        assert result["memorization"] == {"missing": f"{sum(made_run.TEST)} held-out images; it takes at least 10"}
         assert "held-out" in result["membership"]["missing"]
     else:
-        assert result["copies"]["verdict"].startswith("no sign") and (workdir / evaluate.PAIRS).stat().st_size
+        assert result["memorization"]["verdict"].startswith("no sign") and (workdir / evaluate.PAIRS).stat().st_size
         assert 0 <= result["membership"]["auc"] <= 1
 
 
@@ -282,7 +283,7 @@ def test_a_file_that_holds_no_network_leaves_the_other_measures(workdir, result,
     told = [line for line in err.splitlines() if not line.startswith("[")]
     assert len(told) == 1 and str(damaged) in told[0] and told[0].endswith("measuring without it")
     written = json.loads((other / evaluate.NAME).read_text())
-    assert list(written["weights_left_out"]) == ["damaged.npz"] and written["closeness"] == result["closeness"]
+    assert list(written["skipped_weights"]) == ["damaged.npz"] and written["closeness"] == result["closeness"]
     assert "Not measured by damaged.npz: cannot be read" in out and "written to" in out
 
 
@@ -304,13 +305,6 @@ def test_a_disk_that_is_full_at_the_end_takes_the_file_alone(workdir, monkeypatc
     out, err = capsys.readouterr()
     assert "generated x training" in out and "written to" not in out and (workdir / evaluate.NAME).read_bytes() == before
     assert err.splitlines()[-1].endswith("No space left on device")
-
-
-def test_what_was_measured_by_an_older_version_is_the_same_subject(workdir, result, tmp_path):
-    path, newer = tmp_path / evaluate.NAME, {"of": {"step": 3, "batch_statistics": "none"}, "seed": 0}
-    path.write_text(json.dumps({"of": {"step": 3}, "seed": 0, "usefulness": {"seeds": 2}}))
-    assert evaluate._earlier(path, newer) == {"seeds": 2}
-    assert evaluate._earlier(path, newer | {"of": {"step": 5}}) is None and evaluate._earlier(path, newer | {"seed": 1}) is None
 
 
 def test_a_network_sees_the_same_images_once(training):

@@ -49,8 +49,8 @@ def test_every_row_against_loops_over_pairs(name, measure_pair):
         "mean_image": mean_real.mean(),
         "nearest_to_generated": fake_real.max(axis=1).mean(),
         "nearest_to_held_out": held_real.max(axis=1).mean(),
-        "among_generated": pairs(fake_fake),
-        "among_real": pairs(real_real),
+        "within_generated": pairs(fake_fake),
+        "within_training": pairs(real_real),
     }
     assert set(want) == set(CAPTIONS)
     for key, value in want.items():
@@ -60,7 +60,7 @@ def test_every_row_against_loops_over_pairs(name, measure_pair):
         assert rows["generated"][name] == pytest.approx(fake_real[f][:, r].mean(), abs=1e-4)
         assert rows["held_out_real"][name] == pytest.approx(held_real[h][:, r].mean(), abs=1e-4)
         assert rows["nearest_to_generated"][name] == pytest.approx(fake_real[f][:, r].max(axis=1).mean(), abs=1e-4)
-        assert rows["among_real"][name] == pytest.approx(pairs(real_real[r][:, r]), abs=1e-4)
+        assert rows["within_training"][name] == pytest.approx(pairs(real_real[r][:, r]), abs=1e-4)
 
 
 def test_counts_and_json():
@@ -70,7 +70,7 @@ def test_counts_and_json():
     assert sides["generated"] == sides["nearest_to_generated"] == (6, 10)
     assert sides["one_generated"] == sides["mean_image"] == (1, 10)
     assert sides["held_out_real"] == sides["nearest_to_held_out"] == (5, 10)
-    assert sides["among_generated"] == (6, 6) and sides["among_real"] == (10, 10)
+    assert sides["within_generated"] == (6, 6) and sides["within_training"] == (10, 10)
     of_grade = result["by_grade"]["NO_DR"]["generated"]
     assert of_grade["images"] == of_grade["against"] == 2
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -110,7 +110,7 @@ def test_a_generator_of_one_image_is_called_collapsed():
     blurred = np.repeat(np.round(real.mean(axis=0, keepdims=True)).astype(np.uint8), 8, axis=0)
     collapsed = measure(blurred, None, real, grades, draw(3, 4), grades[:4])
     assert collapsed["generated"]["ssim"] > honest["held_out_real"]["ssim"]  # it wins by the protocol
-    among = collapsed["among_generated"]
+    among = collapsed["within_generated"]
     assert among == {"ssim": pytest.approx(1), "psnr": pytest.approx(100), "images": 8, "against": 8}
     assert collapsed["collapse"]["collapsed"] is True
     assert collapsed["collapse"]["verdict"].startswith("collapsed") and "collapsed" in table(collapsed)
@@ -127,7 +127,7 @@ def test_too_few_images_are_said_and_not_averaged():
     result = measure(fake[:1], np.array([4]), real, np.zeros(10, int), held[:0], held_grades[:0])
     assert result["generated"]["ssim"] is not None and result["mean_image"]["ssim"] is not None
     assert result["held_out_real"]["ssim"] is None and result["held_out_real"]["missing"] == "no held-out images"
-    assert result["among_generated"]["missing"] == "one generated image, no pair"
+    assert result["within_generated"]["missing"] == "one generated image, no pair"
     assert result["collapse"]["collapsed"] is None and "not judged" in result["collapse"]["verdict"]
     grades = result["by_grade"]
     assert grades["PROLIFERATIVE"]["generated"]["missing"] == "no training images of grade PROLIFERATIVE"

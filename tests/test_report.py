@@ -98,41 +98,43 @@ def evaluation(training, *, step=3, conditional=True):
     truth = rng.integers(0, 5, 40)
     read = {arm: rng.integers(0, 5, (3, 40)) for arm in usefulness.ARMS}
     result = {
-        **{key: {"ssim": float(rng.uniform()), "psnr": float(rng.uniform(10, 30)), "images": 9, "against": 15}
-           for key in quality.CAPTIONS},
-        "collapse": {"ssim_excess": 0.3, "threshold": 0.1, "collapsed": True, "verdict": "collapsed: excess is +0.300"},
-        "seed": 4,
+        "quality": {
+            **{key: {"ssim": float(rng.uniform()), "psnr": float(rng.uniform(10, 30)), "images": 9, "against": 15}
+               for key in quality.CAPTIONS},
+            "collapse": {"ssim_excess": 0.3, "threshold": 0.1, "collapsed": True,
+                         "verdict": "collapsed: excess is +0.300"},
+        },
         "closeness": {"seed": 4, "resamples": 200, "images": {"generated": 9, "training": 15, "held_out": 6},
                       "given": {}, "networks": NETWORKS, "rows": rows(rng)},
-        "copies": {
+        "memorization": {
             **{name: {"images": 12, "authentic": share,
-                      "nearest": {"0.5": a, "0.9": a + 0.1, "0.99": a + 0.2, "1": 0.97}}
+                      "similarity": {"0.5": a, "0.9": a + 0.1, "0.99": a + 0.2, "1": 0.97}}
                for name, share, a in (("generated", 0.75, 0.5), ("held_out", 0.25, 0.6))},
             "distances": {name: {key: {"nearest": {str(q): q + a for q in memorization.QUANTILES}, "authentic": 0.125 + a}
                                  for key, a in (("generated", b), ("held_out", b + 0.25))} | {"c_t": 4.5 - b}
                           for name, b in ((memorization.STRUCTURE, 0.1), (NETWORKS[0], 0.3))},
-            "c_t": 1.0, "nearer": 0.2, "threshold": 0.05, "verdict": "copies: 20.0% are nearer, more than 5%",
+            "c_t": 1.0, "copy_rate": 0.2, "threshold": 0.05, "verdict": "copies: 20.0% are nearer, more than 5%",
             "pairs": [{"generated": i, "training": training.ids[i], "index": i, "similarity": 0.9 - i / 10}
                       for i in range(3)],
         },
-        "membership": {"auc": 0.71, "interval": [0.66, 0.77], "untrained": 0.55, "verdict": "it gives them away"},
+        "membership": {"auc": 0.71, "interval": [0.66, 0.77], "untrained_auc": 0.55, "verdict": "it gives them away"},
         "usefulness": usefulness.compare(truth, read, resamples=50)
         | {"seeds": 3, "budget": {"steps": 7, "batch_size": 4}},
-        "reading": {
+        "grading": {
             "generated": {"images": 9, "kappa": 0.456, "interval": [0.21, 0.67], "confusion": CONFUSION,
                           "recall": dict(zip(GRADES, (1.0, 0.5, 0.0, None, 0.25)))},
             "held_out": {"missing": "6 held-out images; it takes at least 10"},
             "verdict": "a grader of photographs reads the asked grades (kappa 0.46, 0.21 to 0.67)",
         },
-        "of": {"network": "cgan32", "step": step, "kimg": step * 0.016, "statistics": "auto",
+        "run": {"network": "cgan32", "seed": 4, "step": step, "kimg": step * 0.016, "statistics": "auto",
                "chosen": "the snapshot with the lowest kid_imagenet while training"},
     }  # fmt: skip
     if conditional:
         result["closeness"]["by_grade"] = {grade: rows(rng) for grade in GRADES}
-        result["by_grade"] = {grade: {"collapse": {"collapsed": grade == "MILD"}} for grade in GRADES}
+        result["quality"]["by_grade"] = {grade: {"collapse": {"collapsed": grade == "MILD"}} for grade in GRADES}
     else:
         result["usefulness"] = {"missing": "no grades"}
-        del result["reading"]
+        del result["grading"]
     return result
 
 
@@ -305,7 +307,7 @@ def test_an_unconditional_run_shows_thirty_and_says_what_it_cannot(unconditional
 
 def test_a_checkpoint_that_is_gone_is_told(workdir, result, folder):
     other = copied(workdir, folder / "gone", draws=True)
-    (other / evaluation_run.NAME).write_text(json.dumps(result | {"of": result["of"] | {"step": 4}}))
+    (other / evaluation_run.NAME).write_text(json.dumps(result | {"run": result["run"] | {"step": 4}}))
     assert "The evaluated checkpoint (step 4) is gone: these images are of step 5." in shown_of(other).text
     shutil.rmtree(other / "checkpoints")
     found = shown_of(other)
@@ -371,7 +373,7 @@ def test_by_grade_in_a_table(shown, result):
 
 def test_psnr_and_ssim_are_those_of_the_protocol(shown, result):
     for key, caption in quality.CAPTIONS.items():
-        assert [caption, f"{result[key]['ssim']:.3f} / {result[key]['psnr']:.2f}"] in shown.rows
+        assert [caption, f"{result['quality'][key]['ssim']:.3f} / {result['quality'][key]['psnr']:.2f}"] in shown.rows
 
 
 def test_a_measure_without_images_says_why(workdir, result, folder):
@@ -391,8 +393,8 @@ def test_a_measure_without_images_says_why(workdir, result, folder):
 def test_images_that_lie_too_near_are_no_clean_copies(workdir, result, folder):
     other = copied(workdir, folder / "near")
     near = json.loads(json.dumps(result))
-    near["copies"] |= {"nearer": 0.0, "c_t": -4.0, "verdict": "nearer to the training photographs: 0.0%"}
-    near["weights_left_out"] = {"a.npz": "a network of another kind"}
+    near["memorization"] |= {"copy_rate": 0.0, "c_t": -4.0, "verdict": "nearer to the training photographs: 0.0%"}
+    near["skipped_weights"] = {"a.npz": "a network of another kind"}
     (other / evaluation_run.NAME).write_text(json.dumps(near))
     shown = shown_of(other)
     tones = [a["class"] for name, a in shown.tags if name == "div" and a.get("class", "").startswith("answer")]
@@ -525,7 +527,7 @@ def test_a_run_that_was_never_evaluated_says_what_to_run(folder, manifest, capsy
 def test_what_an_older_version_wrote_is_told(workdir, result, folder):
     other = copied(workdir, folder / "older")
     old = {"features": "f", "generated": {"kid": entry(1.0, "f")}}
-    (other / evaluation_run.NAME).write_text(json.dumps({"closeness": old, "of": result["of"]}))
+    (other / evaluation_run.NAME).write_text(json.dumps({"closeness": old, "run": result["run"]}))
     found = shown_of(other)
     assert "Closeness was measured by an older version. Run" in found.text
     assert "An older version of idrid-jax wrote evaluation.json" in found.text
@@ -561,7 +563,7 @@ def test_no_run_or_no_workdir(capsys, tmp_path):
     assert "--workdir is missing" in refused(capsys)
 
 
-@pytest.mark.parametrize("content", ['{"of": ', "[]", '{"copies": 3}', '{"by_grade": {"MILD": 1}}', "\x00\xff",
+@pytest.mark.parametrize("content", ['{"run": ', "[]", '{"memorization": 3}', '{"quality": {"by_grade": {"MILD": 1}}}', "\x00\xff",
                                      '{"closeness": {"rows": [1]}}'])
 def test_a_damaged_evaluation_is_named(capsys, workdir, tmp_path, content):
     other = copied(workdir, tmp_path / "damaged")

@@ -551,7 +551,7 @@ def test_a_real_run_killed_in_the_middle_ends_as_if_it_had_not_been(file, workdi
     assert "resuming from step" in (folder / job.LOG).read_text()
     (row,) = csv(workdir).itertuples()
     measured = json.loads((folder / "evaluation.json").read_text())
-    assert measured["of"]["trained"] == 6 and row.kimg == 0.012 and row.status == "finished"
+    assert measured["run"]["last_step"] == 6 and row.kimg == 0.012 and row.status == "finished"
     assert row.ssim == pytest.approx(measured["generated"]["ssim"])
     assert row.ssim_nearest == pytest.approx(measured["nearest_to_generated"]["ssim"])
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]

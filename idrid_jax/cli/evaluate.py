@@ -94,7 +94,7 @@ def _run(values):
             told=show,
         )
     print(f"\nwritten to {Path(values.workdir) / evaluate.file_name(values.pixels)}")
-    return 2 if "weights_left_out" in result else None
+    return 2 if "skipped_weights" in result else None
 
 
 def _print_evaluation(result):
@@ -108,7 +108,7 @@ def _print_evaluation(result):
         usefulness,
     )
 
-    of = result["of"]
+    of = result["run"]
     print(
         f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg, {of['chosen']}; batch statistics: "
         f"{of['batch_statistics']}) on release {of['release']} ({of['fingerprint'][:12]}), "
@@ -116,20 +116,20 @@ def _print_evaluation(result):
         + (f", compared at {of['pixels']}x{of['pixels']}" if "pixels" in of else "")
         + "\n"
     )
-    if "heard" in of:
-        print(f"It hears {of['heard']:.1%} of its grades, as they are fading in: what follows of grades is of such.\n")
-    print(quality.table(result, thesis=of["network"] == "dcgan28"))
+    if "conditioning_strength" in of:
+        print(f"The conditioning strength of this checkpoint is {of['conditioning_strength']:.1%}: its grades fade in.\n")
+    print(quality.table(result["quality"], thesis=of["network"] == "dcgan28"))
     print("\n" + closeness.table(result["closeness"]))
-    if "copies" in result:
-        print("\n" + memorization.table(result["copies"]))
+    if "memorization" in result:
+        print("\n" + memorization.table(result["memorization"]))
         print(membership.line(result["membership"]))
-    if "reading" in result:
-        print(reading.line(result["reading"]))
-    if "leak" in result:
-        print("\n" + augmentation_leak.table(result["leak"]))
+    if "grading" in result:
+        print(reading.line(result["grading"]))
+    if "augmentation_leak" in result:
+        print("\n" + augmentation_leak.table(result["augmentation_leak"]))
     if "usefulness" in result:
         print("\n" + usefulness.table(result["usefulness"]))
-    for name, why in result.get("weights_left_out", {}).items():
+    for name, why in result.get("skipped_weights", {}).items():
         print(f"Not measured by {name}: {why}.")
 
 

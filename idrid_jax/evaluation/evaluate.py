@@ -75,12 +75,11 @@ def evaluate(
     told: is given the result before it is written: a disk that is full by then takes no more than the file.
     Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
     nothing is chosen by it.
-    Returns what `quality.measure` does, with `closeness.measure` under "closeness", `memorization.measure` under "copies",
-    `membership.measure` under "membership", for a conditional generator `reading.measure` under "reading", where D was
-    shown augmented images `augmentation_leak.compare` under "leak", and what was measured under "of"; writes it to
-    `workdir/evaluation.json`, and the pairs of "copies" to `workdir/memorization.png`; at `pixels` to
+    Returns {"run": what was measured, "quality", "closeness", "memorization", "membership": what the module of that name
+    returns, for a conditional generator "grading", and where D was shown augmented images "augmentation_leak"}; writes
+    it to `workdir/evaluation.json`, and the pairs of "memorization" to `workdir/memorization.png`; at `pixels` to
     `workdir/evaluation_PIXELS.json` alone.
-    Where a file of weights was done without, "weights_left_out": {its name: why}.
+    Where a file of weights was skipped, "skipped_weights": {its name: why}.
     Raises UserError where `sampling.load` does, a file of weights is not there, the release is no longer prepared,
     `workdir` cannot be written, or `check_pixels` refuses `pixels`, which do not go with `seeds` either.
     """
@@ -107,7 +106,7 @@ def evaluate(
     images = images if pixels is None else smaller(images, pixels)
     real = np.asarray(training.images), training.grades, np.asarray(held_out.images), held_out.grades
     sets = images, grades if conditional else None, *real
-    result = quality.measure(*sets, seed=seed)
+    result = {"quality": quality.measure(*sets, seed=seed)}
     tell("a grader of the training photographs")
     dr_grader, params = trained_grader.train(shown.images, shown.grades, manifest.folder / "features")
     strangers = [_remembered(network) for network in trained_elsewhere]
@@ -115,19 +114,19 @@ def evaluate(
     result["closeness"] = closeness.measure(*sets, networks=[dr_grader, *strangers], keep=keep, seed=seed, note=tell)
     if conditional:
         read = [grader.read(params, some)[0].argmax(-1) for some in (images, real[2])]
-        result["reading"] = reading.measure(read[0], grades, read[1], held_out.grades)
+        result["grading"] = reading.measure(read[0], grades, read[1], held_out.grades)
     if pixels is None:
         tell("copies of training photographs")
         features = _seen_soft(strangers, images, real[0], real[2], keep)
-        result["copies"] = memorization.measure(images, real[0], real[2], training.ids, features)
+        result["memorization"] = memorization.measure(images, real[0], real[2], training.ids, features)
         tell("membership")
         result["membership"] = membership.measure(*_scores(workdir, sampler.step, shown, held_out))
         if augmentation := build.augmentation(sampler.config):
             augmented = _augmented(real[0], augmentation.strengths, sampler.network.at_once, seed)
-            result["leak"] = augmentation_leak.compare(images, real[0], augmented, seed=seed)
-    result["of"] = _subject(workdir, sampler, manifest, step, statistics, pixels)
+            result["augmentation_leak"] = augmentation_leak.compare(images, real[0], augmented, seed=seed)
+    result["run"] = _subject(workdir, sampler, manifest, step, seed, statistics, pixels)
     if left_out:
-        result["weights_left_out"] = left_out
+        result["skipped_weights"] = left_out
     path = Path(workdir) / file_name(pixels)
     if seeds:
         result["usefulness"] = _usefulness(
@@ -137,7 +136,7 @@ def evaluate(
     elif earlier := _earlier(path, result):
         result["usefulness"] = earlier
     told(result)
-    if pairs := result.get("copies", {}).get("pairs"):
+    if pairs := result.get("memorization", {}).get("pairs"):
         drawn, nearest = ([pair[which] for pair in pairs] for which in ("generated", "index"))
         both = np.concatenate([images[drawn], real[0][nearest]])
         atomic.write_bytes(Path(workdir) / PAIRS, encode(np.asarray(image_grid(both, len(pairs))), "png"))
@@ -224,12 +223,12 @@ def _trained_on(workdir, sampler):
         ) from error
 
 
-def _subject(workdir, sampler: Sampler, manifest, step, statistics, pixels) -> dict:
+def _subject(workdir, sampler: Sampler, manifest, step, seed, statistics, pixels) -> dict:
     """What was measured."""
     config, network = sampler.config, sampler.network
     with Checkpoints(Path(workdir)) as checkpoints:
         best, newest = checkpoints.chosen(), checkpoints.steps()[-1]
-    heard = {} if sampler.heard == 1 else {"heard": sampler.heard}  # of its grades
+    heard = {} if sampler.heard == 1 else {"conditioning_strength": sampler.heard}  # of its grades
     how = "the newest checkpoint"
     if step is not None:
         how = "the checkpoint that was asked for"
@@ -241,7 +240,8 @@ def _subject(workdir, sampler: Sampler, manifest, step, statistics, pixels) -> d
             "step": sampler.step,
             "kimg": sampler.step * config.batch_size / 1000,
             "chosen": how,
-            "trained": newest,
+            "last_step": newest,
+            "seed": seed,
             "statistics": statistics,
             "batch_statistics": sampler.statistics,
             "release": manifest.name,
@@ -259,9 +259,7 @@ def _earlier(path, result) -> dict | None:
     """The usefulness that an evaluation of the same images wrote down: it took minutes."""
     try:
         earlier = json.loads(path.read_text())
-        # of what an older version wrote, the fields that it knew
-        same = earlier["seed"] == result["seed"] and earlier["of"].items() <= result["of"].items()
-        return earlier["usefulness"] if same else None
+        return earlier["usefulness"] if earlier["run"] == result["run"] else None
     except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
         return None
 

@@ -29,7 +29,7 @@ def measure(
     seed: int = 0,
 ) -> dict:
     """Scores of training [N] and held-out [M] photographs, and the same of untrained networks -> {"auc", "interval"
-    (95 %), "untrained" (their highest AUC, at least 0.5), "verdict"} for json.dumps, or {"missing": why}."""
+    (95 %), "untrained_auc" (their highest AUC, at least 0.5), "verdict"} for json.dumps, or {"missing": why}."""
     for name, scores in (("training", members), ("held-out", others)):
         if len(scores) < LEAST:
             return {"missing": f"{len(scores)} {name} photographs; it takes at least {LEAST}"}
@@ -40,7 +40,7 @@ def measure(
     chance = max([0.5, *(auc(*scores) for scores in untrained)])
     knows = "the discriminator gives away who was trained on"
     verdict = knows if low > chance else "no sign that it knows who was trained on"
-    return {"auc": auc(members, others), "interval": [low, high], "untrained": chance, "verdict": verdict}
+    return {"auc": auc(members, others), "interval": [low, high], "untrained_auc": chance, "verdict": verdict}
 
 
 def line(result: dict) -> str:
@@ -50,5 +50,5 @@ def line(result: dict) -> str:
     low, high = result["interval"]
     return (
         f"Membership: {result['verdict']}: its scores tell training from held-out photographs with an AUC of "
-        f"{result['auc']:.2f} ({low:.2f} to {high:.2f}; untrained ones reach {result['untrained']:.2f})."
+        f"{result['auc']:.2f} ({low:.2f} to {high:.2f}; untrained ones reach {result['untrained_auc']:.2f})."
     )

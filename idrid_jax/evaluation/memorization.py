@@ -185,8 +185,8 @@ def measure(
       features: {network: float of the `softened` images: of generated and of held-out ones [sides, N, D], as they are
         and mirrored, of training ones [M, D]}. Not of a network that learned these training photographs: held-out ones
         are far from them by its features, and everything else looks like a copy.
-    Returns: for json.dumps: "generated" and "held_out": {"images", "nearest": {quantile: likeness}, "copies" (how many
-      have a likeness of at least `COPY`), "authentic"}; "c_t"; "nearer": the share of generated images that are copies,
+    Returns: for json.dumps: "generated" and "held_out": {"images", "similarity": {quantile: likeness}, "num_copies" (how many
+      have a likeness of at least `COPY`), "authentic"}; "c_t"; "copy_rate": the share of generated images that are copies,
       "threshold" of it, of `allowed`; "pairs": the likest [{"generated" (place), "training" (id), "index",
       "similarity" (its likeness)}]; "distances": {`STRUCTURE` and each network: what `spread` returns}; "verdict".
       Where there are fewer than `LEAST` images: {"missing": why}.
@@ -201,8 +201,8 @@ def measure(
         found = likeness(to_training, photographs.among)
         of[name] = {
             "images": len(images),
-            "nearest": {str(q): float(np.quantile(found, q)) for q in (0.5, 0.9, 0.99, 1)},
-            "copies": int((found >= COPY).sum()),
+            "similarity": {str(q): float(np.quantile(found, q)) for q in (0.5, 0.9, 0.99, 1)},
+            "num_copies": int((found >= COPY).sum()),
             "authentic": float(authenticity(to_training, photographs.among).mean()),
         }
         if name == "generated":
@@ -216,7 +216,7 @@ def measure(
                 }
                 for i in np.argsort(-found, kind="stable")[:PAIRS]
             ]
-    share, by_chance = (of[name]["copies"] / of[name]["images"] for name in ("generated", "held_out"))
+    share, by_chance = (of[name]["num_copies"] / of[name]["images"] for name in ("generated", "held_out"))
     threshold = allowed(len(generated), by_chance)
     of["distances"] = {STRUCTURE: spread(to, photographs.among)}
     for network, (ours, theirs, others) in (features or {}).items():
@@ -224,15 +224,15 @@ def measure(
         apart = {"generated": least(ours), "held_out": least(others)}
         of["distances"][network] = spread(apart, cdist(theirs, theirs))
     c_t = of["distances"][STRUCTURE]["c_t"]
-    of |= {"c_t": c_t, "nearer": share, "threshold": threshold}
+    of |= {"c_t": c_t, "copy_rate": share, "threshold": threshold}
     word, bound = ("copies", "more than") if share > threshold else ("no sign of copying", "at most")
     if share <= threshold and c_t < NEARER:
         word = "nearer to the training photographs than new ones are"
     said = (
-        f"{of['generated']['copies']} of {len(generated)} generated images ({share:.1%}) are at least twice as near to "
+        f"{of['generated']['num_copies']} of {len(generated)} generated images ({share:.1%}) are at least twice as near to "
         "one training photograph as to any other"
     )
-    beside = f"; of {len(held_out)} held-out ones {of['held_out']['copies']} are"
+    beside = f"; of {len(held_out)} held-out ones {of['held_out']['num_copies']} are"
     beside += f"; C_T {c_t:+.1f}, below {NEARER}, as of copies or of blurred images" if c_t < NEARER else ""
     return of | {"verdict": f"{word}: {said}, {bound} {threshold:.1%}{beside}"}
 
@@ -243,7 +243,7 @@ def table(result: dict) -> str:
         return f"Copies of patients: not judged: {result['missing']}."
     lines = ["likeness to one training photograph beyond others   median   90 %   99 %    most  authentic"]
     for name, caption in (("generated", "generated"), ("held_out", "held-out real")):
-        cells = "  ".join(f"{value:5.2f}" for value in result[name]["nearest"].values())
+        cells = "  ".join(f"{value:5.2f}" for value in result[name]["similarity"].values())
         lines.append(f"{caption:<51} {cells}  {result[name]['authentic']:9.0%}")
     nearest = ", ".join(f"{pair['training']} {pair['similarity']:.2f}" for pair in result["pairs"][:3])
     return "\n".join(

@@ -22,8 +22,8 @@ CAPTIONS = {  # rows of the table, in its order; keys of the result
     "mean_image": "mean training image x training",
     "nearest_to_generated": "each generated x its nearest training image",
     "nearest_to_held_out": "each held-out real x its nearest training image",
-    "among_generated": "generated among themselves, distinct pairs",
-    "among_real": "training among themselves, distinct pairs",
+    "within_generated": "within generated, distinct pairs",
+    "within_training": "within training, distinct pairs",
 }
 
 
@@ -54,7 +54,7 @@ def measure(
         many of each); where there were not enough images, None for both and the reason under "missing". Nearest is the
         highest value, of SSIM and of PSNR apart. Two equal images have PSNR 100.
         "one_generated" also has "index", its place in `generated`.
-        "collapse": {"ssim_excess", "threshold", "collapsed", "verdict"}, excess of among_generated over among_real.
+        "collapse": {"ssim_excess", "threshold", "collapsed", "verdict"}, excess of within_generated over within_training.
         "images": how many of each set were used; "given": how many were handed in; "seed".
         "by_grade": {grade's name: {the same keys, and "collapse"}}, everything within that grade; only with
         `generated_grades`.
@@ -85,11 +85,11 @@ def measure(
         "mean_image": _mean_of(mean_real, "training"),
         "nearest_to_generated": _nearest(fake_real, "generated"),
         "nearest_to_held_out": _nearest(held_real, "held-out"),
-        "among_generated": _among(fake_fake, "generated"),
-        "among_real": _among(real_real, "training"),
+        "within_generated": _among(fake_fake, "generated"),
+        "within_training": _among(real_real, "training"),
     }
     result["one_generated"]["index"] = None if one is None else int(kept["generated"][one])
-    result["collapse"] = _collapse(result["among_generated"], result["among_real"])
+    result["collapse"] = _collapse(result["within_generated"], result["within_training"])
     result["images"] = {name: len(index) for name, index in kept.items()}
     result["given"] = {name: len(value[0]) for name, value in sets.items()}
     result["seed"] = seed
@@ -106,10 +106,10 @@ def measure(
                 "mean_image": _mean_of(mean, "training", name),
                 "nearest_to_generated": _nearest(_take(fake_real, f, r), "generated", name),
                 "nearest_to_held_out": _nearest(_take(held_real, h, r), "held-out", name),
-                "among_generated": _among(_take(fake_fake, f, f), "generated", name),
-                "among_real": _among(_take(real_real, r, r), "training", name),
+                "within_generated": _among(_take(fake_fake, f, f), "generated", name),
+                "within_training": _among(_take(real_real, r, r), "training", name),
             }
-            rows["collapse"] = _collapse(rows["among_generated"], rows["among_real"])
+            rows["collapse"] = _collapse(rows["within_generated"], rows["within_training"])
             result["by_grade"][name] = rows
     return result
 
@@ -240,7 +240,7 @@ def _collapse(generated, real):
     excess = generated["ssim"] - real["ssim"]
     collapsed = excess > COLLAPSE
     verdict = (
-        f"{'collapsed' if collapsed else 'no collapse'}: SSIM among generated less that among training images is "
+        f"{'collapsed' if collapsed else 'no collapse'}: SSIM within generated minus within training images is "
         f"{excess:+.3f}, {'above' if collapsed else 'at most'} {COLLAPSE}"
     )
     return entry | {"ssim_excess": excess, "collapsed": collapsed, "verdict": verdict}
@@ -267,8 +267,8 @@ def _by_grade(by_grade):
         "generated": "gen x train",
         "held_out_real": "held x train",
         "nearest_to_generated": "gen, nearest",
-        "among_generated": "among gen",
-        "among_real": "among train",
+        "within_generated": "within gen",
+        "within_training": "within train",
     }
     first = "within a grade"
     lines = [first + "".join(f"{title:>14}" for title in columns.values()) + f"{'images':>14}  collapse"]

@@ -58,7 +58,7 @@ def measure(
         these too. Of synthetic images nobody knows them.
       tell: is told what is being done.
     Returns: for json.dumps: "arms" {name: {"kappa", "balanced_accuracy": {"mean", "interval", "by_seed"}, "recall",
-      "confusion" (summed over the seeds)}}, "beside": the better of the ways without synthetic images, "differences"
+      "confusion" (summed over the seeds)}}, "baseline": the better of the ways without synthetic images, "differences"
       {name: kappa and balanced accuracy of the others, less those of that one}, "verdict", "seeds", "budget"; with
       oedema "edema", a dict with the first four. Where nothing can be told: {"missing": why}.
       Intervals are of 95 %, by resampling seeds and held-out images together, the same ones for every arm, and widened
@@ -128,7 +128,7 @@ def compare(
     *,
     resamples: int = RESAMPLES,
 ) -> dict:
-    """truth int [M], read {arm: int [seeds, M]}, "real" among them -> "arms", "beside", "differences", "verdict" as
+    """truth int [M], read {arm: int [seeds, M]}, "real" among them -> "arms", "baseline", "differences", "verdict" as
     `measure`. labels: what 0, 1, ... are called."""
     seeds, count = read["real"].shape
     rng = np.random.default_rng(0)
@@ -166,7 +166,7 @@ def compare(
     verdict = _verdict(arms, differences)
     if seeds < SEEDS:
         verdict += f"; {seeds} seed{'s are' if seeds > 1 else ' is'} few to tell by, take {SEEDS}"
-    return {"arms": arms, "beside": beside, "differences": differences, "verdict": verdict}
+    return {"arms": arms, "baseline": beside, "differences": differences, "verdict": verdict}
 
 
 def _number(by_seed, drawn):

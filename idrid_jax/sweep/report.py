@@ -18,7 +18,7 @@ SHOWN = {  # column -> caption, digits
     "ssim": ("SSIM", 3),
     "psnr": ("PSNR", 2),
     "ssim_nearest": ("nearest", 3),
-    "ssim_among": ("among", 3),
+    "ssim_within": ("within", 3),
     "ssim_excess": ("excess", 3),
     "loss_d": ("Loss_D", 3),
     "loss_g": ("Loss_G", 3),
@@ -56,7 +56,7 @@ def text(frame: pd.DataFrame, fields: list[str]) -> str:
         real = f" (held-out real photographs x training: {ssim}, {psnr})" if ssim else ""
         lines.append(
             f"SSIM, PSNR in dB: generated x training, means over all pairs{real};\n"
-            "nearest: SSIM of each generated x its nearest training image; among: SSIM among generated;\n"
+            "nearest: SSIM of each generated x its nearest training image; within: SSIM between generated images;\n"
             "excess: that less among training (collapse above 0.1)."
         )
     if kids:
@@ -73,7 +73,7 @@ def _about(sweep, workdir):
     budget = f"{budgets.pop():g} kimg each, " if len(budgets) == 1 else ""
     for run in sweep.runs:
         if evaluated := results.evaluation(workdir / run.name):
-            of = evaluated["of"]
+            of = evaluated["run"]
             data = f"on {of['release']} ({of['fingerprint'][:12]})"
             return f"{of['network']}, {of['size']} x {of['size']} pixels, {budget}{data}"
     return f"{sweep.runs[0].config.network}, {budget}".removesuffix(", ")

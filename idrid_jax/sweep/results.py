@@ -19,14 +19,14 @@ LOCK = ".sweep.lock"  # in a run's folder and in the sweep's: held by whoever wo
 
 FINISHED, FAILED, INTERRUPTED, RUNNING, WAITING = "finished", "failed", "interrupted", "running", "waiting"
 
-# column -> where evaluation.json has it
+# column -> where evaluation.json has it, in "quality"
 MEASURES = {
     "ssim": ("generated", "ssim"),  # all generated images x all training ones
     "psnr": ("generated", "psnr"),
     "ssim_nearest": ("nearest_to_generated", "ssim"),  # each generated x its nearest training image
     "psnr_nearest": ("nearest_to_generated", "psnr"),
-    "ssim_among": ("among_generated", "ssim"),
-    "psnr_among": ("among_generated", "psnr"),
+    "ssim_within": ("within_generated", "ssim"),
+    "psnr_within": ("within_generated", "psnr"),
     "ssim_excess": ("collapse", "ssim_excess"),  # among generated less among training images; collapse above 0.1
     "ssim_held_out": ("held_out_real", "ssim"),  # what held-out real photographs give x training
     "psnr_held_out": ("held_out_real", "psnr"),
@@ -59,7 +59,7 @@ class Status:
 
 def finished(run: Run, folder: Path) -> bool:
     """Whether evaluation.json was written after the step with which the run's configuration ends."""
-    return (evaluated := evaluation(folder)) is not None and evaluated["of"]["trained"] >= last_step(run)
+    return (evaluated := evaluation(folder)) is not None and evaluated["run"]["last_step"] >= last_step(run)
 
 
 def last_step(run: Run) -> int:
@@ -87,7 +87,7 @@ def table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
         row |= {name: min((line[name] for line in lines if name in line), default=None) for name in KIDS}
         row["images_per_s"] = rate(lines) if lines else None
         evaluated = evaluation(folder) if known.status == FINISHED else None
-        row |= {name: ((evaluated or {}).get(of) or {}).get(key) for name, (of, key) in MEASURES.items()}
+        row |= {name: ((evaluated or {"quality": {}})["quality"].get(of) or {}).get(key) for name, (of, key) in MEASURES.items()}
         row["seconds"] = round(known.seconds, 1) or None
         rows.append(row)
     frame = pd.DataFrame(rows)
@@ -122,10 +122,10 @@ def evaluation(folder: Path) -> dict | None:
     """What `idrid-jax evaluate` wrote there, None where there is nothing of its."""
     try:
         evaluated = json.loads((folder / EVALUATION).read_text())
-        evaluated["of"].setdefault("trained", evaluated["of"]["step"])  # as older versions wrote it
+        known = "last_step" in evaluated["run"] and "quality" in evaluated
     except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
         return None
-    return evaluated
+    return evaluated if known else None
 
 
 def _field(config, name):

@@ -139,7 +139,7 @@ def _facts(run):
         "parameters": f"generator {run.parameters[0]:,}, discriminator {run.parameters[1]:,}",
         "trained": f"{last:g} of {run.config.total_kimg:g} kimg, {run.config.batch_size} images an update",
         "checkpoint": "none" if step is None else f"step {step}, {step * run.config.batch_size / 1000:g} kimg",
-        "batch statistics": run.part("of").get("batch_statistics") or "not recorded",
+        "batch statistics": run.part("run").get("batch_statistics") or "not recorded",
         "images/s": f"{statistics.median(rates):,.0f} (median while training)" if rates else "not logged",
         "devices": ", ".join(map(str, record.get("devices") or [])) or "not recorded",
         "processes": record.get("processes", "not recorded"),

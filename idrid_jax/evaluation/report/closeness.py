@@ -59,7 +59,7 @@ def section(runs: list[Run]) -> list:
         if not there:
             older = "was measured by an older version." if run.part("closeness") else "was not measured."
             parts.append(unmeasured(run, f"Closeness {older}", several))
-        why = run.part("weights_left_out")
+        why = run.part("skipped_weights")
         parts += [unjudged(run, f"by {name}: {reason}", several) for name, reason in why.items()]
     found = [one for one in found if one[2]]
     if not found:
@@ -177,12 +177,12 @@ def _cell(entry, decimals, factor):
 
 def _protocol(runs):
     """SSIM and PSNR as the thesis takes them."""
-    there = [(i, run) for i, run in enumerate(runs) if run.part("generated")]
+    there = [(i, run) for i, run in enumerate(runs) if run.part("quality.generated")]
     if not there:
         return None
     head = ["", *([swatch(i), run.name] if len(runs) > 1 else "SSIM / PSNR dB" for i, run in there)]
     cell = lambda entry: f"{written(entry, 3, key='ssim')} / {written(entry, 2, key='psnr')}"
-    rows = [[caption, *(cell(run.part(key)) for _, run in there)] for key, caption in quality.CAPTIONS.items()]
+    rows = [[caption, *(cell(run.part(f"quality.{key}")) for _, run in there)] for key, caption in quality.CAPTIONS.items()]
     return [
         tag("h3", "SSIM and PSNR, for comparison with papers"),
         hint(

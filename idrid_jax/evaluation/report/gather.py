@@ -25,10 +25,10 @@ from idrid_jax.training.logging import read_stats
 
 PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
 PARTS = {  # of evaluation.json, and how deep they are objects of objects
-    "of": 1, "collapse": 1, "by_grade": 2, "closeness": 1, "copies": 1, "membership": 1, "reading": 1,
-    "leak": 1,
+    "run": 1, "quality": 1, "quality.collapse": 1, "quality.by_grade": 2, "closeness": 1, "memorization": 1,
+    "membership": 1, "grading": 1, "augmentation_leak": 1,
     "usefulness": 1, "closeness.rows": 2, "closeness.by_grade": 3, "usefulness.arms": 2, "usefulness.differences": 2,
-    "weights_left_out": 1, "copies.distances": 2,
+    "skipped_weights": 1, "memorization.distances": 2,
 }  # fmt: skip
 DRAWN, MADE_UP = "synthetic", "phantom"  # kinds of release that are no photographs
 
@@ -41,7 +41,7 @@ class Run:
       evaluation: evaluation.json, {} where there is none; stats: the lines of stats.jsonl.
       step: of the checkpoint that `samples` come from; None where none can be read.
       samples: (caption, generated, real), uint8 [N, R, R, C] both; `real` may be empty.
-      pairs: (generated, its nearest training photograph, their entry in "copies"), uint8 [R, R, C] both.
+      pairs: (generated, its nearest training photograph, their entry in "memorization"), uint8 [R, R, C] both.
       parameters: of generator and discriminator.
       shown: how many training photographs the networks were shown; None where that is not known.
       manifest: of the release, None where it is no longer prepared; kind: DRAWN, MADE_UP, or "" for photographs.
@@ -70,7 +70,7 @@ class Run:
     @property
     def taken(self) -> int | None:
         """The step that was evaluated; where none was, that of the samples."""
-        step = self.part("of").get("step")
+        step = self.part("run").get("step")
         return step if isinstance(step, int) else self.step
 
     @property
@@ -79,9 +79,13 @@ class Run:
         return self.record["data"]["fingerprint"], self.network.size, self.network.channels, self.config.data.crop
 
     def part(self, name: str) -> dict:
-        """`evaluation[name]`, {} where it is not there."""
-        found = self.evaluation.get(name)
-        return found if isinstance(found, dict) else {}
+        """Return `evaluation[name]`, {} if it is absent; "quality.collapse" is `evaluation["quality"]["collapse"]`."""
+        found = self.evaluation
+        for key in name.split("."):
+            found = found.get(key)
+            if not isinstance(found, dict):
+                return {}
+        return found
 
 
 def names(workdirs: list[Path]) -> list[str]:
@@ -98,8 +102,9 @@ def gather(workdir: Path, name: str, data_dir: str = "") -> Run:
     """Reads a run. Raises UserError where no run is there, or config.json or evaluation.json is damaged."""
     found = saved.read_record(workdir)
     evaluation, notes = _evaluation(workdir), {}
-    seed = evaluation.get("seed") if isinstance(evaluation.get("seed"), int) else 0
-    sampler = _sampler(workdir, evaluation.get("of", {}), notes)
+    seed = evaluation.get("run", {}).get("seed")
+    seed = seed if isinstance(seed, int) else 0
+    sampler = _sampler(workdir, evaluation.get("run", {}), notes)
     config = saved.with_its_release(found, data_dir)
     manifest, training = _release(config, workdir, notes)
     return Run(
@@ -192,7 +197,7 @@ def _pairs(workdir, evaluation, size, training):
     """The pairs of copies.png, as it was measured; none where it shows other photographs than evaluation.json says."""
     from PIL import Image
 
-    copies = evaluation.get("copies")
+    copies = evaluation.get("memorization")
     listed = copies.get("pairs") if isinstance(copies, dict) else None
     try:
         with Image.open(workdir / evaluation_run.PAIRS) as picture:

@@ -18,7 +18,7 @@ def section(runs: list[Run]) -> list:
     ]
     several, rows, apart = len(runs) > 1, [], []
     for colour, run in enumerate(runs):
-        found = run.part("copies")
+        found = run.part("memorization")
         if not found:
             parts.append(unmeasured(run, "Copies were not looked for.", several))
         elif not isinstance(found.get("generated"), dict):
@@ -52,7 +52,7 @@ def section(runs: list[Run]) -> list:
 
 def _row(label, of):
     of = of if isinstance(of, dict) else {}
-    cells = [written(of.get("nearest"), 2, key=quantile) for quantile in ("0.5", "0.9", "0.99", "1")]
+    cells = [written(of.get("similarity"), 2, key=quantile) for quantile in ("0.5", "0.9", "0.99", "1")]
     share = number(of, "authentic")
     return [label, *cells, LACKING if share is None else f"{share:.0%}"]
 
@@ -73,7 +73,7 @@ def _apart(label, distances):
 
 
 def _pairs(run, colour, several):
-    found = run.part("copies")
+    found = run.part("memorization")
     if not run.pairs:
         why = f"{run.name}: copies.png is gone, or goes with another evaluation. Run "
         return absent(why, tag("code", command(run)), ".") if found.get("pairs") else None
@@ -83,7 +83,7 @@ def _pairs(run, colour, several):
         likeness = tag("figcaption", tag("b", written(entry, 2, key="similarity")), f" {name}")
         pictures = image(drawn, "generated image"), image(real, f"training photograph {name}")
         shown.append(tag("figure", pictures, likeness, class_="pair"))
-    most = written((found.get("held_out") or {}).get("nearest"), 2, key="1")
+    most = written((found.get("held_out") or {}).get("similarity"), 2, key="1")
     return [
         tag("h3", swatch(colour), run.name) if several else None,
         hint(

@@ -21,7 +21,7 @@ def section(runs: list[Run]) -> list:
     ]
     several, rows, tables = len(runs) > 1, [], []
     for i, run in enumerate(runs):
-        found = run.part("reading")
+        found = run.part("grading")
         if not found and run.evaluation and not run.network.conditional:
             parts.append(unjudged(run, NO_GRADES.format(run.config.network), several))
         elif not found:

@@ -65,9 +65,9 @@ def _taken(run) -> str:
         return "No checkpoint can be read."
     last = run.stats[-1]["step"] if run.stats else step
     text = f"step {step} ({kimg(step)})"
-    text = f"Evaluated: {text}" if run.part("of") else f"Shown: {text}, not evaluated"
+    text = f"Evaluated: {text}" if run.part("run") else f"Shown: {text}, not evaluated"
     text += f", of a run of {kimg(last)}." if last != step else ", the last of the run."
-    chosen = run.part("of").get("chosen")
+    chosen = run.part("run").get("chosen")
     return f"{text} How it was chosen: {chosen.rstrip('.')}." if isinstance(chosen, str) and chosen else text
 
 

@@ -43,7 +43,7 @@ def closeness(run: Run) -> Verdict:
     if bounds(ours) and bounds(real):
         apart.append(bounds(ours)[0] > bounds(real)[1])
         told.append(f"Detail (spectrum, dB): {_interval(ours)}; held-out photographs have {_interval(real)}.")
-    if isinstance(leaked := run.part("leak").get("verdict"), str):
+    if isinstance(leaked := run.part("augmentation_leak").get("verdict"), str):
         told.append(f"{leaked[:1].upper()}{leaked[1:]}.")
     if any(apart):
         return Verdict(BAD, "told apart from real photographs", tuple(told))
@@ -57,17 +57,17 @@ def _interval(entry, factor=1):
 
 
 def copies(run: Run) -> Verdict:
-    found = run.part("copies")
-    share, most = number(found, "nearer"), number(found, "threshold")
+    found = run.part("memorization")
+    share, most = number(found, "copy_rate"), number(found, "threshold")
     tone = OPEN if share is None or most is None else BAD if share > most else GOOD
     if tone == GOOD and (number(found, "c_t") or 0) < NEARER:
         tone = OPEN
-    return _worded(run, "copies", tone)
+    return _worded(run, "memorization", tone)
 
 
 def membership(run: Run) -> Verdict:
     found = run.part("membership")
-    limits, chance = bounds(found), number(found, "untrained")
+    limits, chance = bounds(found), number(found, "untrained_auc")
     tone = OPEN if limits is None or chance is None else BAD if limits[0] > chance else GOOD
     verdict = _worded(run, "membership", tone)
     if limits is None or number(found, "auc") is None:
@@ -91,12 +91,12 @@ def usefulness(run: Run) -> Verdict:
 
 def reading(run: Run) -> Verdict:
     """Whether a grader of photographs reads the grades that were asked for."""
-    found = run.part("reading")
+    found = run.part("grading")
     if not found and run.evaluation and not run.network.conditional:
         return Verdict(NONE, "not measured", (NO_GRADES.format(run.config.network) + ".",))
     limits = bounds(found.get("generated"))
     # never good: the photographs that taught the grader taught the generator too
-    verdict = _worded(run, "reading", OPEN if limits is None or limits[0] > 0 else BAD)
+    verdict = _worded(run, "grading", OPEN if limits is None or limits[0] > 0 else BAD)
     headline, _, numbers = verdict.headline.partition(" (")
     real = number(found.get("held_out"), "kappa")
     details = [f"{numbers[:1].upper()}{numbers[1:].rstrip(')')}."] if numbers else []
@@ -107,10 +107,10 @@ def reading(run: Run) -> Verdict:
 
 
 def collapse(run: Run) -> Verdict:
-    found = run.part("collapse")
+    found = run.part("quality.collapse")
     tone = {True: BAD, False: GOOD}.get(found.get("collapsed"), OPEN)
-    verdict = _worded(run, "collapse", tone)
-    by_grade = run.part("by_grade")
+    verdict = _worded(run, "quality.collapse", tone)
+    by_grade = run.part("quality.by_grade")
     within = [g for g in GRADES if ((by_grade.get(g) or {}).get("collapse") or {}).get("collapsed")]
     if within:
         details = *verdict.details, f"Collapsed within a grade: {', '.join(within)}."
