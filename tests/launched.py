@@ -1,9 +1,10 @@
-"""What the tests of several processes share: the real command, started by a launcher, watched and hurt from outside."""
+"""Helpers of tests with several processes: the real command, started by a launcher, watched and killed from outside."""
 
 import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,24 @@ def run(*words, timeout=400, **environment) -> tuple[int, str]:
     with started(*words, **environment) as process:
         output, _ = process.communicate(timeout=timeout)
         return process.returncode, output
+
+
+def run_together(*commands, timeout=100) -> tuple[list[int], list[str]]:
+    """Exit statuses and outputs of commands that are processes 0, 1, ... of one run."""
+    where = [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={len(commands)}"]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(started(*words, *where, f"--process_id={index}"))
+            for index, words in enumerate(commands)
+        ]
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        return [process.returncode for process in processes], outputs
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def wait_for(condition, process, timeout=400):

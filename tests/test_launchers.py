@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import make_config, stats, steps
-from launched import ENVIRONMENT, ROOT, command, lines, run, train
+from launched import ENVIRONMENT, ROOT, command, free_port, lines, run, train
 from test_multihost import assert_same_losses
 
 from idrid_jax import config as config_lib
@@ -52,7 +52,7 @@ def alone(folder, data_dir, **changes):
 def slurm(folder: Path):
     """A cluster of this machine alone -> the environment in which srun finds it."""
     host, user = socket.gethostname().partition(".")[0], getpass.getuser()
-    ports = [multihost._free_port() for _ in range(2)]
+    ports = [free_port() for _ in range(2)]
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     (folder / "key").write_bytes(secrets.token_bytes(128))
@@ -233,8 +233,8 @@ def test_skypilot_s_nodes_meet(monkeypatch, tmp_path):
     ).stdout.splitlines()
     assert words[:2] == ["-m", "idrid_jax"]
     values = flags_known(words[2:])
-    place = multihost.place(values.coordinator_address, values.num_processes, values.process_id)
-    assert place == multihost.Place("10.0.0.4:8476", 2, 1)
+    found = multihost.find_cluster(values.coordinator_address, values.num_processes, values.process_id)
+    assert found == {"coordinator_address": "10.0.0.4:8476", "num_processes": 2, "process_id": 1}
 
 
 # -- local.sh: what it does with its children, without JAX

@@ -38,8 +38,8 @@ def is_process_0(command: str) -> bool:
     """
     from idrid_jax.training import multihost
 
-    where = multihost.place()
-    if where is None or where.process_id == 0:
+    index = multihost.launched_process_id()
+    if index == 0:
         return True
-    print(f"{command}: only process 0 runs this command; process {where.process_id} ends", flush=True)
+    print(f"{command}: only process 0 runs this command; process {index} ends", flush=True)
     return False

@@ -53,9 +53,14 @@ def _run(values):
     from idrid_jax.cli import explain
     from idrid_jax.training import multihost
 
-    where = multihost.place(values.coordinator_address, values.num_processes, values.process_id)
-    with multihost.joined(where, timeout=values.join_timeout, explain=lambda error: explain(error, values)) as peers:
-        say = print if peers.index == 0 else lambda *_, **__: None
+    with multihost.initialize(
+        values.coordinator_address,
+        values.num_processes,
+        values.process_id,
+        timeout=values.join_timeout,
+        explain=lambda error: explain(error, values),
+    ):
+        say = print if multihost.process_index() == 0 else lambda *_, **__: None
         for name, value in config_lib.fields(config):
             if name in automatic:
                 say(f"auto: config.{name} = {value:g}")

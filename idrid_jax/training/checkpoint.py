@@ -55,7 +55,7 @@ class Checkpoints:
         """
         self._workdir = Path(workdir)
         self._fingerprint = fingerprint
-        self._leftovers = multihost.current().index == 0  # of a process killed while it saved: still to be removed
+        self._leftovers = multihost.process_index() == 0  # of a process killed while it saved: still to be removed
         self._failed = False  # whether a failed save has been raised
         # Orbax logs every step of its own, and tracebacks of errors that it also raises; some it leaves to asyncio
         logging.set_verbosity(logging.FATAL)
@@ -85,7 +85,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint, oldest first."""
-        return multihost.current().first("steps", self._steps)
+        return multihost.run_on_first(self._steps)
 
     def _steps(self):
         return sorted(info.step for info in self._checkpointer.checkpoints)
@@ -138,9 +138,9 @@ class Checkpoints:
                 unreadable[candidate] = reasons[0]
                 continue
             for damaged, reason in unreadable.items():
-                aside = multihost.current().first("aside", lambda: str(self._set_aside(damaged)))
+                aside = multihost.run_on_first(lambda: str(self._set_aside(damaged)))
                 self._checkpointer.reload()
-                if multihost.current().index == 0:
+                if multihost.process_index() == 0:
                     print(
                         f"checkpoint of step {damaged} is unreadable ({reason}): moved to {aside}, taking the one "
                         "before",
@@ -182,7 +182,7 @@ class Checkpoints:
             except Exception as error:  # Orbax raises what it happens to stumble over
                 return _brief(error)
 
-        reasons = multihost.current().gather("load", load)
+        reasons = multihost.gather(multihost.run_on_each(load))
         return state, [reason for reason in reasons if reason is not None]
 
     def _load(self, step, like):

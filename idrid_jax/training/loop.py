@@ -19,7 +19,6 @@ from idrid_jax.training import alarm, build, curves, divergence, multihost, reco
 from idrid_jax.training import sharding as mesh_lib
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.divergence import TrainingDiverged
-from idrid_jax.training.interruption import interruption
 from idrid_jax.training.logging import Log, Quiet, read_stats
 from idrid_jax.training.run_dir import held, saved
 from idrid_jax.training.snapshot import OnSnapshot
@@ -42,42 +41,43 @@ def train(
     `config.on_divergence` = "restore" training goes back to that one before (see `divergence`), or where there is none
     yet to its start. SIGTERM and Ctrl-C save at the step they interrupt and return.
 
-    Of several processes (`multihost.joined`) each calls this alike; process 0 writes all but its part of a checkpoint.
+    Several processes (`multihost.initialize`) all call this with the same arguments; process 0 writes all files but
+    the other processes' shards of a checkpoint.
     """
     start = time.monotonic()
     config_lib.check(config)
     config = config_lib.resolved(config)
     snapshot.check_best(config, {name for measure in on_snapshot for name in getattr(measure, "names", ())})
-    workdir, peers = Path(workdir), multihost.current()
+    workdir, first = Path(workdir), multihost.process_index() == 0
     if config.init_from and not saved(workdir):  # a run that goes on needs it no more
         transfer.find(config)
 
     # -- What the processes must have in common, and devices
-    manifest = multihost.check_same(config, lambda: find_release(config))
+    manifest = multihost.run_on_each(lambda: find_release(config))
+    if multihost.process_count() > 1:
+        multihost.check_same(record.shared_facts(config, manifest))
     network = NETWORKS[config.network]
     mesh = mesh_lib.of_config(config, network.size)
     multihost.check_devices(mesh)
-    peers.gather("resume", lambda: record.check_resume(workdir, config, manifest))
+    multihost.run_on_each(lambda: record.check_resume(workdir, config, manifest))
 
     with (
         held(workdir),
         Checkpoints(workdir, manifest.fingerprint, keep_last=config.checkpoint.keep_last) as checkpoints,
     ):
         # -- Data: where the cache is shared, process 0 fills it and the others find it
-        split = validation = None
-        for turn in range(min(peers.count, 2)):
-            if turn == min(peers.index, 1):
-                split, validation = load_training_splits(config, manifest)
-            peers.gather("data", lambda: None)
+        loaded = multihost.run_on_each(lambda: load_training_splits(config, manifest) if first else None)
+        loaded = multihost.run_on_each(lambda: loaded or load_training_splits(config, manifest))
+        split, validation = loaded
         if train_step.way_in(config, split, mesh) == "tfdata":
-            tfdata.check_shares(split.grades, config.data.sampling, peers.count, config.data.temperature)
+            tfdata.check_shares(split.grades, config.data.sampling, multihost.process_count(), config.data.temperature)
 
         # -- Networks, optimizers, state
         generator, discriminator = build_networks(config)
         update, init = build.make_update(config, generator, discriminator)
 
         # -- Resume, or start: from another run's networks, or fresh
-        if peers.first("record", lambda: record.read(workdir) is None) and checkpoints.steps():
+        if multihost.run_on_first(lambda: record.read(workdir) is None) and checkpoints.steps():
             raise UserError(f"{workdir}: has checkpoints but no {record.NAME}: restore it, or choose another --workdir")
 
         def begin():
@@ -89,14 +89,14 @@ def train(
 
         state, taken = begin()
         first_step, last_step, restarts = int(state.step), steps(config.total_kimg, config), int(state.restarts)
-        peers.first("record", lambda: record.write(workdir, config, manifest, split.left_share))
+        multihost.run_on_first(lambda: record.write(workdir, config, manifest, split.left_share))
 
         # -- The compiled step
         step = train_step.compile_step(config, update, mesh, split, first_step)
         views = snapshot.Views(config, generator, mesh, split, validation, on_snapshot)
         log_every, snapshot_every = steps(config.log_kimg, config), steps(config.snapshot_kimg, config)
         with (
-            curves.drawn(workdir) if peers.index == 0 else contextlib.nullcontext(),
+            curves.drawn(workdir) if first else contextlib.nullcontext(),
             Log(
                 workdir,
                 total_images=last_step * config.batch_size,
@@ -105,9 +105,9 @@ def train(
                 epoch_images=len(split.grades),
                 console=config.log.console,
             )
-            if peers.index == 0
+            if first
             else Quiet() as log,
-            interruption() as interrupted,
+            multihost.interruption() as interrupted,
         ):
             if first_step:
                 log.say(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
@@ -156,7 +156,7 @@ def train(
                             state = dataclasses.replace(state, best=best)
                         checkpoints.save(done, state, score=score, marked=due and _marked(done, config))
                         if due and config.on_collapse != "ignore":
-                            warning = peers.first("alarm", lambda: alarm.alarm(read_stats(workdir), config.loss.name))
+                            warning = multihost.run_on_first(lambda: alarm.alarm(read_stats(workdir), config.loss.name))
                             if warning and config.on_collapse == "stop":
                                 checkpoints.wait()
                                 raise TrainingCollapsed(f"step {done}: stopped, as config.on_collapse says: {warning}")

@@ -12,12 +12,13 @@ import jax
 import ml_collections
 
 import idrid_jax
-from idrid_jax.config import complete, differences
+from idrid_jax.config import complete, differences, fields
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 from idrid_jax.training.run_dir import came_far
 
 NAME = "config.json"
+MAY_DIFFER = ("data.data_dir", "data.release", "log.console")  # between processes; the release is compared by content
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
 
 
@@ -98,6 +99,13 @@ def check_resume(workdir: Path, config: ml_collections.ConfigDict, manifest: Man
             f"{workdir} holds a run that differs in {'; '.join(changed)}: take the old values, "
             "or start in another --workdir (with --config.init_from to keep the networks)"
         )
+
+
+def shared_facts(config: ml_collections.ConfigDict, manifest: Manifest) -> dict[str, object]:
+    """Return what all processes of a run must have in common: versions, code, release, configuration."""
+    values = {f"config.{name}": value for name, value in fields(config) if name not in MAY_DIFFER}
+    release = f"{manifest.fingerprint[:12]} ({manifest.name})"
+    return {**versions(), "revision": revision(), "release": release, **values}
 
 
 def versions() -> dict[str, str]:

@@ -39,10 +39,9 @@ def held(workdir: Path) -> Iterator[None]:
     Reading it stays allowed. Raises UserError, on all processes, where it cannot be written, another run is there, or a
     process does not see what process 0 wrote in it.
     """
-    peers = multihost.current()
     with contextlib.ExitStack() as lock:
-        claim = peers.first("workdir", lambda: lock.enter_context(_locked(workdir)))
-        peers.gather("seen", lambda: _check_seen(workdir, claim) if peers.index else None)
+        claim = multihost.run_on_first(lambda: lock.enter_context(_locked(workdir)))
+        multihost.run_on_each(lambda: _check_seen(workdir, claim) if multihost.process_index() else None)
         yield
 
 

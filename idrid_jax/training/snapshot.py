@@ -86,7 +86,7 @@ class Views:
                 found |= measure(fakes, self._measured_grades, self._split, self._validation)
             return found
 
-        return multihost.current().first("measures", measured)
+        return multihost.run_on_first(measured)
 
 
 def fakes_name(step: int, config: ml_collections.ConfigDict) -> str:
