@@ -1,118 +1,111 @@
-"""The sheet of a reader study, and what answers are worth."""
+"""The blind reader study: what the sheet shows, and how answers are scored."""
 
 import shutil
+from types import SimpleNamespace
 
+import made_run
 import numpy as np
 import pandas as pd
 import pytest
-from made_run import make_run, write_release
 from PIL import Image
 from scipy import stats
 
 from idrid_jax import cli
 from idrid_jax.config import default_config
+from idrid_jax.data import cache
+from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import blind
+from idrid_jax.generation import sampling
+
+REAL, GENERATED = blind.REAL, blind.GENERATED
+SIZE, COUNTS = 32, (5, 2, 0, 3, 1)  # of photographs; photographs by grade
+RNG = np.random.default_rng(0)
+GRADES = np.repeat(range(5), COUNTS)
+PHOTOGRAPHS = RNG.integers(0, 256, (len(GRADES), SIZE, SIZE, 3), np.uint8)
+IDS = tuple(f"IDRiD_{i:03}" for i in range(len(GRADES)))
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Runs that nobody trained, on a release that has a grade of one photograph."""
-    root = tmp_path_factory.mktemp("blind")
-    release = write_release(root / "release")
-    assert cli.main(["prepare", f"--release={release}", f"--data_dir={root / 'data'}", "--notfds"]) == 0
-    from idrid_jax.data.manifest import find_prepared
+class Sampler(SimpleNamespace):
+    """Stands for a generator: its images are a function of (seed, position, grade)."""
 
-    manifest = find_prepared(root / "data")
-    return {name: make_run(root / name, manifest, network=name) for name in ("cgan32", "dcgan28")}
+    step, heard, conditioning_strength = 1, 1.0, 1.0
+
+    def images(self, grades, seed=0):
+        for i, grade in enumerate(grades):
+            yield np.random.default_rng([seed, i, grade]).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 
 
-def sheet(run, out, *flags):
-    return cli.main(["blind", "sheet", f"--workdir={run}", f"--out={out}", *flags])
+CONDITIONAL, UNCONDITIONAL = (Sampler(network=SimpleNamespace(conditional=x)) for x in (True, False))
 
 
-def test_the_key_says_what_each_image_is(runs, tmp_path):
-    out = tmp_path / "blind"
-    assert sheet(runs["cgan32"], out, "--each=1", "--seed=4") == 0
-    key, answers = pd.read_csv(out / "key.csv"), pd.read_csv(out / "answers.csv")
-    assert list(key["number"]) == list(range(1, 11)) == list(answers["number"])
-    assert set(answers.columns) == {"number", "grade", "answer"} and answers["answer"].isna().all()
-    assert list(key["grade"]) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert all(set(some["origin"]) == {"real", "generated"} for _, some in key.groupby("grade"))
-
-    from idrid_jax.evaluation import evaluate
-    from idrid_jax.generation import sampling
-
-    sampler = sampling.load(runs["cgan32"])
-    _, training, _ = evaluate.photographs(runs["cgan32"], sampler, "")
-    drawn = list(sampler.images(np.arange(5, dtype=np.int32), seed=4))
-    picture = np.asarray(Image.open(out / "sheet.png"))
-    block = blind.LABEL + blind.GAP + 128 + blind.LABEL + blind.GAP
-    for row in key.itertuples():
-        which, column = divmod(row.number - 1, 2)
-        y, x = which * block + blind.LABEL + blind.GAP, column * (128 + blind.GAP)
-        shown = picture[y : y + 128 : 4, x : x + 128 : 4]  # enlarged pixel by pixel
-        want = drawn[row.grade] if row.origin == "generated" else training.images[training.ids.index(row.image)]
-        np.testing.assert_array_equal(shown, np.broadcast_to(want, shown.shape))
+def write(sampler, out, **options):
+    blind.write(sampler, PHOTOGRAPHS, GRADES, IDS, out, **options)
+    return pd.read_csv(out / "key.csv")
 
 
-def test_the_order_is_of_the_seed(runs, tmp_path):
-    keys = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert sheet(runs["dcgan28"], tmp_path / name, "--each=10", f"--seed={seed}") == 0
-        keys.append(pd.read_csv(tmp_path / name / "key.csv"))
-    assert keys[0].equals(keys[1]) and list(keys[0]["origin"]) != list(keys[2]["origin"])
-    assert keys[0]["grade"].isna().all() and len(keys[0]) == 20
-    origins = list(keys[0]["origin"])
-    assert origins not in (sorted(origins), sorted(origins, reverse=True))
+def tiles(folder, group_size, group_count):
+    """Each image of a sheet at its own size, in the order of their numbers."""
+    sheet = np.asarray(Image.open(folder / "sheet.png"))
+    heading, row = blind.LABEL + blind.GAP, 128 + blind.LABEL + blind.GAP
+    for i in range(group_size * group_count):
+        group, column = divmod(i, group_size)
+        y, x = group * (heading + row) + heading, column * (128 + blind.GAP)
+        yield sheet[y : y + 128 : 4, x : x + 128 : 4]  # enlarged four times, pixel by pixel
 
 
-def test_a_grade_without_photographs_is_left_out(runs, tmp_path):
-    from idrid_jax.evaluation import evaluate
-    from idrid_jax.generation import sampling
-
-    sampler = sampling.load(runs["cgan32"])
-    _, training, _ = evaluate.photographs(runs["cgan32"], sampler, "")
-    rest = training.part(training.grades != 2)
-    out = blind.write(sampler, rest.images, rest.grades, rest.ids, tmp_path / "blind", each=1)
-    key = pd.read_csv(out / "key.csv")
+def test_key_names_the_images_on_the_sheet(tmp_path):
+    """A grade without photographs has no group."""
+    key, answers = write(CONDITIONAL, tmp_path / "a", each=1, seed=4), pd.read_csv(tmp_path / "a" / "answers.csv")
+    assert list(key["number"]) == list(range(1, 9)) == list(answers["number"])
+    assert list(answers.columns) == ["number", "grade", "answer"] and answers["answer"].isna().all()
     assert list(key["grade"]) == [0, 0, 1, 1, 3, 3, 4, 4]
-    last = key[(key["grade"] == 4) & (key["origin"] == "generated")].iloc[0]
-    want = list(sampler.images(np.array([0, 1, 3, 4], np.int32)))[3]
-    picture = np.asarray(Image.open(out / "sheet.png"))
-    y, x = 3 * (2 * blind.LABEL + 2 * blind.GAP + 128) + blind.LABEL + blind.GAP, (last.number - 7) * (128 + blind.GAP)
-    np.testing.assert_array_equal(picture[y : y + 128 : 4, x : x + 128 : 4], want)
+    assert all(set(group["origin"]) == {REAL, GENERATED} for _, group in key.groupby("grade"))
+    generated = dict(zip((0, 1, 3, 4), CONDITIONAL.images([0, 1, 3, 4], seed=4)))
+    for row, tile in zip(key.itertuples(), tiles(tmp_path / "a", 2, 4), strict=True):
+        expected = generated[row.grade] if row.origin == GENERATED else PHOTOGRAPHS[IDS.index(row.image)]
+        np.testing.assert_array_equal(tile, expected)
 
 
-def test_refused(runs, tmp_path, capsys):
-    assert sheet(runs["cgan32"], tmp_path / "a", "--each=2") == 2
-    assert "--each 2: grade 4 (PROLIFERATIVE) has 1 training photographs; take 1 or fewer" in capsys.readouterr().err
+def test_order_is_a_function_of_the_seed(tmp_path):
+    first, again, other = (write(UNCONDITIONAL, tmp_path / n, each=10, seed=s) for n, s in (("a", 1), ("b", 1), ("c", 2)))
+    assert first.equals(again) and list(first["origin"]) != list(other["origin"])
+    assert first["grade"].isna().all() and len(first) == 20
+    assert list(first["origin"]) not in (sorted(first["origin"]), sorted(first["origin"], reverse=True))
+
+
+@pytest.mark.parametrize("each", [2, 4])
+def test_too_few_photographs_name_the_largest_number_that_works(tmp_path, each):
+    with pytest.raises(UserError, match=rf"--each {each}: grade 4 \(PROLIFERATIVE\) has 1 .* 1 or fewer"):
+        write(CONDITIONAL, tmp_path / "a", each=each)
     assert not (tmp_path / "a").exists()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("kept")
-    assert sheet(runs["cgan32"], tmp_path / "full", "--each=1") == 2
-    assert "exists and is not an empty folder" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
 
-def test_an_each_that_is_too_large_is_refused_once(runs, tmp_path, capsys):
-    """It names what every grade has, not what the first one has that has too few."""
-    assert sheet(runs["cgan32"], tmp_path / "a", "--each=4") == 2
-    assert "--each 4: grade 4 (PROLIFERATIVE) has 1 training photographs; take 1 or fewer" in capsys.readouterr().err
+def test_a_folder_that_is_not_empty_is_refused(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(UserError, match=str(tmp_path)):
+        write(CONDITIONAL, tmp_path, each=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_sheet_needs_the_training_photographs_alone(tmp_path):
-    from idrid_jax.data import cache
-    from idrid_jax.data.manifest import find_prepared
-
-    release = write_release(tmp_path / "release")
-    assert cli.main(["prepare", f"--release={release}", f"--data_dir={tmp_path / 'data'}", "--notfds"]) == 0
-    manifest = find_prepared(tmp_path / "data")
-    run = make_run(tmp_path / "run", manifest)
-    cache.load(manifest, "train", size=32, channels=3, crop=default_config().data.crop)
+def test_command_reads_the_cached_training_photographs_alone(tmp_path, capsys):
+    release = made_run.write_release(tmp_path / "release")
+    manifest = prepare(release, tmp_path / "data", tfds=False)[0]
+    run = made_run.make_run(tmp_path / "run", manifest)
+    training = cache.load(manifest, "train", size=SIZE, channels=3, crop=default_config().data.crop)
     shutil.rmtree(release)
-    assert sheet(run, tmp_path / "blind", "--each=1") == 0
+    out = tmp_path / "blind"
+    assert cli.main(["blind", "sheet", f"--workdir={run}", f"--out={out}", "--each=1", "--seed=4"]) == 0
+    assert str(out / "sheet.png") in capsys.readouterr().out
     assert [path.name for path in manifest.folder.glob("cache/*/*")] == ["train"]
+    generated = list(sampling.load(run).images(np.arange(5, dtype=np.int32), seed=4))
+    for row, tile in zip(pd.read_csv(out / "key.csv").itertuples(), tiles(out, 2, 5), strict=True):
+        photograph = row.origin == REAL
+        expected = training.images[training.ids.index(row.image)] if photograph else generated[row.grade]
+        np.testing.assert_array_equal(tile, expected)
+
+
+# --- scores
 
 
 def study(folder, origins, answers, grades=None):
@@ -123,10 +116,10 @@ def study(folder, origins, answers, grades=None):
     return folder / "answers.csv"
 
 
-def test_scores(tmp_path, capsys):
-    real, fake = blind.REAL, blind.GENERATED
-    origins = [real, real, fake, fake, real, fake]
-    path = study(tmp_path, origins, [real, fake, fake, " Generated ", real, ""], [0, 0, 0, 0, 3, 3])
+def test_scores_by_grade_and_in_all(tmp_path, capsys):
+    origins = [REAL, REAL, GENERATED, GENERATED, REAL, GENERATED]
+    answers = [REAL, GENERATED, GENERATED, " Generated ", REAL, ""]
+    path = study(tmp_path, origins, answers, [0, 0, 0, 0, 3, 3])
     table = blind.score(path)
     assert list(table.index) == ["grade 0 (NO_DR)", "grade 3 (SEVERE)", "all"]
     assert list(table["answered"]) == [4, 1, 5] and list(table["right"]) == [0.75, 1.0, 0.8]
@@ -136,47 +129,47 @@ def test_scores(tmp_path, capsys):
     assert "80%" in capsys.readouterr().out
 
 
-def test_rows_in_any_order_score_the_same(tmp_path):
-    """A spreadsheet sorts by the answers, adds rows of commas, and writes 1.0 for 1."""
-    origins = ["real", "generated", "real", "generated", "real"] * 2 + ["real"]
-    words = ["real", "real", "generated", "generated", ""] * 2 + ["real"]
+def test_answers_as_a_spreadsheet_saves_them_score_the_same(tmp_path):
+    """Sorted by answer; or shuffled, with 1.0 in place of 1 and trailing rows of commas."""
+    origins = [REAL, GENERATED, REAL, GENERATED, REAL] * 2 + [REAL]
+    words = [REAL, REAL, GENERATED, GENERATED, ""] * 2 + [REAL]
     path = study(tmp_path, origins, words, [0] * 6 + [3] * 5)
-    want = blind.score(path)
+    expected = blind.score(path)
     frame = pd.read_csv(path)
     frame.sort_values(["answer", "number"], ascending=False).to_csv(path, index=False)
-    pd.testing.assert_frame_equal(blind.score(path), want)
-    mixed = frame.sample(frac=1, random_state=0).astype({"number": float})
-    mixed.to_csv(path, index=False)
+    pd.testing.assert_frame_equal(blind.score(path), expected)
+    frame.sample(frac=1, random_state=0).astype({"number": float}).to_csv(path, index=False)
     path.write_text(path.read_text() + ",,\n,,\n")
-    pd.testing.assert_frame_equal(blind.score(path), want)
+    pd.testing.assert_frame_equal(blind.score(path), expected)
 
 
-@pytest.mark.parametrize(("numbers", "says"), [
-    ([1, 2], "number 3 is missing: keep one row"),
-    ([2], "number 1 is missing (and 1 more like it): keep one row"),
-    ([1, 2, 3, 2], "number 2 is there more than once: keep one row"),
-    ([1, 3, 3], "number 2 is missing, number 3 is there more than once: keep one row"),
-    ([1, 2, 3, 7], "number 7 is not in key.csv: keep one row"),
-    ([1, 2, 3, ""], "number (empty) is not in key.csv: keep one row"),
+@pytest.mark.parametrize("numbers, problem", [
+    ([1, 2], "number 3 is missing:"),
+    ([2], "number 1 is missing (and 1 more):"),
+    ([1, 3, 3], "number 2 is missing, number 3 is there more than once:"),
+    ([1, 2, 3, 7], "number 7 is not in key.csv:"),
+    ([1, 2, 3, ""], "number (empty) is not in key.csv:"),
 ])  # fmt: skip
-def test_numbers_that_are_not_the_key_s(tmp_path, numbers, says):
-    path = study(tmp_path, ["real"] * 3, ["real"] * 3)
-    pd.DataFrame({"number": numbers, "grade": 0, "answer": "real"}).to_csv(path, index=False)
-    with pytest.raises(UserError) as caught:
+def test_numbers_must_be_those_of_the_key(tmp_path, numbers, problem):
+    path = study(tmp_path, [REAL] * 3, [REAL] * 3)
+    pd.DataFrame({"number": numbers, "grade": 0, "answer": REAL}).to_csv(path, index=False)
+    with pytest.raises(UserError) as error:
         blind.score(path)
-    assert str(caught.value).startswith(f"{path}: {says}") and "\n" not in str(caught.value)
+    assert str(error.value).startswith(f"{path}: {problem}") and "\n" not in str(error.value)
 
 
-def test_answers_that_are_none(tmp_path, capsys):
-    def refused(path):
-        assert cli.main(["blind", "score", f"--answers={path}"]) == 2
-        return capsys.readouterr().err
-
-    assert "is not there" in refused(tmp_path / "nowhere.csv")
-    assert "no answer: write real or generated" in refused(study(tmp_path, ["real"], [""]))
-    assert "image 2: answer 'maybe'" in refused(study(tmp_path, ["real", "real"], ["real", "maybe"]))
-    path = study(tmp_path, ["real", "real"], ["real", "real"])
-    path.write_text("\n".join(path.read_text().splitlines()[:2]))
-    assert "number 2 is missing" in refused(path)
+def test_files_that_cannot_be_scored_are_named(tmp_path):
+    path = study(tmp_path, [REAL, REAL], [REAL, "maybe"])
+    with pytest.raises(UserError, match="image 2: answer 'maybe'"):
+        blind.score(path)
+    study(tmp_path, [REAL], [""])
+    with pytest.raises(UserError, match="no answer"):
+        blind.score(path)
     path.write_text("number,grade\n1,0\n")
-    assert "has no column answer" in refused(path)
+    with pytest.raises(UserError, match="no column answer"):
+        blind.score(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not a CSV"):
+        blind.score(path)
+    with pytest.raises(UserError, match="nowhere.csv"):
+        blind.score(tmp_path / "nowhere.csv")
