@@ -126,7 +126,7 @@ def _data(config, plain) -> None:
             "config.data.flip = True: half of what config.data.canonicalize_laterality turns would be turned back: set one of "
             "the two to False"
         )
-    class_merging.classes(data.merge_classes)
+    class_merging.class_map(data.merge_classes)
     if data.merge_classes and not NETWORKS[config.network].conditional:
         raise UserError(
             f"config.data.merge_classes = {data.merge_classes!r}: {config.network} is unconditional, it has no grades to "

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -325,6 +326,7 @@ def test_neither_tensorflow_nor_tfds_is_needed(release, tmp_path):
     """Prepared, cached and read in a process where importing either fails."""
     code = f"""
 import sys
+import tracemalloc
 sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
 from idrid_jax.data import cache, prepare
 from idrid_jax.data.manifest import find_prepared
@@ -419,3 +421,44 @@ def test_real_release(tmp_path):
     assert train.images.shape[1:] == (64, 64, 3)
     middle = train.images[:, 24:40, 24:40].mean(axis=(1, 2, 3))
     assert (middle > 20).all() and train.images[:, :2, :2].mean() < 10  # retina in the middle, black in the corners
+
+
+# -- Subsets
+
+
+@pytest.fixture(scope="module")
+def memory_mapped(tmp_path_factory):
+    """A split of 64 memory-mapped images of 128 x 128 pixels, 3 MiB."""
+    path = tmp_path_factory.mktemp("split") / "images.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (64, 128, 128, 3), np.uint8))
+    grades = np.arange(64, dtype=np.int32) % 5
+    return cache.Split(np.load(path, mmap_mode="r"), grades, grades, tuple(map(str, range(64))), grades == 2)
+
+
+def test_a_subset_copies_no_image(memory_mapped):
+    """The fault was a copy of the whole training split in every process that holds out a validation fold."""
+    tracemalloc.start()
+    try:
+        subset = memory_mapped.subset(np.arange(64) % 8 != 0)
+        batch = np.asarray(subset.images[np.arange(8)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.shares_memory(subset.images[0], memory_mapped.images)
+    assert batch.nbytes < peak < memory_mapped.images.nbytes / 4
+
+
+def test_a_subset_reads_like_an_array(memory_mapped):
+    mask = np.arange(64) % 8 != 0
+    subset = memory_mapped.subset(mask).subset(np.array([5, 0, 55]))
+    rows = np.flatnonzero(mask)[[5, 0, 55]]
+    images = memory_mapped.images[rows]
+    assert len(subset) == len(subset.images) == 3 and subset.images.shape == images.shape
+    assert subset.images.nbytes == images.nbytes and subset.images.dtype == np.uint8
+    np.testing.assert_array_equal(subset.images, images)
+    np.testing.assert_array_equal(list(subset.images), list(images))
+    for key in (1, slice(1, None), [2, 0], np.array([True, False, True]), (slice(0, 2), slice(4, 9))):
+        np.testing.assert_array_equal(subset.images[key], images[key])
+    np.testing.assert_array_equal(subset.grades, memory_mapped.grades[rows])
+    np.testing.assert_array_equal(subset.is_left_eye, memory_mapped.is_left_eye[rows])
+    assert subset.ids == tuple(map(str, rows)) and subset.left_eye_share == subset.is_left_eye.mean()

@@ -254,7 +254,7 @@ def test_the_discriminator_s_scores_are_its_logits(workdir, training):
     """Also where the last batch is not full."""
     record, state = saved.read_run(workdir, step=5)
     _, discriminator = build_networks(record.config)
-    few = training.part(np.arange(7))
+    few = training.subset(np.arange(7))
     members, others, untrained = evaluate._scores(workdir, 5, training, few)
     assert len(untrained) == evaluate.UNTRAINED and all(len(u[0]) == len(members) and len(u[1]) == 7 for u in untrained)
     assert not np.allclose(untrained[0][1], untrained[1][1]) and not np.allclose(untrained[0][1], others)

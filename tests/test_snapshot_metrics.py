@@ -81,11 +81,11 @@ def test_without_validation_photographs_and_without_a_grader(tmp_path):
     training = eyes(12, 0)
     lines = []
     measures = snapshot_metrics.SnapshotMetrics(tmp_path, best="ssim_gap", log=lines.append)
-    found = measures(eyes(8, 1).images, training.grades, training, training.part(np.arange(0)))
+    found = measures(eyes(8, 1).images, training.grades, training, training.subset(np.arange(0)))
     assert not {"kid_grader", "kid_imagenet", "diversity"} & found.keys() and found["rejected"] == 0 and not any(tmp_path.iterdir())
     assert lines == ["0 validation photographs, fewer than 10: snapshots are compared with the training photographs"]
-    one = training.part(np.arange(1))
-    found = snapshot_metrics.SnapshotMetrics(tmp_path, best="")(training.images[:5], None, training, one.part(np.arange(0)))
+    one = training.subset(np.arange(1))
+    found = snapshot_metrics.SnapshotMetrics(tmp_path, best="")(training.images[:5], None, training, one.subset(np.arange(0)))
     assert "ssim_excess" in found
 
 

@@ -28,7 +28,7 @@ from idrid_jax import config as config_lib
 from idrid_jax.bench import report
 from idrid_jax.bench.timing import Times, interleaved
 from idrid_jax.data import phantom
-from idrid_jax.data.pipeline import resident
+from idrid_jax.data.pipeline import choose_pipeline, host_batches, is_sharded, resident
 from idrid_jax.data.prepare import prepare
 from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
@@ -99,13 +99,13 @@ def _release(config, scratch):
 def _from_disk(config, mesh, manifest, seconds):
     """The file's pages are dropped from memory before each round, where the system lets us."""
     split = load_split(config, manifest, "train")
-    batches = train_step.streamed(config, split, 0) if "tfdata" in WAYS else iter(())
+    batches = host_batches(config, split, 0) if "tfdata" in WAYS else iter(())
     count = -(-len(split.grades) // config.batch_size)  # batches of a round: as many images as the split has, or more
     read = jax.jit(lambda x: jnp.max(x))  # on a CPU `put` may map the file, which is not to have read it
 
     def whole():
         _drop_pages(split.images)
-        images, _ = resident.put(split.images, split.grades, mesh, parts=train_step.in_parts(config, split, mesh))
+        images, _ = resident.put(split, mesh, sharded=is_sharded(config, split, mesh))
         return read(images)
 
     def by_batches():
@@ -212,7 +212,7 @@ def _loop(config, mesh, bare, scratch, seconds):
     cost = statistics.median(span - step for span, step in zip(times.seconds, bare_spans))
     row = {
         "what": "loop",
-        "way": train_step.way_in(config, load_split(config, manifest, "train"), mesh),
+        "way": choose_pipeline(config, load_split(config, manifest, "train"), mesh),
         "steps": every,
         **_rate(every * config.batch_size, times),
         **_of_bare(bare_spans, times.seconds),

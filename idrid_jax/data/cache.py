@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,29 +30,69 @@ from idrid_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Split:
-    """A split ready for training. images: uint8 [N, R, R, C], memory-mapped, read-only; grades, edema: int32 [N].
+class ImageView:
+    """Selected images of a memory-mapped array, read from disk when they are indexed.
 
-    left: bool [N], those that networks are shown mirrored, as their disc lies on the left; None: none of them.
+    `view[rows]` and `view[rows, height]` read those images alone, as `array[index][rows, height]` would after reading
+    all; `np.asarray(view)` reads all.
     """
 
-    images: np.ndarray
+    def __init__(self, array: np.ndarray, index: np.ndarray):
+        """Select images `index`, int [N], of `array`, uint8 [M, R, R, C]."""
+        self.array = array
+        self.index = index
+        self.shape = (len(index), *array.shape[1:])
+        self.dtype = array.dtype
+        self.nbytes = math.prod(self.shape) * array.itemsize
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key) -> np.ndarray:
+        rows, *rest = key if isinstance(key, tuple) else (key,)
+        return self.array[(self.index[rows], *rest)]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.array[self.index], dtype)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Preprocessed photographs with their labels.
+
+    Attributes:
+      images: uint8 [N, R, R, C], read-only: a memory-mapped array, or a view of selected images of one.
+      grades: int32 [N], 0 to 4.
+      edema: int32 [N], risk of macular edema 0 to 2; -1 if unknown.
+      ids: such as "train/IDRiD_001".
+      is_left_eye: bool [N], the photographs that the input pipelines mirror; None if laterality is not canonicalized.
+    """
+
+    images: np.ndarray | ImageView
     grades: np.ndarray
     edema: np.ndarray
     ids: tuple[str, ...]
-    left: np.ndarray | None = None
+    is_left_eye: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     @property
-    def left_share(self) -> float:
-        """Of those in `left`."""
-        return 0.0 if self.left is None else float(self.left.mean())
+    def left_eye_share(self) -> float:
+        """The share of photographs that the input pipelines mirror; 0 if laterality is not canonicalized."""
+        return 0.0 if self.is_left_eye is None else float(self.is_left_eye.mean())
 
-    def part(self, which: np.ndarray) -> "Split":
-        """The photographs at places int [M], or where bool [N] says so; in memory."""
+    def subset(self, which: np.ndarray) -> "Split":
+        """Return the photographs of a mask, bool [N], or at places, int [M], without reading an image."""
         index = np.flatnonzero(which) if which.dtype == bool else which
-        left = None if self.left is None else self.left[index]
-        return Split(self.images[index], self.grades[index], self.edema[index], tuple(self.ids[i] for i in index), left)
+        view = self.images if isinstance(self.images, ImageView) else ImageView(self.images, np.arange(len(self)))
+        return Split(
+            ImageView(view.array, view.index[index]),
+            self.grades[index],
+            self.edema[index],
+            tuple(self.ids[i] for i in index),
+            None if self.is_left_eye is None else self.is_left_eye[index],
+        )
 
 
 def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str) -> Split:

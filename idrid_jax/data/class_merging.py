@@ -1,4 +1,4 @@
-"""Grades that are one class to the networks: "0 1+2 3+4" -> which class each grade is of."""
+"""Class merging: grades that a conditional network treats as one class, written as in "0 1+2 3+4"."""
 
 from collections.abc import Sequence
 
@@ -8,41 +8,44 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 
 
-def classes(pools: str) -> tuple[int, ...]:
-    """`config.data.merge_classes` -> the class of each grade: the lowest grade of its pool. Each its own where it is empty.
+def class_map(merge_classes: str) -> tuple[int, ...]:
+    """Return the class of each grade for `config.data.merge_classes`: the lowest grade that it is merged with.
 
-    Grades of a pool are joined by +, pools parted by blanks. Raises UserError unless each grade is there exactly once.
+    Grades joined by "+" are one class; classes are separated by spaces. An empty string merges nothing. Raises
+    UserError unless each grade is named exactly once.
     """
-    if not pools.strip():
+    if not merge_classes.strip():
         return tuple(range(len(GRADES)))
-    members = [pool.split("+") for pool in pools.split()]
-    every, named = list(map(str, range(len(GRADES)))), [grade for pool in members for grade in pool]
-    wrong = [f"{grade!r} is no grade" for grade in named if grade not in every]
-    wrong += [f"{grade} is there {named.count(grade)} times" for grade in every if named.count(grade) != 1]
+    classes = [merged.split("+") for merged in merge_classes.split()]
+    grades, named = list(map(str, range(len(GRADES)))), [grade for merged in classes for grade in merged]
+    wrong = [f"{grade!r} is not a grade" for grade in named if grade not in grades]
+    wrong += [f"grade {grade} is named {named.count(grade)} times" for grade in grades if named.count(grade) != 1]
     if wrong:
         raise UserError(
-            f"config.data.merge_classes = {pools!r}: {wrong[0]}; name each grade, 0 to 4, exactly once, such as '0 1+2 3+4'"
+            f"config.data.merge_classes = {merge_classes!r}: {wrong[0]}; name each grade, 0 to 4, exactly once, "
+            "such as '0 1+2 3+4'"
         )
-    return tuple(int(min(pool)) for grade in every for pool in members if grade in pool)
+    return tuple(int(min(merged)) for grade in grades for merged in classes if grade in merged)
 
 
-def check_enough(grades: np.ndarray, pools: str, least: int, network: str) -> None:
-    """Raises UserError where the training photographs, of grades int32 [N], are fewer than `least` of a class: a
-    conditional network would learn those by heart."""
-    of = classes(pools)
-    counts = np.bincount(np.asarray(of)[grades], minlength=len(GRADES))
-    for one in sorted(set(of)):
-        if counts[one] < least:
-            names = " and ".join(name for name, other in zip(GRADES, of) if other == one)
+def check_class_counts(grades: np.ndarray, merge_classes: str, min_images: int, network: str) -> None:
+    """Raise UserError if a class has fewer than `min_images` training examples, of grades int32 [N]: a conditional
+    network would memorize them."""
+    classes = class_map(merge_classes)
+    counts = np.bincount(np.asarray(classes)[grades], minlength=len(GRADES))
+    for scarce in sorted(set(classes)):
+        if counts[scarce] < min_images:
+            names = " and ".join(name for name, its_class in zip(GRADES, classes) if its_class == scarce)
             raise UserError(
-                f"config.network = {network!r} would learn {names} from {counts[one]} training photographs, fewer than "
-                f"config.data.min_images_per_class = {least}: pool it with another grade, such as "
-                f"--config.data.merge_classes={_with_neighbour(of, one)!r}, or lower that"
+                f"config.network = {network!r} would learn {names} from {counts[scarce]} training photographs, fewer "
+                f"than config.data.min_images_per_class = {min_images}: merge it with another grade, such as "
+                f"--config.data.merge_classes={_merge_with_neighbor(classes, scarce)!r}, or lower that number"
             )
 
 
-def _with_neighbour(of: Sequence[int], one: int) -> str:
-    """The pools, of which one has been joined with the next, the last with the one before."""
-    pools = ["+".join(str(grade) for grade, other in enumerate(of) if other == each) for each in sorted(set(of))]
-    at = max(0, min(sorted(set(of)).index(one), len(pools) - 2))
-    return " ".join([*pools[:at], "+".join(pools[at : at + 2]), *pools[at + 2 :]])
+def _merge_with_neighbor(classes: Sequence[int], scarce: int) -> str:
+    """Return `merge_classes` with class `scarce` merged with the next one, or the last with the one before."""
+    distinct = sorted(set(classes))
+    merged = ["+".join(str(grade) for grade, its_class in enumerate(classes) if its_class == c) for c in distinct]
+    at = max(0, min(distinct.index(scarce), len(merged) - 2))
+    return " ".join([*merged[:at], "+".join(merged[at : at + 2]), *merged[at + 2 :]])

@@ -40,14 +40,14 @@ def load_training_splits(config: ml_collections.ConfigDict, manifest: Manifest) 
     check_size(config, manifest)
     train = load_split(config, manifest, "train")
     if config.data.canonicalize_laterality:
-        train = dataclasses.replace(train, left=~laterality.disc_on_right(train.images))
+        train = dataclasses.replace(train, is_left_eye=laterality.is_left_eye(train.images))
     held_out = folds.validation(manifest, config.data.validation_folds)
-    examples = train.part(~held_out) if held_out.any() else train
+    examples = train.subset(~held_out) if held_out.any() else train
     if NETWORKS[config.network].conditional:
-        class_merging.check_enough(
+        class_merging.check_class_counts(
             examples.grades, config.data.merge_classes, config.data.min_images_per_class, config.network
         )
-    return examples, train.part(held_out)
+    return examples, train.subset(held_out)
 
 
 def check_size(config: ml_collections.ConfigDict, manifest: Manifest) -> None:

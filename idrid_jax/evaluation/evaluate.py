@@ -96,7 +96,7 @@ def evaluate(
     stages = 3 + 2 * (pixels is None) + 3 * (1 + len(trained_elsewhere)) + len(GRADES) * conditional + arms
     tell = lambda text: progress(text, stages)
     manifest, training, held_out = photographs(workdir, sampler, data_dir, pixels)
-    shown = training.part(~folds.validation(manifest, sampler.config.data.validation_folds))
+    shown = training.subset(~folds.validation(manifest, sampler.config.data.validation_folds))
     count = len(training.grades) if count is None else count
     # the training split's own grades, in a drawn order, over and over: the same mixture for any count
     order = np.random.default_rng(seed).permutation(len(training.grades))
@@ -193,7 +193,7 @@ def photographs(
     `size` pixels a side (None: the network's)."""
     manifest, training = training_photographs(workdir, sampler, data_dir, size)
     if not any(manifest.counts["grading"]["test"]):
-        return manifest, training, training.part(np.arange(0))
+        return manifest, training, training.subset(np.arange(0))
     with _trained_on(workdir, sampler):
         config = saved.with_its_release(sampler.run, data_dir)
         return manifest, training, load_split(config, manifest, "test", size)
@@ -271,7 +271,7 @@ def _scores(workdir, step, training, held_out):
     hears = build.hears(run.config)
     of = jax.jit(lambda arrays, images, grades: discriminator.eval(*arrays, to_float(images), hears(grades, step)))
     # as it was shown them: it would take photographs of the other side for fakes, whoever's they are
-    seen = lambda images: laterality.turned(images, ~laterality.disc_on_right(images)) if run.config.data.canonicalize_laterality else images
+    seen = lambda images: laterality.canonicalize_laterality(images, laterality.is_left_eye(images)) if run.config.data.canonicalize_laterality else images
     splits = [(seen(np.asarray(split.images)), split.grades) for split in (training, held_out)]
     at_once = NETWORKS[run.config.network].at_once
 

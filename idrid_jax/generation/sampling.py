@@ -57,7 +57,7 @@ class Sampler:
         A generator that was shown photographs of one side (`config.data.canonicalize_laterality`) draws right-sided ones, of which so
         many are mirrored as of its photographs were: a coin for each image.
         """
-        key, at_once, left = jax.random.key(seed), self.network.at_once, self.run.left
+        key, at_once, left = jax.random.key(seed), self.network.at_once, self.run.left_eye_share
         hears = build.hears(self.config)
 
         @jax.jit

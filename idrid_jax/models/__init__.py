@@ -90,7 +90,7 @@ def build_networks(config: ml_collections.ConfigDict) -> tuple[Functional, Funct
     """
     network, dtype = NETWORKS[config.network], jnp.dtype(config.dtype)
     options = {name: config.model[name] for name in network.options}
-    classes = class_merging.classes(config.data.merge_classes)
+    classes = class_merging.class_map(config.data.merge_classes)
 
     def build(module: Callable[..., nnx.Module]) -> Functional:
         return pooled(functional(functools.partial(module, dtype=dtype, **options)), classes)

@@ -11,7 +11,7 @@ import numpy as np
 
 from idrid_jax import config as config_lib
 from idrid_jax.config import steps
-from idrid_jax.data.pipeline import tfdata
+from idrid_jax.data.pipeline import choose_pipeline, tfdata
 from idrid_jax.data.splits import find_release, load_training_splits
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, build_networks
@@ -69,7 +69,7 @@ def train(
         loaded = multihost.run_on_each(lambda: load_training_splits(config, manifest) if first else None)
         loaded = multihost.run_on_each(lambda: loaded or load_training_splits(config, manifest))
         split, validation = loaded
-        if train_step.way_in(config, split, mesh) == "tfdata":
+        if choose_pipeline(config, split, mesh) == "tfdata":
             tfdata.check_shares(split.grades, config.data.sampling, multihost.process_count(), config.data.temperature)
 
         # -- Networks, optimizers, state
@@ -89,7 +89,7 @@ def train(
 
         state, taken = begin()
         first_step, last_step, restarts = int(state.step), steps(config.total_kimg, config), int(state.restarts)
-        multihost.run_on_first(lambda: record.write(workdir, config, manifest, split.left_share))
+        multihost.run_on_first(lambda: record.write(workdir, config, manifest, split.left_eye_share))
 
         # -- The compiled step
         step = train_step.compile_step(config, update, mesh, split, first_step)

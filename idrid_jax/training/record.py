@@ -31,7 +31,7 @@ class Record:
     release: str  # that release's name, for people
     counts: list[int]  # its training photographs by grade
     data_dir: str  # where it was prepared
-    left: float = 0.0  # share of photographs with the disc on the left, which networks were shown mirrored
+    left_eye_share: float = 0.0  # of the training photographs, which were mirrored (data.canonicalize_laterality)
 
 
 def read(workdir: Path) -> Record | None:
@@ -48,7 +48,7 @@ def read(workdir: Path) -> Record | None:
             content["data"]["name"],
             list(content["data"]["counts"]["grading"]["train"]),
             content["data"]["data_dir"],
-            content["data"]["left"] if config.data.canonicalize_laterality else 0.0,  # older records have none
+            content["data"]["left_eye_share"] if config.data.canonicalize_laterality else 0.0,  # older records have none
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -56,10 +56,10 @@ def read(workdir: Path) -> Record | None:
         ) from error
 
 
-def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest, left: float = 0.0) -> None:
+def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest, left_eye_share: float = 0.0) -> None:
     """Writes or renews the record, whole or not at all.
 
-    left: see `Record`; it is written down, as those who sample a run need not have its photographs.
+    left_eye_share: see `Record`; it is written down, as those who sample a run need not have its photographs.
     """
     content = {
         "config": config.to_dict(),
@@ -69,7 +69,7 @@ def write(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest, 
             "release": str(manifest.release),
             "data_dir": str(manifest.folder.absolute().parent.parent),
             "counts": manifest.counts,
-            "left": left,
+            "left_eye_share": left_eye_share,
         },
         "revision": revision(),
         "versions": versions(),

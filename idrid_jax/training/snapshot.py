@@ -43,7 +43,7 @@ class Views:
     ):
         self._network = network = NETWORKS[config.network]
         self._split, self._validation, self._on_snapshot = split, validation, on_snapshot
-        hears, left = build.hears(config), split.left_share
+        hears, left = build.hears(config), split.left_eye_share
         latents = lambda stream, count: jax.random.normal(
             jax.random.fold_in(jax.random.key(config.seed), stream), (count, network.latent)
         )

@@ -2,16 +2,15 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from idrid_jax.data import cache, laterality
-from idrid_jax.data.pipeline import resident, tfdata
-from idrid_jax.data.pipeline.batch_order import Order
+from idrid_jax.data import cache
+from idrid_jax.data.pipeline import choose_pipeline, host_batches, is_sharded, make_order, resident
 from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.models.layers import rows_over
 from idrid_jax.training import build
@@ -54,20 +53,17 @@ def compile_step(
 ) -> Step:
     """The step of `config`, by the way in that `config.data.pipeline` names, beginning at `first_step`.
 
-    A call makes `config.dispatch_steps` updates. The state is donated. Photographs of `split.left` are shown mirrored,
-    from a copy in memory. Batches are functions of (seed, step): the first
+    A call makes `config.dispatch_steps` updates. The state is donated. Batches are functions of (seed, step): the first
     call must be with the state of `first_step`.
     """
     steps = config.dispatch_steps
-    if split.left is not None:
-        split = dataclasses.replace(split, images=laterality.turned(split.images, split.left), left=None)
-    if way_in(config, split, mesh) == "resident":
-        jitted, parts = _resident(config, update, mesh, split)
-        data = resident.put(split.images, split.grades, mesh, parts=parts)
+    if choose_pipeline(config, split, mesh) == "resident":
+        jitted, sharded = _resident(config, update, mesh, split)
+        data = resident.put(split, mesh, sharded=sharded)
         return Step(jitted, lambda: data, steps)
 
     def batches_from(step):
-        batches = streamed(config, split, step)
+        batches = host_batches(config, split, step)
 
         def to_devices():
             several = [next(batches) for _ in range(steps)]
@@ -76,23 +72,6 @@ def compile_step(
         return to_devices
 
     return Step(_jit(config, update, mesh, steps), batches_from(first_step), steps, batches_from)
-
-
-def streamed(
-    config: ml_collections.ConfigDict, split: cache.Split, first_step: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """This process's part of each batch of `config` from `first_step` on: `tfdata.batches`."""
-    return tfdata.batches(
-        split.images,
-        split.grades,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        sampling=config.data.sampling,
-        temperature=config.data.temperature,
-        first_step=first_step,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
 
 
 def compile_bare_step(
@@ -114,9 +93,9 @@ def abstract_step(
     update, init = build.make_update(config, *build_networks(config))
     state = build.abstract_state(config, init, mesh)
     placed = lambda shape, dtype, sharding: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    if split is not None and way_in(config, split, mesh) == "resident":
-        jitted, parts = _resident(config, update, mesh, split)
-        return jitted, state, resident.abstract(split.images.shape, mesh, parts=parts)
+    if split is not None and choose_pipeline(config, split, mesh) == "resident":
+        jitted, sharded = _resident(config, update, mesh, split)
+        return jitted, state, resident.abstract(split.images.shape, mesh, sharded=sharded)
     network, batch = NETWORKS[config.network], config.batch_size
     shape = (1, batch, network.size, network.size, network.channels)
     images, grades = mesh_lib.stacked(mesh_lib.split_images(mesh)), mesh_lib.stacked(mesh_lib.split_batch(mesh))
@@ -125,18 +104,11 @@ def abstract_step(
 
 
 def _resident(config, update, mesh, split) -> tuple[jax.stages.Wrapped, bool]:
-    """The jitted step that takes its batches from `split` on the devices, and whether that lies there in parts."""
-    order = Order(
-        np.asarray(split.grades),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        sampling=config.data.sampling,
-        temperature=config.data.temperature,
-    )
-    parts = in_parts(config, split, mesh)
-    batch = lambda state, *data: resident.batch(order, *data, state.step, mesh, parts=parts)
-    shardings = tuple(x.sharding for x in resident.abstract(split.images.shape, mesh, parts=parts))
-    return _jit(config, update, mesh, config.dispatch_steps, shardings, batch), parts
+    """The jitted step that takes its batches from `split` on the devices, and whether it is sharded over them."""
+    order, sharded = make_order(config, split), is_sharded(config, split, mesh)
+    batch = lambda state, *data: resident.batch(order, *data, state.step, mesh, sharded=sharded)
+    shardings = tuple(x.sharding for x in resident.abstract(split.images.shape, mesh, sharded=sharded))
+    return _jit(config, update, mesh, config.dispatch_steps, shardings, batch), sharded
 
 
 def _jit(config, update, mesh, steps=1, sharding=None, batch=None) -> jax.stages.Wrapped:
@@ -175,19 +147,3 @@ def _compiler_options(mesh) -> dict[str, str]:
     if device.platform != "gpu" or "rocm" in device.client.platform_version:
         return {}
     return {"xla_gpu_enable_command_buffer": GRAPHED}
-
-
-def way_in(config: ml_collections.ConfigDict, split: cache.Split, mesh: jax.sharding.Mesh) -> str:
-    """ "resident" or "tfdata": what `config.data.pipeline` says, or what "auto" comes to: resident while the split, or each
-    device's part of it with what putting a batch together takes, is no more than `config.data.resident_mib`."""
-    if config.data.pipeline != "auto":
-        return config.data.pipeline
-    needed = split.images.nbytes
-    if in_parts(config, split, mesh):
-        needed = resident.bytes_in_parts(split.images.shape, config.batch_size, mesh)
-    return "resident" if needed <= config.data.resident_mib * 2**20 else "tfdata"
-
-
-def in_parts(config: ml_collections.ConfigDict, split: cache.Split, mesh: jax.sharding.Mesh) -> bool:
-    """Whether a resident split is spread over the devices, as `config.data.resident_mib` does not hold it whole."""
-    return mesh.size > 1 and split.images.nbytes > config.data.resident_mib * 2**20

@@ -1,7 +1,7 @@
-"""Which photographs make up batch k: a function of (seed, step) alone, at a cost that does not grow with k.
+"""The order of photographs: the indices of batch k as a function of (seed, step), at a cost that does not grow with k.
 
-Both ways in ask here, so that `stream` and `resident` give the same batches and resume needs no iterator in the
-checkpoint. Positions count images from the start of the run and are int32: 2^31 images are more than two million kimg.
+Both input pipelines ask `BatchOrder`, so they yield the same batches, and no iterator has to be saved in a checkpoint.
+Positions count images from the start of the run and are int32: 2^31 images are more than two million kimg.
 """
 
 from collections.abc import Sequence
@@ -14,89 +14,94 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 
 SAMPLINGS = ("natural", "balanced", "tempered")
-TABLE = 240  # positions after which tempered grades repeat: any number of grades divides it, so that equal stays equal
+PERIOD = 240  # positions after which tempered sampling repeats its grades: divisible by 1 to 5, so equal shares stay equal
 
 
-class Order:
-    """The order of one split (or of one process's share of it).
+class BatchOrder:
+    """The order in which one split, or one process's share of it, is sampled.
 
-    natural: every epoch is a permutation of all photographs, so grades come as often as they are.
-    balanced: grades take turns, and within a grade every epoch is a permutation of its photographs.
-    tempered: likewise, but each grade in proportion to its number of photographs to the power of 1/temperature: at 1
-      as they are, far above it as balanced.
+    natural: each epoch is a permutation of all photographs, so grades are as frequent as in the split.
+    balanced: grades take turns; within a grade, each epoch is a permutation of its photographs.
+    tempered: as balanced, but a grade's frequency is proportional to its number of photographs to the power of
+      1/temperature: natural frequencies at 1, nearly balanced ones at a high temperature.
     """
 
     def __init__(
         self, grades: np.ndarray, *, seed: int, batch_size: int, sampling: str, temperature: float | None = None
     ):
-        """grades int32 [N]. temperature: of "tempered", above 0. Raises UserError for an empty split, or a grade that
-        balanced or tempered sampling would miss."""
+        """Prepare the order of photographs with `grades`, int32 [N]. Only "tempered" uses `temperature`, above 0.
+
+        Raises UserError for an unknown sampling, an empty split, or, unless sampling is natural, a grade without
+        photographs.
+        """
         if sampling not in SAMPLINGS:
-            raise UserError(f"config.data.sampling = {sampling!r}: take one of {', '.join(SAMPLINGS)}")
+            raise UserError(f"config.data.sampling = {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
         if not len(grades):
-            raise UserError("the training split holds no photograph: prepare a release with training images")
+            raise UserError("the training split has no photograph: prepare a release with training photographs")
+        # Photographs are grouped into pools: one for natural sampling, otherwise one per grade. `_turns` lists which
+        # pool each position of a period belongs to.
         if sampling == "natural":
-            self._members = [np.arange(len(grades), dtype=np.int32)]
+            self._pools = [np.arange(len(grades), dtype=np.int32)]
             self._turns = np.zeros(1, np.int32)
         else:
-            self._members = [np.flatnonzero(grades == grade).astype(np.int32) for grade in range(len(GRADES))]
-            missing = [name for name, members in zip(GRADES, self._members) if not len(members)]
+            self._pools = [np.flatnonzero(grades == grade).astype(np.int32) for grade in range(len(GRADES))]
+            missing = [name for name, pool in zip(GRADES, self._pools) if not len(pool)]
             if missing:
                 raise UserError(
                     f"config.data.sampling = {sampling!r}, but no photograph of grade {', '.join(missing)} is in this "
-                    "share of the training split: take 'natural', fewer processes, or a release that has one"
+                    "share of the training split: choose 'natural', fewer processes, or a release that has one"
                 )
             self._turns = np.arange(len(GRADES), dtype=np.int32)
             if sampling == "tempered":
-                self._turns = turns(shares([len(members) for members in self._members], temperature))
-        # step 3554 has the same key, of which it draws other things
+                self._turns = interleave(grade_shares([len(pool) for pool in self._pools], temperature))
+        # The update of step 3554 (0x0DE2) has the same key, but derives other random numbers from it.
         self._key = jax.random.fold_in(jax.random.key(seed), 0x0DE2)
         self._batch_size = batch_size
 
     def __call__(self, step: jax.Array | int) -> jax.Array:
-        """Step int32 [] -> int32 [B], indices into the split. Pure: call it inside jit or out."""
+        """Return the indices of batch `step` into the split: int32 [B]. Pure, inside jit or outside."""
         position = step * self._batch_size + jnp.arange(self._batch_size, dtype=jnp.int32)
-        lap, place = position // len(self._turns), position % len(self._turns)
-        whose = jnp.asarray(self._turns)[place]
+        period, place = position // len(self._turns), position % len(self._turns)
+        pool_of_position = jnp.asarray(self._turns)[place]
         index = jnp.zeros_like(position)
-        for turn, members in enumerate(self._members):
-            his = self._turns == turn
-            before = jnp.asarray((np.cumsum(his) - his).astype(np.int32))
-            number = lap * int(his.sum()) + before[place]  # of his walk; it only grows along the batch
-            walked = self._walk(jax.random.fold_in(self._key, turn), number, members)
-            index = jnp.where(whose == turn, walked, index)
+        for number, pool in enumerate(self._pools):
+            is_turn = self._turns == number
+            turns_before = jnp.asarray((np.cumsum(is_turn) - is_turn).astype(np.int32))
+            position_in_pool = period * int(is_turn.sum()) + turns_before[place]  # never decreases within a batch
+            candidates = self._permuted(jax.random.fold_in(self._key, number), position_in_pool, pool)
+            index = jnp.where(pool_of_position == number, candidates, index)
         return index
 
-    def _walk(self, key, position, members):
-        """Position in this walk -> photograph; epoch e walks the permutation of fold_in(key, e)."""
-        n = len(members)
+    def _permuted(self, key: jax.Array, position: jax.Array, pool: np.ndarray) -> jax.Array:
+        """Return the photograph at each position of a pool; epoch e is the permutation of fold_in(key, e)."""
+        n = len(pool)
         epoch = position // n
-        epochs = epoch[0] + jnp.arange((self._batch_size - 1) // n + 2)  # as many as a batch can touch
-        permute = lambda e: jax.random.permutation(jax.random.fold_in(key, e), jnp.asarray(members))
+        epochs = epoch[0] + jnp.arange((self._batch_size - 1) // n + 2)  # all epochs that a batch can reach
+        permute = lambda e: jax.random.permutation(jax.random.fold_in(key, e), jnp.asarray(pool))
         return jax.vmap(permute)(epochs)[epoch - epoch[0], position % n]
 
 
-def shares(counts: Sequence[int], temperature: float) -> np.ndarray:
-    """Photographs of each grade [G], all above 0 -> how many of TABLE positions each gets: int [G], at least 1.
+def grade_shares(counts: Sequence[int], temperature: float) -> np.ndarray:
+    """Return how many of PERIOD positions each grade gets, int [G], each at least 1, for `counts` photographs (> 0).
 
-    In proportion to counts ** (1 / temperature), rounded by largest remainders. Source: Arivazhagan et al., "Massively
-    multilingual neural machine translation in the wild", arXiv:1907.05019, section 4.2, where it is languages that are
-    rare.
+    Shares are proportional to counts ** (1 / temperature), rounded by largest remainders. Source: Arivazhagan et al.,
+    "Massively Multilingual Neural Machine Translation in the Wild", arXiv:1907.05019, section 4.2 (there, for rare
+    languages).
     """
     weights = (np.asarray(counts, np.float64) / max(counts)) ** (1 / temperature)
-    exact = weights / weights.sum() * TABLE
-    whole = exact.astype(int)
-    whole[np.argsort(whole - exact, kind="stable")[: TABLE - whole.sum()]] += 1
-    lacking = whole == 0
-    whole[np.argmax(whole)] -= lacking.sum()
-    return whole + lacking
+    exact = weights / weights.sum() * PERIOD
+    shares = exact.astype(int)
+    shares[np.argsort(shares - exact, kind="stable")[: PERIOD - shares.sum()]] += 1
+    empty = shares == 0
+    shares[np.argmax(shares)] -= empty.sum()
+    return shares + empty
 
 
-def turns(shares: np.ndarray) -> np.ndarray:
-    """shares int [G] -> which of 0..G-1 has each position, int32 [sum of shares], each spread evenly over them.
+def interleave(shares: np.ndarray) -> np.ndarray:
+    """Spread shares int [G] evenly over a period: which of 0..G-1 has each position, int32 [sum of shares].
 
-    The j-th of a grade's n wants to lie at (j + 1/2) / n, and all are put in that order.
+    The j-th of a grade's n positions aims at (j + 1/2) / n of the period; all are sorted by their aims.
     """
-    whose = np.repeat(np.arange(len(shares), dtype=np.int32), shares)
-    wanted = np.concatenate([(np.arange(n) + 0.5) / n for n in shares])
-    return whose[np.argsort(wanted, kind="stable")]
+    grades = np.repeat(np.arange(len(shares), dtype=np.int32), shares)
+    aims = np.concatenate([(np.arange(n) + 0.5) / n for n in shares])
+    return grades[np.argsort(aims, kind="stable")]

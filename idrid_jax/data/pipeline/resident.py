@@ -1,8 +1,7 @@
-"""Way in 2: the whole split as uint8 in device memory, each batch gathered inside the step, so that no step waits for
-data.
+"""The resident pipeline: the whole split as uint8 in device memory; each batch is gathered inside the jitted step.
 
-Where the split fits each device it lies whole on each; where only all devices together hold it, each holds a part, and
-a batch is put together by a reduce-scatter of its uint8 pixels.
+A split that fits each device is replicated. One that fits only all devices together is sharded over them, and a batch
+is assembled by a reduce-scatter of its uint8 pixels.
 """
 
 import functools
@@ -13,56 +12,63 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from idrid_jax.data.pipeline.batch_order import Order
+from idrid_jax.data.cache import Split
+from idrid_jax.data.laterality import canonicalize_laterality
+from idrid_jax.data.pipeline.batch_order import BatchOrder
 
-Split = tuple[jax.Array, jax.Array]  # images uint8 [N or more, R, R, C], grades int32 [N]
 
+def put(split: Split, mesh: Mesh, *, sharded: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Copy a split to the devices: images uint8 [N, R, R, C], left eyes mirrored if it says so, and grades int32 [N].
 
-def put(images: np.ndarray, grades: np.ndarray, mesh: Mesh, *, parts: bool = False) -> Split:
-    """uint8 [N, R, R, C] and int32 [N] -> the same on the devices. `mesh` has the axes "data" and "rows".
-
-    parts: each device gets a part of the images only, the last ones filled up with black. Every process reads of
-    `images` what its own devices hold.
+    Args:
+      split: each process reads only those of its images that its own devices hold.
+      mesh: has the axes "data" and "rows".
+      sharded: give each device a part of the images instead of all. N is then padded with black images to a multiple
+        of the devices on "data".
     """
-
-    def read(index):
-        first, last, _ = index[0].indices(to.shape[0])
-        some = np.asarray(images[first : min(last, len(images)), *index[1:]])
-        missing = last - first - len(some)
-        return np.concatenate([some, np.zeros((missing, *some.shape[1:]), np.uint8)]) if missing else some
-
-    to, of_grades = abstract(images.shape, mesh, parts=parts)
-    grades = np.asarray(grades, np.int32)
+    images, grades = abstract(split.images.shape, mesh, sharded=sharded)
+    labels = np.asarray(split.grades, np.int32)
     return (
-        jax.make_array_from_callback(to.shape, to.sharding, read),
-        jax.make_array_from_callback(of_grades.shape, of_grades.sharding, lambda index: grades[index]),
+        jax.make_array_from_callback(images.shape, images.sharding, functools.partial(_read, split, images.shape[0])),
+        jax.make_array_from_callback(grades.shape, grades.sharding, lambda index: labels[index]),
     )
 
 
-def abstract(shape: tuple[int, ...], mesh: Mesh, *, parts: bool) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """What `put` returns for images of `shape` [N, R, R, C], as shapes with their shardings."""
-    shares = mesh.shape["data"] if parts else 1
-    whole = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec("data", "rows")) if parts else whole
-    images = jax.ShapeDtypeStruct((-(-shape[0] // shares) * shares, *shape[1:]), jnp.uint8, sharding=split)
-    return images, jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=whole)
+def _read(split: Split, padded: int, index: tuple[slice, ...]) -> np.ndarray:
+    """Read one device's images; those from N to `padded` are black."""
+    first, last, _ = index[0].indices(padded)
+    rows = slice(first, min(last, len(split)))
+    images = np.asarray(split.images[rows, *index[1:]])
+    if split.is_left_eye is not None:
+        images = canonicalize_laterality(images, split.is_left_eye[rows])
+    missing = last - first - len(images)
+    return np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
 
 
-def bytes_in_parts(shape: tuple[int, ...], batch_size: int, mesh: Mesh) -> int:
-    """What each device gives for images of `shape` [N, R, R, C] in parts: its own, and while a batch is put together
-    its rows of all of that."""
-    images = abstract(shape, mesh, parts=True)[0]
-    count, *of_each = images.sharding.shard_shape(images.shape)
-    return (count + batch_size) * math.prod(of_each)
+def abstract(shape: tuple[int, ...], mesh: Mesh, *, sharded: bool) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Return shapes, dtypes and shardings of what `put` returns for images of `shape` [N, R, R, C]."""
+    parts = mesh.shape["data"] if sharded else 1
+    replicated = NamedSharding(mesh, PartitionSpec())
+    sharding = NamedSharding(mesh, PartitionSpec("data", "rows")) if sharded else replicated
+    images = jax.ShapeDtypeStruct((-(-shape[0] // parts) * parts, *shape[1:]), jnp.uint8, sharding=sharding)
+    return images, jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=replicated)
+
+
+def sharded_bytes(shape: tuple[int, ...], batch_size: int, mesh: Mesh) -> int:
+    """Return the bytes per device that sharded images of `shape` [N, R, R, C] take: the device's own images and, while
+    a batch is assembled, its rows of the whole batch."""
+    images = abstract(shape, mesh, sharded=True)[0]
+    count, *image = images.sharding.shard_shape(images.shape)
+    return (count + batch_size) * math.prod(image)
 
 
 def batch(
-    order: Order, images: jax.Array, grades: jax.Array, step: jax.Array, mesh: Mesh, *, parts: bool = False
+    order: BatchOrder, images: jax.Array, grades: jax.Array, step: jax.Array, mesh: Mesh, *, sharded: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Batch `step`, split over the devices: uint8 [B, R, R, C], int32 [B]. Pure; called inside the jitted step."""
+    """Gather batch `step`, sharded over the devices: uint8 [B, R, R, C], int32 [B]. Pure; for use inside jit."""
     over = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
     index = order(step)
-    if not parts:
+    if not sharded:
         index = jax.lax.with_sharding_constraint(index, over("data"))
         return jax.lax.with_sharding_constraint(images[index], over("data", "rows")), grades[index]
     return _gather(mesh)(images, index), jax.lax.with_sharding_constraint(grades[index], over("data"))
@@ -70,14 +76,14 @@ def batch(
 
 @functools.cache
 def _gather(mesh: Mesh):
-    """images in parts, index int32 [B] -> uint8 [B, R, R, C]: each device gives the photographs that it holds, and 0
-    for others, so that the sum over devices is the batch."""
+    """Return a function of sharded images and index int32 [B] that gives uint8 [B, R, R, C]: each device contributes
+    the images that it holds and 0 for the others, and the sum over devices is the batch."""
 
     def local(images, index):
-        mine = index - jax.lax.axis_index("data") * len(images)
-        here = (mine >= 0) & (mine < len(images))
-        found = jnp.where(here[:, None, None, None], images[jnp.clip(mine, 0, len(images) - 1)], 0)
+        here = index - jax.lax.axis_index("data") * len(images)
+        is_here = (here >= 0) & (here < len(images))
+        found = jnp.where(is_here[:, None, None, None], images[jnp.clip(here, 0, len(images) - 1)], 0)
         return jax.lax.psum_scatter(found, "data", scatter_dimension=0, tiled=True)
 
-    split = PartitionSpec("data", "rows")
-    return jax.shard_map(local, mesh=mesh, in_specs=(split, PartitionSpec()), out_specs=split)
+    spec = PartitionSpec("data", "rows")
+    return jax.shard_map(local, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)

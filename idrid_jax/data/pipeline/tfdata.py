@@ -1,7 +1,7 @@
-"""Way in 1: tf.data over the cache on disk, for splits that do not fit the devices and for many hosts.
+"""The tf.data pipeline: host batches read from the cache on disk, for splits that do not fit in device memory.
 
-Each process reads its own share and yields its part of the global batch. The order is computed from (seed, step), so a
-stream that begins at step k is the tail of one that began at 0.
+Each process reads its own share of the split and yields its part of the global batch. The order is computed from
+(seed, step), so an iterator that starts at step k yields what one from 0 yields after k batches.
 """
 
 from collections.abc import Iterator
@@ -9,32 +9,33 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from idrid_jax.data.pipeline.batch_order import Order
+from idrid_jax.data.cache import Split
+from idrid_jax.data.laterality import canonicalize_laterality
+from idrid_jax.data.pipeline.batch_order import BatchOrder
 from idrid_jax.data.tensorflow import import_tensorflow
 from idrid_jax.errors import UserError
 
 
 def share(n: int, process: int, processes: int) -> slice:
-    """The photographs of split 0..n-1 that this process reads, as `tfds.split_for_jax_process` deals them out: shares
-    are disjoint, cover the split, and the first ones have one more where it does not divide."""
-    each, more = divmod(n, processes)
-    start = each * process + min(process, more)
-    return slice(start, start + each + (process < more))
+    """Return the photographs of 0..n-1 that a process reads, as `tfds.split_for_jax_process` assigns them: shares are
+    disjoint and cover the split; if it does not divide, the first ones have one photograph more."""
+    size, remainder = divmod(n, processes)
+    start = size * process + min(process, remainder)
+    return slice(start, start + size + (process < remainder))
 
 
 def check_shares(grades: np.ndarray, sampling: str, processes: int, temperature: float | None = None) -> None:
-    """Raises UserError where one of the processes, no matter which, would get a share that `Order` refuses: on all."""
+    """Raise UserError if any process would get a share that `BatchOrder` refuses; the same on all processes."""
     for process in range(processes) if processes > 1 else ():
-        mine = np.asarray(grades)[share(len(grades), process, processes)]
+        own = np.asarray(grades)[share(len(grades), process, processes)]
         try:
-            Order(mine, seed=0, batch_size=1, sampling=sampling, temperature=temperature)
+            BatchOrder(own, seed=0, batch_size=1, sampling=sampling, temperature=temperature)
         except UserError as error:
             raise UserError(f"process {process} of {processes}: {error}; 'resident' has no shares") from error
 
 
 def batches(
-    images: np.ndarray,
-    grades: np.ndarray,
+    split: Split,
     *,
     seed: int,
     batch_size: int,
@@ -44,43 +45,42 @@ def batches(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """uint8 [N, R, R, C] (may be memory-mapped) and int32 [N] -> endless host batches uint8 [b, R, R, C], int32 [b],
-    from batch `first_step` on.
+    """Yield this process's part of each batch from `first_step` on, without end: uint8 [b, R, R, C], int32 [b].
 
-    b = batch_size / processes. Raises UserError where `Order` does.
+    b = batch_size / processes. Left eyes are mirrored if the split says so. Raises UserError as `BatchOrder` does.
     """
-    check_shares(grades, sampling, processes, temperature)
-    mine = share(len(grades), process, processes)
-    images, grades = images[mine], np.asarray(grades[mine], np.int32)
-    # one process: the very batches of the resident way; several: each its own walk
-    order = Order(
-        grades,
-        seed=seed if processes == 1 else seed * processes + process,
+    check_shares(split.grades, sampling, processes, temperature)
+    own = share(len(split), process, processes)
+    order = BatchOrder(
+        split.grades[own],
+        seed=seed if processes == 1 else seed * processes + process,  # one process: the batches of the resident pipeline
         batch_size=batch_size // processes,
         sampling=sampling,
         temperature=temperature,
     )
-    return _read(images, grades, order, first_step)
+    return _read(split, order, own.start, first_step)
 
 
-def _read(images, grades, order, first_step):
+def _read(split: Split, order: BatchOrder, offset: int, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     tf = import_tensorflow()
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         raise UserError(
             "config.data.pipeline = 'tfdata': JAX has no CPU backend to compute the order with; add cpu to "
-            f"JAX_PLATFORMS, or take 'resident' ({str(error).splitlines()[0]})"
+            f"JAX_PLATFORMS, or choose 'resident' ({str(error).splitlines()[0]})"
         ) from error
     indices_of = jax.jit(order)
 
     def read(step):
         with jax.default_device(cpu):
-            index = np.asarray(indices_of(np.int32(step)))
-        return images[index], grades[index]
+            index = offset + np.asarray(indices_of(np.int32(step)))
+        images = np.asarray(split.images[index])
+        if split.is_left_eye is not None:
+            images = canonicalize_laterality(images, split.is_left_eye[index])
+        return images, np.asarray(split.grades[index], np.int32)
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int32).max)
-    batches = steps.map(
-        lambda step: tf.numpy_function(read, [step], (tf.uint8, tf.int32)), num_parallel_calls=2, deterministic=True
-    )
-    return batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    read_op = lambda step: tf.numpy_function(read, [step], (tf.uint8, tf.int32))
+    dataset = steps.map(read_op, num_parallel_calls=2, deterministic=True)
+    return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
