@@ -23,8 +23,8 @@ def check(config: ml_collections.ConfigDict, plain: ml_collections.ConfigDict) -
 
 def _conditioning(config) -> None:
     fades = [name for name in ("start_kimg", "ramp_kimg") if config.conditioning[name]]
-    if fades and not NETWORKS[config.network].fades_in:
-        having = ", ".join(network for network, made in NETWORKS.items() if made.fades_in)
+    if fades and not NETWORKS[config.network].supports_conditioning_ramp:
+        having = ", ".join(network for network, made in NETWORKS.items() if made.supports_conditioning_ramp)
         raise UserError(
             f"config.conditioning.{fades[0]} = {config.conditioning[fades[0]]}: {config.network} always hears its "
             f"grades, or none; it is for {having}"

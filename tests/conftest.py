@@ -116,22 +116,22 @@ class TinyDiscriminator(nnx.Module):
         x = jnp.concatenate([images.reshape(images.shape[0], -1), self.embed(grades).astype(images.dtype)], axis=-1)
         return self.dropout(nnx.leaky_relu(self.norm(self.hidden(x)), 0.2), rngs=rngs)
 
-    def judge(self, features, grades=None):
+    def logits(self, features, grades=None):
         return self.logit(features)[:, 0]
 
     def __call__(self, images, grades, *, rngs=None):
-        return self.judge(self.features(images, grades, rngs=rngs))
+        return self.logits(self.features(images, grades, rngs=rngs))
 
 
 TINY = {
-    "tiny": Network(TinyGenerator, TinyDiscriminator, SIZE, CHANNELS, conditional=True, latent=LATENT),
+    "tiny": Network(TinyGenerator, TinyDiscriminator, SIZE, CHANNELS, conditional=True, latent_size=LATENT),
     "tiny_unconditional": Network(
         lambda **kwargs: _Unconditional(TinyGenerator, **kwargs),
         lambda **kwargs: _Unconditional(TinyDiscriminator, **kwargs),
         SIZE,
         CHANNELS,
         conditional=False,
-        latent=LATENT,
+        latent_size=LATENT,
     ),
 }
 

@@ -27,7 +27,7 @@ from idrid_jax.training.update import Update
 
 ALL = Strengths(rotation=25, zoom=0.2, shift=0.1, brightness=0.3, contrast=0.3, saturation=0.4)
 STRONG = Strengths(rotation=180, zoom=0.4, shift=0.5)
-MILD = build.strengths(config_lib.default_config())
+MILD = augment.strengths_from_config(config_lib.default_config())
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(-1, 1, (6, 12, 12, 3))
 KEY = jax.random.key(3)
@@ -447,7 +447,7 @@ def test_augmentation_that_a_run_can_have():
     ):
         config = make_config("", "cgan32", **changes)
         config_lib.check(config)
-        found = build.augmentation(config)
+        found = augment.augmentation_from_config(config)
         assert (found is None) == (config.augment.mode == "none")
         if found:
             assert found.p == (0.5 if config.augment.mode == "fixed" else None) and found.strengths == MILD

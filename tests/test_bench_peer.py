@@ -79,7 +79,7 @@ def our_losses(config):
         rng, key = np.random.default_rng(i), jax.random.key(i)
         images = rng.integers(0, 256, (BATCH, network.size, network.size, network.channels), np.uint8)
         grades = rng.integers(0, 5, BATCH)
-        z = jax.random.normal(jax.random.split(key, 5)[0], (BATCH, network.latent))  # as the update draws it
+        z = jax.random.normal(jax.random.split(key, 5)[0], (BATCH, network.latent_size))  # as the update draws it
         with jax.default_matmul_precision("highest"):
             state, metrics = compiled(state, images, grades.astype(np.int32), key)
         rows.append([float(metrics["loss_d"]), float(metrics["loss_g"])])

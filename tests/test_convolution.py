@@ -10,8 +10,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from idrid_jax.models import blocking, columns, pixel_blocks, winograd
-from idrid_jax.models.convolution import Layer, conv, conv_input, conv_kernel, lowering, out_size
+from idrid_jax.models.convolution import (
+    Layer,
+    blocking,
+    columns,
+    conv,
+    conv_input,
+    conv_kernel,
+    lowering,
+    out_size,
+    pixel_blocks,
+    winograd,
+)
 
 # (height, width), kernel, stride, padding. Odd and even kernels, every stride to 4, uneven padding, sizes that no
 # stride divides, kernels smaller than the stride (rows that no output saw), and the shapes of the networks' own layers.

@@ -22,7 +22,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.evaluation import evaluate
 from idrid_jax.generation import interpolation, sampling
 from idrid_jax.models import build_networks
-from idrid_jax.models.pooled import Pooled
+from idrid_jax.models.functional import ClassMapped
 from idrid_jax.training import build, record, sharding
 from idrid_jax.training.loop import train
 from idrid_jax.training.update import draw
@@ -206,7 +206,7 @@ def test_a_run_with_merged_classes_is_sampled_and_interpolated_by_grade(tmp_path
         made_run.make_run(tmp_path / name, manifest, network="tiny", **changes), statistics="running"
     )
     merged, plain = make("merged", **{"data.merge_classes": MERGED}), make("plain")
-    assert isinstance(merged.generator, Pooled) and not isinstance(plain.generator, Pooled)
+    assert isinstance(merged.generator, ClassMapped) and not isinstance(plain.generator, ClassMapped)
     grades = np.arange(20) % 5
     images = lambda sampler, grades: np.stack(list(sampler.images(grades)))
     np.testing.assert_array_equal(images(merged, grades), images(plain, np.asarray(CLASSES)[grades]))

@@ -125,7 +125,7 @@ def test_a_mixture_is_the_generator_s_own_output_for_the_mixed_embedding(sampler
 def test_more_images_than_are_drawn_at_once(sampler):
     way = interpolation.between_latents(sampler, [0] * 10, 9)
     again = interpolation.between_latents(sampler, [0] * 2, 9)
-    assert len(way) * 9 > sampler.network.at_once
+    assert len(way) * 9 > sampler.network.sample_batch_size
     np.testing.assert_allclose(way[:2].astype(int), again, atol=1)
 
 

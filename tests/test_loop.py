@@ -366,7 +366,7 @@ def test_large_images_are_drawn_in_parts(config):
         program = jax.jit(draw, static_argnums=(0, 4)).trace(generator, state, z, grades, at_once)
         assert f"u8[{','.join(map(str, shape))}]" in str(program.jaxpr) and "scan" in str(program.jaxpr)
         np.testing.assert_array_equal(draw(generator, state, z, grades, at_once), whole)
-    assert {name: made.at_once for name, made in NETWORKS.items() if "dcgan" in name} == {
+    assert {name: made.sample_batch_size for name, made in NETWORKS.items() if "dcgan" in name} == {
         "dcgan28": 64, "dcgan64": 64, "dcgan128": 64, "dcgan256": 16, "dcgan512": 4, "dcgan1024": 1
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ from peers import capture
 
 from idrid_jax.models import NETWORKS, cgan, convolution, dcgan
 from idrid_jax.models.functional import functional
-from idrid_jax.models.layers import in_range
+from idrid_jax.models.layers import output_tanh
 
 COUNTS = {  # trainable parameters of generator and discriminator
     "cgan32": (1_382_077, 212_987),
@@ -43,7 +43,7 @@ def inputs(name, which, batch=3):
     """A generator's (0) or a discriminator's (1)."""
     network, rng = NETWORKS[name], np.random.default_rng(0)
     if which == 0:
-        return rng.standard_normal((batch, network.latent)).astype(np.float32)
+        return rng.standard_normal((batch, network.latent_size)).astype(np.float32)
     return rng.uniform(-1, 1, (batch, network.size, network.size, network.channels)).astype(np.float32)
 
 
@@ -154,7 +154,7 @@ def test_a_bfloat16_generator_that_is_all_white_still_learns(name):
     """In bfloat16 tanh has no slope beyond 3.5."""
     white = jnp.full((1, 2, 2, 3), 6.0, jnp.bfloat16)
     slope = lambda of: jax.grad(lambda x: of(x).sum())(white)
-    assert (slope(in_range) > 0).all() and not slope(jnp.tanh).any()
+    assert (slope(output_tanh) > 0).all() and not slope(jnp.tanh).any()
     draws = lambda: NARROW[name][0](dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(inputs(name, 0), GRADES)
     assert jax.eval_shape(draws).dtype == jnp.float32
 

@@ -34,7 +34,7 @@ def perturbed(network, seed=0, dtype=jnp.float32):
 
 
 def latents(count=4):
-    return jax.random.normal(jax.random.key(3), (count, retina.LATENT))
+    return jax.random.normal(jax.random.key(3), (count, retina.LATENT_SIZE))
 
 
 def images(count=4, seed=5):
@@ -97,12 +97,12 @@ def test_detail_is_told_from_the_rest_in_bfloat16_too():
 @pytest.mark.parametrize("size", [64, 128, 256, 512, 1024])
 def test_sizes_of_every_member_of_the_family(size):
     network = NETWORKS[f"retina{size}"]
-    assert (network.size, network.conditional, network.fades_in) == (size, True, True)
+    assert (network.size, network.conditional, network.supports_conditioning_ramp) == (size, True, True)
     config = config_lib.default_config()
     config.network = f"retina{size}"
     generator, discriminator = build_networks(config)
     g, d = (jax.eval_shape(part.init, jax.random.key(0))[0] for part in (generator, discriminator))
-    fake = jax.eval_shape(lambda g: generator.eval(g, {}, jnp.zeros((2, network.latent)), jnp.zeros(2, jnp.int32)), g)
+    fake = jax.eval_shape(lambda g: generator.eval(g, {}, jnp.zeros((2, network.latent_size)), jnp.zeros(2, jnp.int32)), g)
     assert fake.shape == (2, size, size, 3)
     logits = jax.eval_shape(lambda d: discriminator.eval(d, {}, jnp.zeros(fake.shape), jnp.zeros(2, jnp.int32)), d)
     assert (logits.shape, logits.dtype) == ((2,), jnp.float32)
@@ -112,7 +112,7 @@ def test_sizes_of_every_member_of_the_family(size):
 def test_a_bfloat16_generator_that_is_all_white_still_learns():
     generator = retina.Generator(8, max_channels=8, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     generator.image.bias[...] = jnp.full(3, 6.0)  # 3.8 to 7 before tanh
-    of_bias = nnx.grad(lambda module: module(jnp.ones((2, retina.LATENT)), jnp.zeros(2, jnp.int32)).sum())(generator)
+    of_bias = nnx.grad(lambda module: module(jnp.ones((2, retina.LATENT_SIZE)), jnp.zeros(2, jnp.int32)).sum())(generator)
     assert (of_bias["image"]["bias"][...] > 0).all()
 
 
@@ -298,7 +298,7 @@ def test_a_penalty_s_scale_is_in_the_gradients():
 
     def stepped(weight, scale):
         update = Update(
-            GENERATOR, DISCRIMINATOR, optax.sgd(0.1), optax.sgd(0.1), latent=retina.LATENT, loss="relativistic",
+            GENERATOR, DISCRIMINATOR, optax.sgd(0.1), optax.sgd(0.1), latent=retina.LATENT_SIZE, loss="relativistic",
             weights=Weights(r1=weight, r2=weight), penalty_scale=lambda step: scale,
         )  # fmt: skip
         from idrid_jax.training.state import init_state

@@ -65,7 +65,7 @@ def _some_steps(name, data, rows, fsdp, way, steps, batch, dtype, losses):
     generator, discriminator = build_networks(config)
     tx = optax.sgd(1e-2, momentum=0.5)
     weights = WEIGHTS[losses]
-    update = Update(generator, discriminator, tx, tx, latent=network.latent, loss=losses or "bce", weights=weights)
+    update = Update(generator, discriminator, tx, tx, latent=network.latent_size, loss=losses or "bce", weights=weights)
     the_mesh = sharding.of_config(config, network.size)
     init = lambda key: init_state(key, generator, discriminator, tx, tx, ema=False, lecam=bool(weights.lecam))
     with pytest.MonkeyPatch.context() as patch:

@@ -12,7 +12,7 @@ from idrid_jax.evaluation.features import trained_grader
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
 from idrid_jax.models import build_networks
-from idrid_jax.training import standing
+from idrid_jax.models.functional import RECOMPUTE_BATCHES, recompute_batch_stats
 from idrid_jax.training.alarm import alarm
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import TrainingCollapsed, train
@@ -223,9 +223,9 @@ def test_standing_statistics_are_those_of_all_features(tiny, config):
     generator, _ = build_networks(config)
     params, running = generator.init(jax.random.key(1))
     grades = jnp.arange(5, dtype=jnp.int32)
-    found = standing.of(generator, params, running, 6, grades, 16)
-    z = np.asarray(jax.random.normal(jax.random.key(0), (standing.BATCHES * 16, 6)), np.float64)
-    mixture = np.asarray(jax.random.permutation(jax.random.key(1), jnp.resize(grades, standing.BATCHES * 16)))
+    found = recompute_batch_stats(generator, params, running, 6, grades, 16)
+    z = np.asarray(jax.random.normal(jax.random.key(0), (RECOMPUTE_BATCHES * 16, 6)), np.float64)
+    mixture = np.asarray(jax.random.permutation(jax.random.key(1), jnp.resize(grades, RECOMPUTE_BATCHES * 16)))
     table = np.asarray(params["embed"]["embedding"], np.float64)
     seen = np.concatenate([z, table[mixture]], axis=-1) @ np.asarray(params["hidden"]["kernel"], np.float64)
     seen += np.asarray(params["hidden"]["bias"], np.float64)
@@ -239,7 +239,7 @@ def test_an_average_draws_with_its_own_statistics_and_the_rest_with_running_ones
     generator, _ = build_networks(averaged)
     z, grades = jax.random.normal(jax.random.key(5), (16, 6)), jnp.arange(16, dtype=jnp.int32) % 5
     plain = np.asarray(draw(generator, state, z, grades, 8), int)
-    stats = standing.of(generator, state.ema, state.g.stats, 6, grades, 8)
+    stats = recompute_batch_stats(generator, state.ema, state.g.stats, 6, grades, 8)
     wanted = (np.asarray(generator.eval(state.ema, stats, z, grades)) + 1) * 127.5
     assert np.abs(plain - wanted).max() < 0.51
     labels = np.arange(5)

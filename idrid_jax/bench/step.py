@@ -256,7 +256,7 @@ def _options(config) -> dict[str, object]:
         label_smoothing=config.loss.label_smoothing,
         flip=config.data.flip,
         ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
-        latent=NETWORKS[config.network].latent,
+        latent=NETWORKS[config.network].latent_size,
     )
 
 

@@ -49,9 +49,9 @@ def _run(values):
     from idrid_jax.generation.sampling import encode
     from idrid_jax.images import image_grid, to_float, to_uint8
     from idrid_jax.models import NETWORKS
-    from idrid_jax.training import augment, build
+    from idrid_jax.training import augment
 
-    strengths = build.strengths(config)
+    strengths = augment.strengths_from_config(config)
     if strengths == augment.Strengths():
         raise UserError("config.augment: every transform is off, so there is nothing to show; set one")
     network = NETWORKS.get(config.network)

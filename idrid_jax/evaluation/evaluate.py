@@ -121,8 +121,8 @@ def evaluate(
         result["memorization"] = memorization.measure(images, real[0], real[2], training.ids, features)
         tell("membership")
         result["membership"] = membership.measure(*_scores(workdir, sampler.step, shown, held_out))
-        if augmentation := build.augmentation(sampler.config):
-            augmented = _augmented(real[0], augmentation.strengths, sampler.network.at_once, seed)
+        if augmentation := augment.augmentation_from_config(sampler.config):
+            augmented = _augmented(real[0], augmentation.strengths, sampler.network.sample_batch_size, seed)
             result["augmentation_leak"] = augmentation_leak.compare(images, real[0], augmented, seed=seed)
     result["run"] = _subject(workdir, sampler, manifest, step, seed, statistics, pixels)
     if left_out:
@@ -273,7 +273,7 @@ def _scores(workdir, step, training, held_out):
     # as it was shown them: it would take photographs of the other side for fakes, whoever's they are
     seen = lambda images: laterality.canonicalize_laterality(images, laterality.is_left_eye(images)) if run.config.data.canonicalize_laterality else images
     splits = [(seen(np.asarray(split.images)), split.grades) for split in (training, held_out)]
-    at_once = NETWORKS[run.config.network].at_once
+    at_once = NETWORKS[run.config.network].sample_batch_size
 
     def logits(arrays):
         reads = functools.partial(of, arrays)

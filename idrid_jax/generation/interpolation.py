@@ -59,7 +59,7 @@ def mixtures(grades, frames: int) -> np.ndarray:
 def latents(sampler: Sampler, count: int, *, seed: int = 0) -> np.ndarray:
     """The latents of `Sampler.images`'s first `count` images: float32 [count, L]."""
     key = jax.random.key(seed)
-    draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), (sampler.network.latent,))
+    draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), (sampler.network.latent_size,))
     return np.asarray(jax.vmap(draw)(np.arange(count)))
 
 
@@ -67,7 +67,7 @@ def draw(sampler: Sampler, z: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Latents [N, L] and shares of the five grades [N, 5] -> uint8 [N, R, R, C]; `shares` is ignored by an
     unconditional generator. Nothing is mirrored, as `Sampler.images` does where `config.data.canonicalize_laterality` was on: a way is
     not to jump."""
-    at_once, hears = sampler.network.at_once, build.hears(sampler.config)
+    at_once, hears = sampler.network.sample_batch_size, build.hears(sampler.config)
     of = jax.jit(
         lambda params, stats, z, shares: to_uint8(sampler.generator.eval(params, stats, z, hears(shares, sampler.step)))
     )

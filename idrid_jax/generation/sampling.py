@@ -16,8 +16,8 @@ from idrid_jax.data.release import GRADES, ReleaseWriter
 from idrid_jax.errors import UserError
 from idrid_jax.images import image_grid, mirror_where, to_uint8
 from idrid_jax.models import NETWORKS, Network, build_networks
-from idrid_jax.models.functional import Functional
-from idrid_jax.training import build, record, saved, standing
+from idrid_jax.models.functional import Functional, recompute_batch_stats
+from idrid_jax.training import build, record, saved
 from idrid_jax.training.state import generator_params
 
 SHEET = "contact_sheet.png"
@@ -57,13 +57,13 @@ class Sampler:
         A generator that was shown photographs of one side (`config.data.canonicalize_laterality`) draws right-sided ones, of which so
         many are mirrored as of its photographs were: a coin for each image.
         """
-        key, at_once, left = jax.random.key(seed), self.network.at_once, self.run.left_eye_share
+        key, at_once, left = jax.random.key(seed), self.network.sample_batch_size, self.run.left_eye_share
         hears = build.hears(self.config)
 
         @jax.jit
         def draw(params, stats, first, grades):
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(at_once))
-            z = self.truncation * jax.vmap(lambda key: jax.random.normal(key, (self.network.latent,)))(keys)
+            z = self.truncation * jax.vmap(lambda key: jax.random.normal(key, (self.network.latent_size,)))(keys)
             images = to_uint8(self.generator.eval(params, stats, z, hears(grades, self.step)))
             if not left:
                 return images
@@ -80,7 +80,7 @@ def load(workdir: Path | str, step: int | None = None, *, statistics: str = "aut
     """The generator of a checkpoint in `workdir`: of `step`, or as `saved.read_run` chooses.
 
     statistics: of BatchNorm: "running", as training collected them; "standing", of the very weights that draw
-      (`training.standing`); "auto": standing for a moving average, which no batch has passed, else running.
+      (`models.functional.recompute_batch_stats`); "auto": standing for a moving average, which no batch has passed, else running.
     Raises UserError where `saved.read_run` does.
     """
     run, state = saved.read_run(workdir, step=step)
@@ -92,7 +92,7 @@ def load(workdir: Path | str, step: int | None = None, *, statistics: str = "aut
     if stats and statistics == "standing":
         mixture = np.repeat(np.arange(len(GRADES), dtype=np.int32), run.counts)
         of = jax.jit(
-            lambda params, stats: standing.of(generator, params, stats, network.latent, mixture, network.at_once)
+            lambda params, stats: recompute_batch_stats(generator, params, stats, network.latent_size, mixture, network.sample_batch_size)
         )
         stats = of(params, stats)
     return Sampler(run.config, run, int(state.step), generator, params, stats, statistics if stats else "none")

@@ -17,8 +17,7 @@ from flax import nnx
 
 from idrid_jax.data import class_merging
 from idrid_jax.models import cgan, dcgan, retina
-from idrid_jax.models.functional import Functional, functional
-from idrid_jax.models.pooled import pooled
+from idrid_jax.models.functional import Functional, functional, with_class_map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Network:
     size: int
     channels: int
     conditional: bool
-    latent: int = 100
-    fades_in: bool = False  # takes shares of grades that sum to less than 1: `config.conditioning`
+    latent_size: int = 100
+    supports_conditioning_ramp: bool = False  # takes shares of grades that sum to less than 1: `config.conditioning`
     batch_norm: bool = True  # an image depends on the others of its batch
     options: tuple[str, ...] = ()  # fields of `config.model` that both modules take as arguments
 
@@ -41,7 +40,7 @@ class Network:
         return tuple(getattr(module, "func", module) for module in (self.generator, self.discriminator))
 
     @property
-    def at_once(self) -> int:
+    def sample_batch_size(self) -> int:
         """Images to draw in one go outside of training: 64 of up to 128 pixels a side, as many pixels of larger."""
         return max(1, 64 * min(128, self.size) ** 2 // self.size**2)
 
@@ -64,8 +63,8 @@ def _retina(size: int) -> Network:
         size=size,
         channels=3,
         conditional=True,
-        latent=retina.LATENT,
-        fades_in=True,
+        latent_size=retina.LATENT_SIZE,
+        supports_conditioning_ramp=True,
         batch_norm=False,
         options=("remat", "max_channels"),
     )
@@ -90,9 +89,9 @@ def build_networks(config: ml_collections.ConfigDict) -> tuple[Functional, Funct
     """
     network, dtype = NETWORKS[config.network], jnp.dtype(config.dtype)
     options = {name: config.model[name] for name in network.options}
-    classes = class_merging.class_map(config.data.merge_classes)
+    class_map = class_merging.class_map(config.data.merge_classes)
 
     def build(module: Callable[..., nnx.Module]) -> Functional:
-        return pooled(functional(functools.partial(module, dtype=dtype, **options)), classes)
+        return with_class_map(functional(functools.partial(module, dtype=dtype, **options)), class_map)
 
     return build(network.generator), build(network.discriminator)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idrid_jax.models.initializers import glorot_uniform
-from idrid_jax.models.layers import Conv, ConvTranspose, GradeEmbedding, in_range
+from idrid_jax.models.layers import Conv, ConvTranspose, GradeEmbedding, output_tanh
 
 
 def _leaky(x):
@@ -44,7 +44,7 @@ class Generator(nnx.Module):
         x = jnp.concatenate([x, grade], axis=-1)
         x = _leaky(self.up1(x))
         x = _leaky(self.up2(x))
-        return in_range(self.image(x))
+        return output_tanh(self.image(x))
 
 
 class Discriminator(nnx.Module):
@@ -67,8 +67,8 @@ class Discriminator(nnx.Module):
         x = _leaky(self.down2(x))
         return self.dropout(x.reshape(x.shape[0], -1), rngs=rngs)
 
-    def judge(self, features: jax.Array, grades: jax.Array | None = None) -> jax.Array:
+    def logits(self, features: jax.Array, grades: jax.Array | None = None) -> jax.Array:
         return self.logit(features)[:, 0]
 
     def __call__(self, images: jax.Array, grades: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.judge(self.features(images, grades, rngs=rngs))
+        return self.logits(self.features(images, grades, rngs=rngs))

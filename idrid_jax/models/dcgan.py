@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idrid_jax.models.initializers import glorot_uniform, normal
-from idrid_jax.models.layers import Conv, ConvTranspose, in_range, keras_batch_norm, torch_batch_norm
+from idrid_jax.models.layers import Conv, ConvTranspose, keras_batch_norm, output_tanh, torch_batch_norm
 
 normal_02 = normal(0.02)  # Radford et al. 2016, section 4
 
@@ -38,7 +38,7 @@ class Generator28(nnx.Module):
         x = _leaky_keras(self.norm0(self.latent(z))).reshape(z.shape[0], 7, 7, -1)
         x = _leaky_keras(self.norm1(self.up1(x)))
         x = _leaky_keras(self.norm2(self.up2(x)))
-        return in_range(self.image(x))
+        return output_tanh(self.image(x))
 
 
 class Discriminator28(nnx.Module):
@@ -59,13 +59,13 @@ class Discriminator28(nnx.Module):
         x = self.dropout(_leaky_keras(self.down2(x)), rngs=rngs)
         return x.reshape(x.shape[0], -1)
 
-    def judge(self, features: jax.Array, grades: jax.Array | None = None) -> jax.Array:
+    def logits(self, features: jax.Array, grades: jax.Array | None = None) -> jax.Array:
         return self.logit(features)[:, 0]
 
     def __call__(
         self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        return self.judge(self.features(images, grades, rngs=rngs))
+        return self.logits(self.features(images, grades, rngs=rngs))
 
 
 def _last_layer(size: int) -> tuple[int, int, tuple[int, int]]:
@@ -117,7 +117,7 @@ class Generator(nnx.Module):
         x = z[:, None, None, :]
         for up, norm in zip(self.up, self.norm):
             x = level(up, norm, x)
-        return in_range(self.image(x))
+        return output_tanh(self.image(x))
 
 
 class Discriminator(nnx.Module):
@@ -153,13 +153,13 @@ class Discriminator(nnx.Module):
             x = level(down, norm, x)
         return x
 
-    def judge(self, features: jax.Array, grades: jax.Array | None = None) -> jax.Array:
+    def logits(self, features: jax.Array, grades: jax.Array | None = None) -> jax.Array:
         return self.logit(features)[:, 0, 0, 0]
 
     def __call__(
         self, images: jax.Array, grades: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        return self.judge(self.features(images, grades, rngs=rngs))
+        return self.logits(self.features(images, grades, rngs=rngs))
 
 
 def _up(convolution: ConvTranspose, norm: nnx.BatchNorm, x: jax.Array) -> jax.Array:

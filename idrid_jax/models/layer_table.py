@@ -17,7 +17,7 @@ from idrid_jax.models.functional import Functional
 def networks_table(config: ml_collections.ConfigDict) -> str:
     """List the layers of both networks of `config` with the shapes that one image gives them."""
     network = NETWORKS[config.network]
-    z = jax.ShapeDtypeStruct((1, network.latent), jnp.float32)
+    z = jax.ShapeDtypeStruct((1, network.latent_size), jnp.float32)
     images = jax.ShapeDtypeStruct((1, network.size, network.size, network.channels), jnp.float32)
     grades = jax.ShapeDtypeStruct((1,), jnp.int32)
     config = ml_collections.ConfigDict(config.to_dict())
@@ -35,7 +35,7 @@ def table(network: Functional, *inputs: jax.ShapeDtypeStruct) -> str:
     rows = []
 
     def forward(*inputs):
-        module = network.zeros()
+        module = network.zero_module()
         with _recorded(module, rows):
             module(*inputs)
 

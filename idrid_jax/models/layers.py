@@ -14,16 +14,16 @@ from idrid_jax.models.initializers import Initializer, normal
 
 Padding = convolution.Padding
 
-GRADES = 5
-LEAST_ROWS = 4  # of a layer on each device
+NUM_GRADES = 5
+MIN_ROWS_PER_DEVICE = 4  # of a layer on each device
 _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
 
 @contextlib.contextmanager
-def rows_over(mesh: Mesh) -> Iterator[None]:
+def shard_rows(mesh: Mesh) -> Iterator[None]:
     """Within, features [N, H, W, C] are split over the axes "data" and "rows" of `mesh` before and after convolutions.
 
-    Where "rows" does not divide H, or leaves fewer than `LEAST_ROWS` a device, they are whole: XLA (jaxlib 0.10.2)
+    Where "rows" does not divide H, or leaves fewer than `MIN_ROWS_PER_DEVICE` a device, they are whole: XLA (jaxlib 0.10.2)
     computes wrong BatchNorm means of uneven parts, and wrong gradients where a kernel reaches past the next device.
     Convolutions are lax's own: of these the compiler knows how many rows of its neighbours a device needs.
     """
@@ -40,11 +40,11 @@ def _split(x: jax.Array) -> jax.Array:
     if mesh is None:
         return x
     each, over = divmod(x.shape[1], mesh.shape["rows"])
-    rows = "rows" if not over and each >= LEAST_ROWS else None
+    rows = "rows" if not over and each >= MIN_ROWS_PER_DEVICE else None
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", rows)))
 
 
-def in_range(image: jax.Array) -> jax.Array:
+def output_tanh(image: jax.Array) -> jax.Array:
     """tanh, in float32 at least: in bfloat16 it has no slope at all beyond 3.5, and a generator that is there stays."""
     return jnp.tanh(image.astype(jnp.promote_types(image.dtype, jnp.float32)))
 
@@ -53,7 +53,7 @@ class GradeEmbedding(nnx.Embed):
     """Grades int32 [B] -> [B, features], or shares of the five, float32 [B, 5] -> the embeddings' weighted sum."""
 
     def __init__(self, features: int, *, init: Initializer = normal(1.0), dtype, rngs: nnx.Rngs):
-        super().__init__(GRADES, features, embedding_init=init, dtype=dtype, rngs=rngs)
+        super().__init__(NUM_GRADES, features, embedding_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, grades: jax.Array) -> jax.Array:
         if jnp.issubdtype(grades.dtype, jnp.integer):

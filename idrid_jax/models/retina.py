@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrid_jax.models.blocking import materialized
+from idrid_jax.models.convolution.blocking import materialized
 from idrid_jax.models.initializers import variance_scaled
-from idrid_jax.models.layers import Conv, GradeEmbedding, in_range
+from idrid_jax.models.layers import Conv, GradeEmbedding, output_tanh
 
 EMPHASIS = 10.0  # of detail in what the discriminator reads
 PLAIN = 32  # pixels a side: detail is what so few do not hold
 COARSE = 8  # pixels a side of the last level that all grades share: a rare grade borrows its anatomy from the others
-LATENT = 128
+LATENT_SIZE = 128
 SLOPE = 0.2  # of LeakyReLU
 RECTIFIED = (2 / (1 + SLOPE**2)) ** 0.5  # gain that keeps the variance behind a LeakyReLU: He et al. 2015, section 2.2
 
@@ -146,9 +146,9 @@ class Generator(nnx.Module):
     def __init__(self, size: int, *, max_channels: int = 512, remat: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
         width = [channels(size, side, max_channels) for side in _sides(size)]
-        self.embed = GradeEmbedding(LATENT, rngs=rngs, dtype=dtype)
-        self.latent = nnx.Linear(LATENT, 4 * 4 * width[0], kernel_init=variance_scaled(1.0), **arguments)
-        self.up = nnx.List([_Up(i, o, LATENT, **arguments) for i, o in zip(width, width[1:])])
+        self.embed = GradeEmbedding(LATENT_SIZE, rngs=rngs, dtype=dtype)
+        self.latent = nnx.Linear(LATENT_SIZE, 4 * 4 * width[0], kernel_init=variance_scaled(1.0), **arguments)
+        self.up = nnx.List([_Up(i, o, LATENT_SIZE, **arguments) for i, o in zip(width, width[1:])])
         self.image = Conv(width[-1], 3, 3, 1, (0, 0), bias=True, init=variance_scaled(1.0), **arguments)
         self.remat = remat
 
@@ -158,7 +158,7 @@ class Generator(nnx.Module):
         x = self.latent(z).reshape(z.shape[0], 4, 4, -1)
         for block in self.up:
             x = level(block, x, z if 2 * x.shape[1] <= COARSE else style)
-        return in_range(self.image(edged(_leaky(x))))
+        return output_tanh(self.image(edged(_leaky(x))))
 
 
 class Discriminator(nnx.Module):
@@ -187,12 +187,12 @@ class Discriminator(nnx.Module):
             x = level(block, x)
         return _leaky(self.last(_leaky(x)))[:, 0, 0].astype(jnp.float32)
 
-    def judge(self, features: jax.Array, grades: jax.Array) -> jax.Array:
+    def logits(self, features: jax.Array, grades: jax.Array) -> jax.Array:
         projection = (features * self.embed(grades)).sum(axis=-1) / features.shape[-1] ** 0.5
         return self.logit(features)[:, 0] + projection
 
     def __call__(self, images: jax.Array, grades: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.judge(self.features(images, rngs=rngs), grades)
+        return self.logits(self.features(images, rngs=rngs), grades)
 
 
 def _call(block, *args):

@@ -18,7 +18,7 @@ from idrid_jax.plan.compile import Facts
 
 # What the compiled step is made of, and what reads it
 SOURCES = (
-    "models/*.py",
+    "models/**/*.py",
     *(f"training/{name}.py" for name in ("accumulate", "augment", "build", "ema", "losses", "mesh")),
     *(f"training/{name}.py" for name in ("objectives", "schedules", "state", "step", "stepper")),
     "pixels.py",

@@ -30,6 +30,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 TRANSFORMS = ("rotation", "zoom", "shift", "brightness", "contrast", "saturation")
 GEOMETRIC = TRANSFORMS[:3]
@@ -107,6 +108,20 @@ class Augmentation:
 def fresh() -> dict[str, jax.Array]:
     """The state of an augmentation that adapts: "p", and "r" of `adapt`, float32 []."""
     return {name: jnp.zeros((), jnp.float32) for name in ("p", "r")}
+
+
+def strengths_from_config(config: ml_collections.ConfigDict) -> Strengths:
+    """Return the strengths that `config.augment` sets, whatever its mode."""
+    return Strengths(**{name: config.augment[name] for name in TRANSFORMS})
+
+
+def augmentation_from_config(config: ml_collections.ConfigDict) -> Augmentation | None:
+    """Return the augmentation that `config.augment` describes; None if its mode is "none"."""
+    options = config.augment
+    if options.mode == "none":
+        return None
+    p = options.p if options.mode == "fixed" else None
+    return Augmentation(strengths_from_config(config), p=p, target=options.target, images=1000 * options.kimg)
 
 
 # -- The transforms

@@ -12,7 +12,7 @@ from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.models.functional import Functional
 from idrid_jax.training import ema, optimizers
 from idrid_jax.training import sharding as mesh_lib
-from idrid_jax.training.augment import TRANSFORMS, Augmentation, Strengths
+from idrid_jax.training.augment import augmentation_from_config
 from idrid_jax.training.objectives import Weights
 from idrid_jax.training.state import TrainState, init_state
 from idrid_jax.training.update import Update
@@ -40,12 +40,12 @@ def make_update(
         discriminator,
         g_tx,
         d_tx,
-        latent=NETWORKS[config.network].latent,
+        latent=NETWORKS[config.network].latent_size,
         loss=config.loss.name,
         weights=weights,
         smoothing=config.loss.label_smoothing,
         flip=config.data.flip,
-        augment=augmentation(config),
+        augment=augmentation_from_config(config),
         ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
         ema_ramp=not config.init_from,
         hears=hears(config),
@@ -72,20 +72,6 @@ def hears(config: ml_collections.ConfigDict) -> Callable[[jax.Array, jax.Array],
         return lambda grades, step: grades
     kimg = config.batch_size / 1000
     return lambda grades, step: optimizers.faded(grades, optimizers.ramp(step * kimg, start, length))
-
-
-def augmentation(config: ml_collections.ConfigDict) -> Augmentation | None:
-    """Of `config.augment`; None where it is off."""
-    chosen = config.augment
-    if chosen.mode == "none":
-        return None
-    p = chosen.p if chosen.mode == "fixed" else None
-    return Augmentation(strengths(config), p=p, target=chosen.target, images=1000 * chosen.kimg)
-
-
-def strengths(config: ml_collections.ConfigDict) -> Strengths:
-    """Of the transforms, on or off."""
-    return Strengths(**{name: config.augment[name] for name in TRANSFORMS})
 
 
 def abstract_state(config: ml_collections.ConfigDict, init: Callable, mesh: jax.sharding.Mesh) -> TrainState:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from idrid_jax.models.layers import GRADES
+from idrid_jax.models.layers import NUM_GRADES
 
 
 def cosine(kimg: jax.Array | float, length: float, last: float) -> jax.Array:
@@ -25,5 +25,5 @@ def faded(grades: jax.Array, share: jax.Array) -> jax.Array:
     """Grades int32 [B], or their shares float32 [B, 5] -> shares times `share`: what a network hears of them while it
     goes from unconditional (0) to conditional (1). Shahbazi et al. 2022 ("Collapse by conditioning"), equation 3."""
     if jnp.issubdtype(grades.dtype, jnp.integer):
-        grades = jax.nn.one_hot(grades, GRADES, dtype=jnp.float32)
+        grades = jax.nn.one_hot(grades, NUM_GRADES, dtype=jnp.float32)
     return share * grades

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from idrid_jax.errors import UserError
-from idrid_jax.models.layers import LEAST_ROWS
+from idrid_jax.models.layers import MIN_ROWS_PER_DEVICE
 
 DATA, ROWS = "data", "rows"
 LEAST_SPLIT = 2**14  # values: smaller arrays stay whole, as gathering them costs a message each and saves nothing
@@ -78,10 +78,10 @@ def check(batch_size: int, size: int, data: int, rows: int, accumulate: int = 1)
             f"device{'s' if data > 1 else ''} is {batch_size // data} images for each, which cannot be parted so: take "
             f"a divisor of {batch_size // data}, or a batch that is a multiple of {data * accumulate}"
         )
-    if size % rows or size // rows < LEAST_ROWS:
+    if size % rows or size // rows < MIN_ROWS_PER_DEVICE:
         raise UserError(
             f"config.mesh.rows = {rows}: an image has {size} rows, and each device takes as many of them, "
-            f"{LEAST_ROWS} or more: take a divisor up to {size // LEAST_ROWS}"
+            f"{MIN_ROWS_PER_DEVICE} or more: take a divisor up to {size // MIN_ROWS_PER_DEVICE}"
         )
 
 

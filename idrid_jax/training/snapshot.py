@@ -45,12 +45,12 @@ class Views:
         self._split, self._validation, self._on_snapshot = split, validation, on_snapshot
         hears, left = build.hears(config), split.left_eye_share
         latents = lambda stream, count: jax.random.normal(
-            jax.random.fold_in(jax.random.key(config.seed), stream), (count, network.latent)
+            jax.random.fold_in(jax.random.key(config.seed), stream), (count, network.latent_size)
         )
 
         def drawn(z, grades):
             return jax.jit(
-                lambda state: draw(generator, state, z, hears(jnp.asarray(grades), state.step), network.at_once, left),
+                lambda state: draw(generator, state, z, hears(jnp.asarray(grades), state.step), network.sample_batch_size, left),
                 out_shardings=mesh_lib.replicated(mesh),
             )
 

@@ -12,7 +12,7 @@ import numpy as np
 from idrid_jax.data import cache
 from idrid_jax.data.pipeline import choose_pipeline, host_batches, is_sharded, make_order, resident
 from idrid_jax.models import NETWORKS, build_networks
-from idrid_jax.models.layers import rows_over
+from idrid_jax.models.layers import shard_rows
 from idrid_jax.training import build
 from idrid_jax.training import sharding as mesh_lib
 from idrid_jax.training.state import TrainState
@@ -125,7 +125,7 @@ def _jit(config, update, mesh, steps=1, sharding=None, batch=None) -> jax.stages
     def several(state, *data):
         def one(state, now):
             images, grades = batch(state, *data) if batch else now
-            with rows_over(mesh) if mesh.shape[mesh_lib.ROWS] > 1 else contextlib.nullcontext():
+            with shard_rows(mesh) if mesh.shape[mesh_lib.ROWS] > 1 else contextlib.nullcontext():
                 return update(state, images, grades, jax.random.fold_in(key, state.step))
 
         if steps > 1:

@@ -10,8 +10,8 @@ import optax
 from flax import nnx
 
 from idrid_jax.images import mirror_where, to_float, to_uint8
-from idrid_jax.models.functional import Functional
-from idrid_jax.training import accumulate, ema, losses, objectives, standing
+from idrid_jax.models.functional import Functional, recompute_batch_stats
+from idrid_jax.training import accumulate, ema, losses, objectives
 from idrid_jax.training.accumulate import Batch
 from idrid_jax.training.augment import Augmentation
 from idrid_jax.training.objectives import Weights
@@ -216,7 +216,7 @@ def draw(
 def _drawn(generator, state, z, grades, at_once):
     params, stats = generator_params(state), state.g.stats
     if state.ema and stats:  # the running ones are of other weights
-        stats = standing.of(generator, params, stats, z.shape[1], grades, at_once)
+        stats = recompute_batch_stats(generator, params, stats, z.shape[1], grades, at_once)
     of = lambda part: to_uint8(generator.eval(params, stats, *part))
     some = next(n for n in range(min(at_once, len(z)), 0, -1) if len(z) % n == 0)
     if some == len(z):

@@ -10,7 +10,7 @@ Shapes as in `convolution`: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O].
 import jax.numpy as jnp
 from jax import lax
 
-from idrid_jax.models.blocking import map_parts, materialized, parts_of, sum_parts
+from idrid_jax.models.convolution.blocking import map_parts, materialized, parts_of, sum_parts
 
 
 def _product(a, b, left: int, right: int):

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from idrid_jax.models.blocking import map_parts, materialized, parts_of, sum_parts
+from idrid_jax.models.convolution.blocking import map_parts, materialized, parts_of, sum_parts
 
 # Small fractions of both signs keep the matrices' entries, and with them the rounding, small.
 POINTS = [Fraction(p) for p in ("0", "1", "-1", "1/2", "-2", "2", "-1/2")]

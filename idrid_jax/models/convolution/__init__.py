@@ -23,7 +23,7 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
-from idrid_jax.models import columns, pixel_blocks, winograd
+from idrid_jax.models.convolution import columns, pixel_blocks, winograd
 
 Padding = tuple[int, int]  # pixels added before and after, the same on both axes
 Size = tuple[int, int]
