@@ -1,4 +1,4 @@
-"""`idrid-jax bench layers`: its table names the layers that the networks have, and its numbers are those measured."""
+"""`bench layers`: its list of layers is that of the networks; rows, table and refused arguments."""
 
 import json
 
@@ -12,8 +12,8 @@ from idrid_jax.models.layers import Conv, ConvTranspose
 
 
 @pytest.mark.parametrize("network", layers.LAYERS)
-def test_the_table_holds_every_kind_of_layer_of_the_network(network):
-    """Kernels, strides and paddings, as the modules themselves have them."""
+def test_every_convolution_of_a_network_is_listed(network):
+    """With the kernel size, stride and padding of its module."""
     from flax import nnx
 
     found = set()
@@ -28,15 +28,16 @@ def test_the_table_holds_every_kind_of_layer_of_the_network(network):
     assert found == {(i, o, k, s, p) for i, o, k, s, p in listed}
 
 
-def test_a_line_for_each_map_and_a_table(capsys, monkeypatch):
+def test_a_row_for_each_operation_and_a_table(capsys, monkeypatch):
     monkeypatch.setattr(layers, "LAYERS", {"dcgan28": {"small": (8, 5, 6, 4, 2, (1, 1))}})
-    monkeypatch.setattr(layers, "BATCHES", {"dcgan28": 2})
+    monkeypatch.setattr(layers, "BATCH_SIZES", {"dcgan28": 2})
+    monkeypatch.setattr(layers.timing, "matrix_flops_per_s", lambda dtype: 1e9)
     assert cli.main(["bench", "layers", "--network=dcgan28", "--rounds=3"]) == 0
     *lines, _, header, row = capsys.readouterr().out.splitlines()
     rows = [json.loads(line) for line in lines]
-    assert [row["map"] for row in rows] == list(layers.MAPS)
+    assert [row["operation"] for row in rows] == list(layers.OPERATIONS)
     for one in rows:
-        assert one["ms"] > 0 and one["ratio"] == pytest.approx(one["native_ms"] / one["ms"], rel=0.05)
+        assert one["ms"] > 0 and one["speedup"] == pytest.approx(one["native_ms"] / one["ms"], rel=0.05)
         assert one["images_per_s"] == pytest.approx(2000 / one["ms"], rel=0.01)
     assert header.split()[:2] == ["layer", "GFLOP"] and row.startswith("dcgan28 small")
     assert jax.default_backend() == rows[0]["platform"]

@@ -23,7 +23,7 @@ from idrid_jax.training import build, ema  # noqa: E402
 
 BATCH, STEPS = 8, 3
 CPU = torch.device("cpu")
-NAMES = list(step.BATCHES)
+NAMES = list(step.BATCH_SIZES)
 
 
 def make_config(network, **changes):
@@ -47,10 +47,10 @@ def without_dropout(module):
 
 def their_update(config, state):
     """The peer with the weights of our state."""
-    update = torch_step.Update(torch_step.Options(**step._options(config)), CPU, compiled=False)
+    update = torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=False)
     for ours, module in ((state.g, update.generator), (state.d, update.discriminator)):
         copy(ours, module)
-    for module in (*update.discriminator.modules(), *update.judge.modules()):
+    for module in (*update.discriminator.modules(), *update.frozen_discriminator.modules()):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return update
@@ -64,8 +64,8 @@ def copy(ours, module):
 
 
 def to_peer(images, module):
-    """uint8 [B, R, R, C] -> [B, C, R, R], turned where the peer's network is."""
-    images = images[:, ::-1, ::-1] if module.turned else images
+    """uint8 [B, R, R, C] -> [B, C, R, R], rotated where the peer's network is."""
+    images = images[:, ::-1, ::-1] if module.rotated else images
     return torch.from_numpy(np.moveaxis(images, -1, 1).copy()).contiguous(memory_format=torch.channels_last)
 
 
@@ -100,7 +100,7 @@ def assert_same_statistics(stats, module):
     for (layer, array), a in capture.by_layer(stats).items():
         if array == "mean":  # the running variance is biased here and unbiased there
             theirs = getattr(module.get_submodule(layer), torch_networks.ARRAYS[array]).numpy()
-            assert capture.difference(torch_networks.to_torch(a, module.turned, layer, array), theirs) < 1e-2, layer
+            assert capture.difference(torch_networks.to_torch(a, module.rotated, layer, array), theirs) < 1e-2, layer
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_same_losses(network, rate, bounds):
     assert abs(ours[1:] / ours[:-1] - 1).max() > 3 * bounds[-1]  # and they move
     assert_same_statistics(last.g.stats, update.generator)
     assert_same_statistics(last.d.stats, update.discriminator)
-    assert_same_statistics(last.d.stats, update.judge)
+    assert_same_statistics(last.d.stats, update.frozen_discriminator)
 
 
 def test_same_options():
@@ -142,7 +142,7 @@ def test_same_options():
 def test_same_moving_average():
     """Ours of the peer's own parameters, step by step."""
     config = make_config("dcgan28", ema_kimg=0.02)
-    update = torch_step.Update(torch_step.Options(**step._options(config)), CPU, compiled=False)
+    update = torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=False)
     parameters = lambda: [p.detach().numpy().copy() for p in update.generator.parameters()]
     batches, expected = torch_step.Batches(update.options, 16, CPU), parameters()
     for i in range(4):  # young at first, then by the decay
@@ -154,7 +154,7 @@ def test_same_moving_average():
 
 def test_flips_are_of_whole_images():
     config = make_config("dcgan28", data__flip=True)
-    update = torch_step.Update(torch_step.Options(**step._options(config)), CPU, compiled=False)
+    update = torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=False)
     seen = []
     update.discriminator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
@@ -189,12 +189,12 @@ def test_same_settings(network):
 def test_g_learns_without_d_s_gradients_and_d_keeps_its_own():
     """The judge is D itself: the same arrays, before and after an update, but no gradients."""
     config = make_config("dcgan64")
-    update = torch_step.Update(torch_step.Options(**step._options(config)), CPU, compiled=False)
+    update = torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=False)
     batches = torch_step.Batches(update.options, 16, CPU)
     update(*batches())
-    for (name, p), (_, q) in zip(update.discriminator.named_parameters(), update.judge.named_parameters(), strict=True):
+    for (name, p), (_, q) in zip(update.discriminator.named_parameters(), update.frozen_discriminator.named_parameters(), strict=True):
         assert p.data_ptr() == q.data_ptr() and p.grad is not None and q.grad is None, name
-    for p, q in zip(update.discriminator.buffers(), update.judge.buffers(), strict=True):
+    for p, q in zip(update.discriminator.buffers(), update.frozen_discriminator.buffers(), strict=True):
         assert p.data_ptr() == q.data_ptr()
     assert update.discriminator.norm[0].num_batches_tracked == 3  # real, fake, and fake again
 
@@ -210,7 +210,7 @@ def process():
 
 
 def options(**changes):
-    return step._options(make_config("dcgan28", **changes))
+    return step.peer_options(make_config("dcgan28", **changes))
 
 
 def test_rounds_in_a_process(process):
@@ -248,7 +248,7 @@ def test_a_process_that_fails(monkeypatch):
 
 
 def test_the_command(monkeypatch, tmp_path, capsys):
-    """A row for each side, and the ratio to the better one; a variant that fails is left out with a note."""
+    """A row for each side, and the ratio to the better one; a variant that fails is skipped with a note."""
     made = peer.Peer.make
 
     def make(self, variant, *arguments):
@@ -257,7 +257,7 @@ def test_the_command(monkeypatch, tmp_path, capsys):
         return made(self, variant, *arguments)
 
     monkeypatch.setattr(peer.Peer, "make", make)
-    monkeypatch.setattr(step.timing, "matrix_rate", lambda dtype: 1e11)
+    monkeypatch.setattr(step.timing, "matrix_flops_per_s", lambda dtype: 1e11)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     path = tmp_path / "mine.py"
     path.write_text(
@@ -270,7 +270,7 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     assert (ours["side"], theirs["side"]) == ("idrid_jax", "torch eager")
     assert ours["ratio_to_peer"] == pytest.approx(ours["images_per_s"] / theirs["images_per_s"])
     assert theirs["torch"] == torch.__version__ and theirs["threads"] == ours["threads"]
-    assert "torch compile is left out: InductorError: no compiler" in err
+    assert "torch compile: skipped (InductorError: no compiler)" in err
     assert out.splitlines()[-1].split()[-3:-1] == [f"{theirs['images_per_s']:.1f}", "-"]
 
 
@@ -280,7 +280,7 @@ def test_compiled_is_the_same_update():
     Adam's first step is as long for a gradient that is rounding as for any other: after it 0.3 % were seen."""
     config = make_config("dcgan64")
     plain, compiled = (
-        torch_step.Update(torch_step.Options(**step._options(config)), CPU, compiled=compiled)
+        torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=compiled)
         for compiled in (False, True)
     )
     for module, other in ((plain.generator, compiled.generator), (plain.discriminator, compiled.discriminator)):

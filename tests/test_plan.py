@@ -1,12 +1,9 @@
-"""`plan`: what is read from a compiled text, the roofline, the search, what is stored, the command, what is refused."""
+"""`plan`: collectives of a compiled program, roofline, cache, batch per chip, what does not fit, and the command."""
 
 import dataclasses
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -16,20 +13,74 @@ from conftest import make_config
 from jax.sharding import AxisType, PartitionSpec
 
 from idrid_jax import cli
+from idrid_jax.bench import memory
 from idrid_jax.errors import UserError
-from idrid_jax.models import build_networks, convolution
-from idrid_jax.plan import collectives, hlo, largest, roofline, run, store, target, topology, traffic
+from idrid_jax.models import NETWORKS
+from idrid_jax.plan import cache, run, topology
 from idrid_jax.plan import compile as compile_lib
-from idrid_jax.training import build
+from idrid_jax.plan import target as target_lib
+from idrid_jax.plan.collectives import summarize_collectives
+from idrid_jax.training import sharding
 
 ROOT = Path(__file__).parents[1]
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="needs libtpu: bash launch/install.sh tpu-plan")
+TINY = """
+from idrid_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.network, config.batch_size = "tiny", 4
+    return config
+"""
+STATS = compile_lib.CompiledStats(True, 100, {"state": 100, "temporaries": 0}, 1.0, 2.0, {}, 0, 0.5)
 
 
-# -- Exchanges, read from a text written by hand in the forms that XLA's compilers use
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-TEXT = """
+
+@pytest.fixture
+def plan(tiny, tmp_path, capsys):
+    """Runs `idrid-jax plan` on the tiny network at batch size 4; returns status, rows, text and stderr."""
+    path = tmp_path / "tiny.py"
+    path.write_text(TINY)
+
+    def command(*arguments):
+        capsys.readouterr()
+        status = cli.main(["plan", f"--config={path}", *arguments])
+        out, err = capsys.readouterr()
+        lines = out.splitlines()
+        rows = [json.loads(line) for line in lines if line.startswith("{")]
+        return status, rows, "\n".join(line for line in lines if not line.startswith("{")), err
+
+    return command
+
+
+@pytest.fixture
+def slices(monkeypatch):
+    """TPU slices without a TPU compiler: the mesh is checked, and memory grows with a chip's share of the batch."""
+
+    def mesh(self, config):
+        shards = run.num_shards(config, self.num_chips)
+        sharding.check(config.batch_size, NETWORKS[config.network].size, shards, config.mesh.rows)
+        return shards
+
+    def compile_stats(config, shards, effort):
+        kinds = {"state": 2**20, "temporaries": 2**20 * config.batch_size // shards}
+        reduced = {"all-reduce": {"count": 1, "bytes": 10**6, "wire_bytes": 2e6}} if shards > 1 else {}
+        fits = sum(kinds.values()) < 2**40
+        return compile_lib.CompiledStats(fits, sum(kinds.values()), kinds, 1e12, 5e9, reduced, 0, 0.5)
+
+    monkeypatch.setattr(target_lib, "compiler_version", lambda: "libtpu 0")
+    monkeypatch.setattr(target_lib.Target, "mesh", mesh)
+    monkeypatch.setattr(compile_lib, "compile_stats", compile_stats)
+
+
+# Collectives, from a module written by hand in the forms that XLA's compilers use
+
+HLO = """
 HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}, num_partitions=8
 
 FileNames
@@ -90,428 +141,236 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 """
 
 
-def test_exchanges_of_a_text_are_counted_once_with_their_bytes():
-    found = [(one.kind, one.bytes, one.members, one.times) for one in collectives.read(hlo.parse(TEXT), 8)]
-    assert sorted(found) == sorted(
-        [
-            ("all-reduce", 8 * 16 * 4 + 6 * 2, 8, 1),
-            ("all-reduce", 400, 4, 1),
-            ("reduce-scatter", 16 * 4 * 4, 8, 1),
-            ("all-reduce", 40, 4, 5),
-            ("all-gather", 24 * 4, 8, 1),
-            ("collective-permute", 10, 2, 1),
-            ("all-to-all", 16, 2, 1),
-            ("all-gather", 32 * 8 * 2, 8, 1),
-        ]
-    )
-    told = collectives.summary(collectives.read(hlo.parse(TEXT), 8))
-    assert told["all-reduce"]["count"] == 7
-    assert told["all-reduce"]["bytes"] == 524 + 400 + 5 * 40
-    assert told["all-reduce"]["wire_bytes"] == pytest.approx(2 * 7 / 8 * 524 + 2 * 3 / 4 * 400 + 5 * 2 * 3 / 4 * 40)
-    assert told["reduce-scatter"]["wire_bytes"] == pytest.approx(7 / 8 * 256)
-    assert told["all-gather"]["wire_bytes"] == pytest.approx(7 / 8 * (96 + 512))
-    assert told["all-to-all"]["wire_bytes"] == 8 and told["collective-permute"]["wire_bytes"] == 10
-
-
-def test_a_loop_of_unknown_length_counts_once_and_is_told():
-    text = TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
-    assert [one.times for one in collectives.read(hlo.parse(text), 8) if not one.known] == [1]
-
-
-def test_what_is_no_module_is_no_answer():
-    with pytest.raises(ValueError, match="no optimized HLO module"):
-        hlo.parse("nothing")
-
-
-# -- Main memory's traffic, by hand
-
-TRAFFIC = """
-HloModule jit_step, is_scheduled=true
-
-%picked (p: u8[100,8], i: s32[2]) -> u8[2,8] {
-  %p = u8[100,8]{1,0} parameter(0)
-  %i = s32[2]{0} parameter(1)
-  ROOT %g = u8[2,8]{1,0} gather(%p, %i), offset_dims={1}, collapsed_slice_dims={0}, slice_sizes={1,8}
-}
-
-%body (s: (s32[], f32[10])) -> (s32[], f32[10]) {
-  %s = (s32[], f32[10]{0:S(1)}) parameter(0)
-  %v = f32[10]{0:S(1)} get-tuple-element(%s), index=1
-  %w = f32[10]{0} negate(%v)
-  ROOT %t = (s32[], f32[10]{0}) tuple(%v, %w)
-}
-
-ENTRY %main (x: f32[50], y: u8[100,8]) -> f32[50] {
-  %x = f32[50]{0:T(128)} parameter(0)
-  %y = u8[100,8]{1,0} parameter(1)
-  %near = s32[2]{0:S(1)} custom-call(), custom_call_target="index"
-  %in = (f32[50]{0:T(128)S(1)}, f32[50]{0:T(128)}, u32[]{:S(2)}) copy-start(%x)
-  %there = f32[50]{0:T(128)S(1)} copy-done(%in)
-  %work = (f32[50]{0:T(128)S(1)}, f32[4]{0}) custom-call(%there, %there), custom_call_target="work"
-  %part = ((f32[50]{0}), f32[5]{0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:5]}
-  %parted = f32[5]{0:S(1)} slice-done(%part)
-  %some = u8[2,8]{1,0} fusion(%y, %near), kind=kLoop, calls=%picked
-  %loop = (s32[], f32[10]{0:S(1)}) while(%n), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
-  ROOT %square = f32[50]{0} multiply(%x, %x)
-}
-"""
-
-
-def test_what_stays_on_the_chip_costs_no_traffic():
-    copied_in, worked, part, gathered, loop, square = 200, 16, 20, 2 * 16, 3 * 40, 2 * 200
-    assert traffic.read(hlo.parse(TRAFFIC)) == copied_in + worked + part + gathered + loop + square
-
-
-# -- and from what the CPU's compiler makes of known exchanges
-
-
-def exchanged(function, inside, outside, *shapes):
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=inside, out_specs=outside, check_vma=False)
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    text = jax.jit(mapped).lower(*arguments).compile().as_text()
-    return {
-        kind: (said["count"], said["bytes"], said["wire_bytes"])
-        for kind, said in collectives.summary(collectives.read(hlo.parse(text), 8)).items()
+def test_collectives_of_a_module_are_counted_once_with_their_bytes():
+    found, in_unknown_loops = summarize_collectives(HLO, 8)
+    all_reduce = {"count": 7, "bytes": 524 + 400 + 5 * 40}  # five in the loop
+    all_reduce["wire_bytes"] = pytest.approx(2 * 7 / 8 * 524 + 2 * 3 / 4 * 400 + 5 * 2 * 3 / 4 * 40)
+    assert in_unknown_loops == 0 and found == {
+        "all-gather": {"count": 2, "bytes": 24 * 4 + 32 * 8 * 2, "wire_bytes": pytest.approx(7 / 8 * (96 + 512))},
+        "all-reduce": all_reduce,
+        "all-to-all": {"count": 1, "bytes": 16, "wire_bytes": 8},
+        "collective-permute": {"count": 1, "bytes": 10, "wire_bytes": 10},
+        "reduce-scatter": {"count": 1, "bytes": 16 * 4 * 4, "wire_bytes": pytest.approx(7 / 8 * 256)},
     }
 
 
-D, WHOLE = PartitionSpec("d"), PartitionSpec()
+def test_a_collective_in_a_loop_of_unknown_length_counts_once():
+    text = HLO.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
+    found, in_unknown_loops = summarize_collectives(text, 8)
+    assert in_unknown_loops == 1 and found["all-reduce"]["count"] == 3
+
+
+def test_a_text_without_an_entry_is_refused():
+    with pytest.raises(ValueError):
+        summarize_collectives("nothing", 8)
+
+
+# Collectives, from what the CPU's compiler makes of known ones
+
+
+def compiled_collectives(function, in_specs, out_specs, shape):
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    text = jax.jit(mapped).lower(jax.ShapeDtypeStruct(shape, jnp.float32)).compile().as_text()
+    found, _ = summarize_collectives(text, 8)
+    return {kind: (said["count"], said["bytes"], said["wire_bytes"]) for kind, said in found.items()}
+
+
+SPLIT, WHOLE = PartitionSpec("d"), PartitionSpec()
 
 
 @pytest.mark.parametrize(
-    "function, inside, outside, shape, kind, size, wire",
+    "function, out_specs, shape, kind, size, wire",
     [
-        (lambda x: jax.lax.psum(x, "d"), D, WHOLE, (8, 1000), "all-reduce", 4000, 2 * 7 / 8 * 4000),
-        (lambda x: jax.lax.all_gather(x, "d"), D, WHOLE, (8, 30), "all-gather", 960, 7 / 8 * 960),
+        (lambda x: jax.lax.psum(x, "d"), WHOLE, (8, 1000), "all-reduce", 4000, 2 * 7 / 8 * 4000),
+        (lambda x: jax.lax.all_gather(x, "d"), WHOLE, (8, 30), "all-gather", 960, 7 / 8 * 960),
         (
             lambda x: jax.lax.psum_scatter(x, "d", scatter_dimension=1, tiled=True),
-            D,
             PartitionSpec(None, "d"),
             (8, 64),
             "reduce-scatter",
             256,
             7 / 8 * 256,
         ),
-        (lambda x: jax.lax.ppermute(x, "d", [(0, 1), (1, 0)]), D, D, (8, 50), "collective-permute", 200, 200),
-        (lambda x: jax.lax.all_to_all(x, "d", 1, 1), D, D, (8, 8, 16), "all-to-all", 512, 7 / 8 * 512),
+        (lambda x: jax.lax.ppermute(x, "d", [(0, 1), (1, 0)]), SPLIT, (8, 50), "collective-permute", 200, 200),
+        (lambda x: jax.lax.all_to_all(x, "d", 1, 1), SPLIT, (8, 8, 16), "all-to-all", 512, 7 / 8 * 512),
     ],
     ids=["psum", "all_gather", "psum_scatter", "ppermute", "all_to_all"],
 )
-def test_exchanges_that_the_compiler_made(function, inside, outside, shape, kind, size, wire):
-    assert exchanged(function, inside, outside, shape) == {kind: (1, size, pytest.approx(wire))}
+def test_collectives_that_the_compiler_made(function, out_specs, shape, kind, size, wire):
+    found = compiled_collectives(function, SPLIT, out_specs, shape)
+    assert found == {kind: (1, size, pytest.approx(wire))}
 
 
-def test_an_exchange_in_a_scan_counts_for_every_turn():
-    def many(x):
+def test_a_collective_in_a_scan_counts_for_every_iteration():
+    def loop(x):
         return jax.lax.scan(lambda x, _: (jnp.sin(jax.lax.psum(x, "d")), None), x, length=6)[0]
 
-    assert exchanged(many, D, D, (8, 25)) == {"all-reduce": (6, 600, pytest.approx(6 * 2 * 7 / 8 * 100))}
+    found = compiled_collectives(loop, SPLIT, SPLIT, (8, 25))
+    assert found == {"all-reduce": (6, 600, pytest.approx(6 * 2 * 7 / 8 * 100))}
 
 
-# -- The step that train runs
+# The train step
 
 
-def params_bytes(name):
-    init = build.make_update(make_config("", name), *build_networks(make_config("", name)))[1]
-    state = jax.eval_shape(init, jax.random.key(0))
+def state_bytes(config):
+    """Bytes of (parameters, statistics, all of the state)."""
+    mesh = target_lib.local_target(8).mesh(config)
+    _, state, _ = compile_lib.train_step.abstract_step(config, mesh)
     size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return size((state.g.params, state.d.params)), size((state.g.stats, state.d.stats)), size(state)
 
 
-def command(*words, **environment):
-    """`idrid-jax plan` in a process of its own -> exit status, JSON rows, what people read, stderr."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "idrid_jax", "plan", *words],
-        env=env | environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    lines = done.stdout.splitlines()
-    rows = [json.loads(line) for line in lines if line.startswith("{")]
-    return done.returncode, rows, "\n".join(line for line in lines if not line.startswith("{")), done.stderr
+def test_gradients_are_reduced_once_and_memory_adds_up():
+    """Eight devices exchange every parameter's gradient and the sums of BatchNorm and of the metrics."""
+    config = run.prepared_config(make_config("", "dcgan28", mesh__data=8, batch_size=16), [])
+    mesh = target_lib.local_target(8).mesh(config)
+    stats = compile_lib.compile_stats(config, mesh)
+    params, statistics, state = state_bytes(config)
+    d_params = 212_865 * 4  # real and fake images pass D separately: its gradient may be summed before or after
+    assert set(stats.collectives) == {"all-reduce"} and stats.collectives_in_unknown_loops == 0
+    reduced = stats.collectives["all-reduce"]
+    assert params < reduced["bytes"] <= params + d_params + 4 * statistics + 1000
+    assert stats.wire_bytes == pytest.approx(2 * 7 / 8 * reduced["bytes"])
+    assert stats.memory_by_kind["state"] == state
+    assert stats.memory_by_kind["photographs"] == 406 * 28 * 28  # the program drops unused grades
+    assert stats.memory_bytes == sum(stats.memory_by_kind.values())
+    assert stats.flops > 0 and stats.bytes_accessed > state
 
 
-DCGAN28 = "--config=configs/dcgan28.py"
+@pytest.mark.slow  # two compilations of dcgan64
+def test_split_rows_exchange_halos_and_split_parameters_are_gathered():
+    def stats(**mesh):
+        changes = {f"mesh__{name}": value for name, value in mesh.items()}
+        config = run.prepared_config(make_config("", "dcgan64", batch_size=8, **changes), [])
+        return compile_lib.compile_stats(config, target_lib.local_target(8).mesh(config)), config
 
-
-def test_the_gradients_are_reduced_once():
-    """With plain convolutions, as a TPU has them: what eight devices exchange is every parameter's gradient, and the
-    sums of BatchNorm and of the metrics."""
-    config = run.prepared(make_config("", "dcgan28", mesh__data=-1, batch_size=16), [])
-    with convolution.lowering("native"):
-        facts = compile_lib.facts(config, target.of_devices(8).mesh(config))
-    params, stats, _ = params_bytes("dcgan28")
-    d_params = 212_865 * 4  # real and fake images pass D apart: its gradient may be summed before or after
-    assert set(facts.collectives) == {"all-reduce"} and facts.loops == 0
-    assert params < facts.collectives["all-reduce"]["bytes"] <= params + d_params + 4 * stats + 1000
-
-
-def test_split_rows_exchange_halos_and_a_split_state_is_gathered():
-    """Halos are little beside the gradients, and small layers are gathered whole; under fsdp a device holds an eighth
-    of the state, and what it lacks of parameters comes to it."""
-    def facts(**layout):
-        layout = {f"mesh__{name}": value for name, value in layout.items()}
-        config = run.prepared(make_config("", "dcgan64", batch_size=8, **{"mesh__data": -1} | layout), [])
-        with convolution.lowering("native"):
-            return compile_lib.facts(config, target.of_devices(8).mesh(config))
-
-    params, _, state = params_bytes("dcgan64")
-    rows, split = facts(rows=4), facts(fsdp=True)
-    assert set(rows.collectives) == {"all-reduce", "all-gather", "collective-permute"} and rows.loops == 0
+    (rows, _), (split, config) = stats(data=2, rows=4), stats(data=8, fsdp=True)
+    params, _, state = state_bytes(config)
+    assert set(rows.collectives) == {"all-reduce", "all-gather", "collective-permute"}
     assert rows.collectives["all-reduce"]["bytes"] > params
     assert 0 < rows.collectives["collective-permute"]["bytes"] < params / 10
     assert rows.collectives["all-gather"]["bytes"] < params / 5
     assert set(split.collectives) <= {"all-reduce", "all-gather", "reduce-scatter"}
     assert split.collectives["all-gather"]["bytes"] > 0.5 * params
-    assert state / 8 <= split.memory["state"] < 1.1 * state / 8
+    assert state / 8 <= split.memory_by_kind["state"] < 1.1 * state / 8
 
 
-def test_dcgan28_on_eight_devices_and_again_from_disk(tmp_path):
-    """The second call compiles nothing."""
-    words = (DCGAN28, "--devices=8", "--batch=64", "--nolargest")
-    quick = {"XDG_CACHE_HOME": str(tmp_path), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    code, (row,), page, err = command(*words, **quick)
-    assert code == 0, err
-    params, _, state = params_bytes("dcgan28")
-    reduced = row["collectives"]["all-reduce"]
-    # Some of a CPU's convolutions (Winograd's) sum their kernels' gradients in a larger form
-    assert params < reduced["bytes"] < 3 * params
-    assert reduced["wire_bytes"] == pytest.approx(2 * 7 / 8 * reduced["bytes"])
-    assert row["memory_by_kind"]["state"] == state
-    assert row["memory_by_kind"]["photographs"] == 406 * 28 * 28  # it has no use for grades
-    assert row["memory_bytes"] == sum(row["memory_by_kind"].values())
-    assert row["chips"] == 8 and row["fits"] and row["roofline"] is None
-    assert "fits" in page and "all-reduce" in page and "images/s" not in page
-    assert ": compiling" in err and "as compiled before" not in err
-
-    code, (again,), page_again, err = command(*words, **quick)
-    row.pop("memory_limit_bytes"), again.pop("memory_limit_bytes")  # what the system could give now
-    assert code == 0 and again == row and page_again.count("\n") == page.count("\n")
-    assert ": compiling" not in err and "as compiled before" in err
+# The command
 
 
-def test_what_does_not_fit_is_refused_with_what_does(tiny, monkeypatch, tmp_path, capsys):
-    """One line, and the batch that it names is the largest: one more a device needs more than is there."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(target.memory, "available", lambda devices: 2**22)
-    config = make_config("", "tiny", mesh__data=-1, batch_size=2**15)
-    with pytest.raises(UserError) as refused:
-        run.one(config, devices=8)
-    line = str(refused.value)
-    assert line.startswith("config.batch_size = 32768: tiny in float32 does not fit 8 x cpu: ")
-    assert "\n" not in line and "largest batch known to fit" in line
-    batch = int(line.rpartition(" ")[2])
-    row = json.loads(capsys.readouterr().out)
-    assert not row["fits"] and row["largest_batch"] == batch and batch % 8 == 0
-    here = target.of_devices(8)
-    need = lambda batch: here.facts(run._with_batch(run.prepared(config, []), batch)).needed
-    assert need(batch) <= 2**22 < need(row["refused_batch"]) and batch > 2000
+def test_each_chip_gets_the_batch_of_the_configuration(plan):
+    """Eight devices and a configuration's batch of 4, which eight devices cannot share."""
+    status, (row,), page, err = plan("--devices=8", "--nolargest")
+    assert status == 0, err
+    assert (row["batch_size"], row["batch_per_chip"], row["num_chips"]) == (32, 4, 8)
+    assert "4 images per device (the configuration's batch_size, per chip), 32 in all" in page
+    assert row["fits"] and row["roofline"] is None and "all-reduce" in page and "images/s" not in page
+    assert ": compiling" in err and "(cached)" not in err
+    _, (again,), page_again, err = plan("--devices=8", "--nolargest")
+    row.pop("memory_limit_bytes"), again.pop("memory_limit_bytes")  # what the system has free now
+    assert again == row and page_again.count("\n") == page.count("\n")
+    assert ": compiling" not in err and "(cached)" in err
+    _, (row,), page, _ = plan("--devices=8", "--nolargest", "--batch_per_chip=2")
+    assert (row["batch_size"], row["batch_per_chip"]) == (16, 2) and "(--batch_per_chip), 16 in all" in page
+    _, (row,), page, _ = plan("--devices=8", "--nolargest", "--batch_size=16")
+    assert (row["batch_size"], row["batch_per_chip"]) == (16, 2) and "(--batch_size), 16 in all" in page
+    status, rows, _, err = plan("--devices=8", "--nolargest", "--batch_size=4")
+    assert status == 2 and not rows and "batch_size" in err
 
 
-def test_a_mesh_is_taken_and_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    config = make_config("", "tiny", mesh__data=-1, batch_size=8)
-    shape = lambda *words: dict(target.of_devices(8).mesh(run.prepared(config, words)).shape)
+def test_a_pod_gets_the_batch_of_the_configuration_on_each_chip(slices, capsys):
+    """A configuration's batch of 16, which 256 chips cannot share."""
+    config = f"--config={ROOT / 'configs/dcgan1024.py'}"
+    assert cli.main(["plan", config, "--topology=v5e:16x16", "--nolargest"]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (row["batch_size"], row["batch_per_chip"], row["num_chips"]) == (4096, 16, 256)
+    assert cli.main(["plan", config, "--topology=v5e:16x16", "--batch_size=16"]) == 2
+    assert "batch_size" in capsys.readouterr().err
+
+
+def test_a_slice_has_a_roofline(plan, slices):
+    status, (row,), page, err = plan("--topology=v5e:2x2", "--nolargest")
+    assert status == 0, err
+    line = row["roofline"]
+    assert line["compute_s"] == pytest.approx(row["flops"] / 197e12)
+    assert line["memory_s"] == pytest.approx(row["bytes_accessed"] / 819e9)
+    assert line["interconnect_s"] == pytest.approx(row["wire_bytes"] / 100e9) and row["wire_bytes"] > 0
+    times = [line[f"{name}_s"] for name in ("compute", "memory", "interconnect")]
+    assert row["images_per_s_roofline"] == pytest.approx(16 / max(times)) and line["serial_s"] == sum(times)
+    assert "published peaks" in page and "nothing was measured" in page
+
+
+def test_weak_scaling_is_a_table_and_a_picture(plan, slices, tmp_path):
+    out = tmp_path / "scaling.png"
+    status, rows, table, err = plan("--scaling=v5e,v6e", "--chips=1,8", "--nolargest", f"--out={out}")
+    assert status == 0, err
+    assert [(row["target"], row["batch_size"]) for row in rows] == [
+        ("v5e:1x1", 4), ("v5e:2x4", 32), ("v6e:1x1", 4), ("v6e:2x4", 32)
+    ]  # fmt: skip
+    assert rows[0]["collectives"] == {} and all(row["fits"] for row in rows)
+    assert out.read_bytes().startswith(b"\x89PNG") and "v6e:2x4" in table
+
+
+def test_a_step_that_does_not_fit_is_refused_with_the_largest_that_does(plan, slices):
+    status, (row,), _, err = plan("--topology=v5e:2x2", "--batch_size=400000")
+    assert status == 2 and not row["fits"] and row["batch_per_chip"] == 100_000
+    assert "does not fit v5e:2x2" in err and f"largest batch known to fit is {row['largest_batch_size']}" in err
+    chip = 15.75 * 1024 - 1  # images of a MiB beside a state of one
+    assert 0.9 * chip < row["largest_batch_size"] / 4 <= chip < row["refused_batch_size"] / 4
+    status, (row,), page, _ = plan("--topology=v5e:2x2")
+    assert status == 0 and f"largest batch known to fit: {row['largest_batch_size']:,}" in page
+
+
+def test_the_mesh_can_be_changed(tiny):
+    config = make_config("", "tiny", mesh__data=8, batch_size=8)
+
+    def shape(*changes):
+        return dict(target_lib.local_target(8).mesh(run.prepared_config(config, changes)).shape)
+
     assert shape() == {"data": 8, "rows": 1} and shape("data=4", "rows=2") == {"data": 4, "rows": 2}
-    assert config.mesh.data == -1  # it is a copy that changes
-    for words, message in (
-        (["row=2"], "--mesh row=2: no field 'row'; did you mean rows?"),
-        (["rows=two"], "--mesh rows=two: rows takes a whole number"),
-        (["fsdp=2"], "--mesh fsdp=2: fsdp takes true or false"),
-        (["data=16"], "config.mesh.data = 16: 8 devices are there"),
+    assert config.mesh.data == 8  # a copy was changed
+    for change, message in (
+        ("row=2", "row=2: no field 'row'; did you mean rows"),
+        ("rows=two", "rows=two: config.mesh.rows"),
+        ("fsdp=2", "fsdp=2: config.mesh.fsdp"),
+        ("data=16", "config.mesh.data = 16"),
     ):
-        with pytest.raises(UserError, match=message.replace("?", r"\?")):
-            shape(*words)
-    with pytest.raises(UserError, match="config.batch_size = 12 is not divisible by 8 devices"):
-        run.one(config, devices=8, batch=12)
-
-
-# -- What is stored
-
-
-def test_what_was_said_is_not_asked_again(tiny, monkeypatch, tmp_path):
-    """Only for the same step: another batch, network, mesh, target, version or source is asked anew."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    asked = []
-    said = compile_lib.Facts(True, 100, {"state": 100}, 1.0, 2.0, 3.0, {}, 0, 0.5)
-    monkeypatch.setattr(
-        target.compile_lib, "facts", lambda config, mesh, effort: asked.append(config.batch_size) or said
-    )
-    here = target.of_devices(8)
-    config = run.prepared(make_config("", "tiny", mesh__data=-1), [])
-    assert here.facts(config) == said == here.facts(config) and asked == [8]
-    config.total_kimg, config.seed = 5.0, 3  # of no consequence for the step
-    here.facts(config)
-    assert asked == [8]
-    config.batch_size = 16
-    here.facts(config)
-    assert asked == [8, 16]
-    config.mesh.data = 4
-    here.facts(config)
-    dataclasses.replace(here, name="other").facts(config)
-    dataclasses.replace(here, compiler="libtpu 9").facts(config)
-    dataclasses.replace(here, effort="low").facts(config)
-    monkeypatch.setattr(jax, "__version__", "99")
-    here.facts(config)
-    monkeypatch.setattr(store, "source", lambda: "another")
-    here.facts(config)
-    assert asked == [8] + [16] * 7
-    here.facts(config, fresh=True)
-    assert len(asked) == 9
-    for path in store.folder().iterdir():
-        path.write_text('{"half')
-    here.facts(config)
-    assert len(asked) == 10
-
-
-def test_the_source_of_the_step_is_in_the_key(monkeypatch, tmp_path):
-    before = store.source()
-    copy = tmp_path / "idrid_jax"
-    for pattern in store.SOURCES:
-        paths = list((ROOT / "idrid_jax").glob(pattern))
-        assert paths, pattern
-        for path in paths:
-            there = copy / path.relative_to(ROOT / "idrid_jax")
-            there.parent.mkdir(parents=True, exist_ok=True)
-            there.write_bytes(path.read_bytes())
-    monkeypatch.setattr(store.idrid_jax, "__file__", str(copy / "__init__.py"))
-    assert store.source() == before
-    with (copy / "training/step.py").open("a") as file:
-        file.write("\n")
-    assert store.source() != before
-
-
-def test_a_folder_that_cannot_be_written_is_no_obstacle(tiny, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    said = compile_lib.Facts(True, 100, {}, 1.0, 2.0, 3.0, {}, 0, 0.5)
-    monkeypatch.setattr(target.compile_lib, "facts", lambda config, mesh, effort: said)
-    assert target.of_devices(8).facts(run.prepared(make_config("", "tiny", mesh__data=-1), [])) == said
-
-
-# -- The search
-
-
-@dataclasses.dataclass
-class Compiler:
-    """A step that needs fixed + slope * batch bytes: what a search asks of it. With `saves` it computes again what does
-    not fit, up to so much; it may refuse with a figure or without."""
-
-    fixed: int
-    slope: int
-    limit: int
-    saves: float = 1.0
-    tells: bool = True
-    asked: list = dataclasses.field(default_factory=list)
-
-    def __call__(self, batch):
-        self.asked.append(batch)
-        needed = self.fixed + self.slope * batch
-        fits = self.fixed + self.slope * batch / self.saves <= self.limit
-        needed = min(needed, self.limit) if fits else needed
-        memory = {"temporaries": needed - self.fixed} if fits else {}
-        return compile_lib.Facts(fits, needed if fits or self.tells else None, memory, 0, 0, 0, {}, 0, 0)
-
-
-@pytest.mark.parametrize("start", [8, 800, 80_000])
-@pytest.mark.parametrize("tells", [True, False])
-def test_the_search_ends_near_the_limit(start, tells):
-    compiler = Compiler(fixed=1000, slope=7, limit=16_000, tells=tells)
-    found = largest.search(compiler, compiler.limit, start=start, step=8)
-    fits = (16_000 - 1000) / 7
-    assert found.batch % 8 == 0 and found.batch <= fits and len(compiler.asked) <= 1 + largest.TRIES
-    assert not found.refused or found.refused > fits
-    for i, batch in enumerate(compiler.asked):  # nothing beyond what was refused already, or below what fits
-        before = compiler.asked[:i]
-        assert all((batch < other) if other > fits else (batch > other) for other in before)
-    if tells:
-        assert found.batch >= 0.85 * fits
-    if start == 8:
-        assert compiler.asked[1:] == [found.batch]  # the first answer says it all
-
-
-def test_the_search_stops_where_memory_is_full():
-    compiler = Compiler(fixed=0, slope=1, limit=1000, saves=3.0)
-    found = largest.search(compiler, 1000, start=990, step=1)
-    assert found.batch == 990 and compiler.asked == [990] and found.refused == 0
-
-
-def test_nothing_fits():
-    compiler = Compiler(fixed=2000, slope=1, limit=1000)
-    assert largest.search(compiler, 1000, start=64, step=8).batch == 0
-    assert len(compiler.asked) <= 1 + largest.TRIES
-
-
-# -- Slices and the roofline, by hand
-
-
-def test_links_of_slices():
-    rate = lambda name: topology.parse(name).wire_rate
-    assert rate("v5e:1x1") == 0
-    assert rate("v5e:4x4") == 2 * 50e9 and rate("v5e:8x16") == 3 * 50e9
-    assert rate("v5e:16x16") * 256 == 51.2e12  # the published all-reduce rate of a pod
-    assert rate("v6e:16x16") * 256 == 102.4e12
-    assert rate("v5p:2x2x4") == 3 * 100e9 and rate("v5p:4x4x4") == 6 * 100e9 and rate("v5p:2x2x1") == 2 * 100e9
-
-
-def test_every_size_of_the_table_is_a_slice():
-    for kind in topology.CHIPS:
-        assert [topology.of_size(kind, chips).size for chips in run.SIZES] == list(run.SIZES)
-
-
-def test_the_roofline_is_arithmetic():
-    line = roofline.of(topology.parse("v5e:2x2"), flops=197e9, memory_bytes=819e6 * 3, wire_bytes=100e6)
-    assert (line.compute_s, line.memory_s, line.interconnect_s) == pytest.approx((1e-3, 3e-3, 1e-3))
-    assert line.least_s == pytest.approx(3e-3) and line.serial_s == pytest.approx(5e-3) and line.bound == "memory"
-    alone = roofline.of(topology.parse("v6e:1x1"), flops=918e12, memory_bytes=0, wire_bytes=0)
-    assert (alone.least_s, alone.interconnect_s, alone.bound) == (1, 0, "compute")
-
-
-def test_a_compiler_s_refusal_is_read():
-    assert compile_lib.refused("... required for HLO temporaries (1.50G) exceeds available HBM (15.75G).") == 3 * 2**29
-    assert compile_lib.refused("Ran out of memory. Used 20.25G of 15.75G hbm. Exceeded by 4.5G.") == int(20.25 * 2**30)
-    assert compile_lib.refused("no figures") is None
-
-
-# -- What is refused, in one line
+        with pytest.raises(UserError, match=message):
+            shape(change)
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "arguments, message",
     [
-        (["--topology=v5e:3x5"], "no such slice of v5e; there are v5e:1x1, v5e:2x2, v5e:2x4, v5e:4x4"),
-        (["--topology=v9:2x2"], "--topology v9:2x2: no such chip; there are v5e, v5p, v6e"),
-        (["--topology=pod"], "--topology pod: no such chip"),
-        ([], "say what to plan for: --topology v5e:16x16, or --devices 8, or --scaling all"),
+        (["--topology=v5e:3x5"], "--topology v5e:3x5"),
+        (["--topology=v9:2x2"], "--topology v9:2x2"),
+        (["--topology=pod"], "--topology pod"),
+        ([], "--topology v5e:16x16, --devices 8 or --scaling all"),
         (["--topology=v5e:2x2", "--devices=8"], "one of them"),
-        (["--topology=v5e:2x2", "--batch=8", "--per_chip=8"], "--batch and --per_chip exclude each other"),
-        (["--scaling=v7"], "--scaling v7: no such chip"),
-        (["--scaling=all", "--batch=8"], "--scaling and --batch exclude each other; take --per_chip"),
-        (["--scaling=v5p", "--chips=5"], "--chips 5: there is no such slice of v5p; there are those of 1, 4, 8, 16"),
-        (["--scaling=v5p", "--chips=one"], "--chips one: give whole numbers"),
+        (["--devices=8", "--batch_size=8", "--batch_per_chip=8"], "--batch_size and --batch_per_chip exclude"),
+        (["--scaling=v7"], "--scaling v7"),
+        (["--scaling=all", "--batch_size=8"], "choose --batch_per_chip"),
+        (["--scaling=v5p", "--chips=5"], "--chips 5"),
+        (["--scaling=v5p", "--chips=one"], "--chips one"),
+        (["--scaling=v5p", "--chips=1,3", "--mesh=rows=2"], "--mesh rows=2"),
         (["--devices=8", "--out=x.png"], "--out goes with --scaling"),
-        (["--devices=9"], "--devices 9: 8 cpu devices are here"),
+        (["--devices=9"], "--devices 9"),
     ],
 )
-def test_a_mistake_is_one_line(words, message, capsys):
-    assert len(jax.devices()) == 8  # JAX has counted them before the command does
-    assert cli.main(["plan", f"--config={ROOT / 'configs/dcgan28.py'}", *words]) == 2
-    err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1
+def test_a_mistake_is_one_line(arguments, message, plan):
+    assert len(jax.devices()) == 8  # JAX has started before the command does
+    status, rows, _, err = plan(*arguments)
+    assert status == 2 and not rows and message in err and err.count("\n") == 1
 
 
-def test_without_libtpu_the_extra_is_named(monkeypatch, capsys):
+def test_without_libtpu_the_extra_is_named(monkeypatch, plan):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else find(name, *a))
-    for words in (["--topology=v5e:2x2"], ["--scaling=all"]):
-        assert cli.main(["plan", f"--config={ROOT / 'configs/dcgan28.py'}", *words]) == 2
-        err = capsys.readouterr().err
-        assert "needs libtpu" in err and "install.sh tpu-plan" in err and "v5e:2x2" not in err.split(":")[1]
-    assert "tpu-plan = [" in (ROOT / "pyproject.toml").read_text()
+    for arguments in (["--topology=v5e:2x2"], ["--scaling=all"]):
+        status, _, _, err = plan(*arguments)
+        assert status == 2 and "needs libtpu" in err and f"install.sh {topology.EXTRA}" in err
+    assert f"{topology.EXTRA} = [" in (ROOT / "pyproject.toml").read_text()
 
 
 def test_without_a_configuration(capsys):
@@ -519,47 +378,154 @@ def test_without_a_configuration(capsys):
     assert "--config is missing" in capsys.readouterr().err
 
 
-# -- With the TPU's compiler
+# The cache
 
 
-@needs_libtpu
-def test_dcgan28_on_four_chips(tmp_path):
-    code, (row,), page, err = command(DCGAN28, "--topology=v5e:2x2", "--per_chip=8", "--nolargest",
-                                      XDG_CACHE_HOME=str(tmp_path))  # fmt: skip
-    assert code == 0, err
-    params, stats, state = params_bytes("dcgan28")
-    reduced = row["collectives"]["all-reduce"]
-    assert params < reduced["bytes"] < 1.1 * params + 4 * stats
-    assert row["batch"] == 32 and row["memory_by_kind"]["state"] == state
-    line = row["roofline"]
-    assert row["main_memory_bytes"] < row["bytes_touched"] and line["memory_s"] == pytest.approx(
-        row["main_memory_bytes"] / 819e9
+def test_only_the_same_step_is_read_from_the_cache(tiny, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        compile_lib, "compile_stats", lambda config, mesh, effort: compiled.append(config.batch_size) or STATS
     )
-    assert line["compute_s"] == pytest.approx(row["flops"] / 197e12)
-    assert line["interconnect_s"] == pytest.approx(row["wire_bytes"] / 100e9)
-    assert row["images_per_s_roofline"] == pytest.approx(
-        32 / max(line[f"{x}_s"] for x in ("compute", "memory", "interconnect"))
+    target = target_lib.local_target(8)
+    config = run.prepared_config(make_config("", "tiny", mesh__data=8), [])
+    assert target.compile_stats(config) == STATS == target.compile_stats(config) and compiled == [8]
+    config.total_kimg, config.seed = 5.0, 3  # they do not change the step
+    target.compile_stats(config)
+    assert compiled == [8]
+    config.batch_size = 16
+    target.compile_stats(config)
+    config.mesh.data = 4
+    target.compile_stats(config)
+    dataclasses.replace(target, name="other").compile_stats(config)
+    dataclasses.replace(target, compiler="libtpu 9").compile_stats(config)
+    dataclasses.replace(target, effort="low").compile_stats(config)
+    monkeypatch.setattr(jax, "__version__", "99")
+    target.compile_stats(config)
+    monkeypatch.setattr(cache, "source_hash", lambda: "another")
+    target.compile_stats(config)
+    assert compiled == [8] + [16] * 7
+    target.compile_stats(config, use_cache=False)
+    for path in cache.cache_folder().iterdir():
+        path.write_text('{"half')
+    target.compile_stats(config)
+    assert len(compiled) == 10
+
+
+def test_the_source_code_is_in_the_key(monkeypatch, tmp_path):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "update.py").write_text("a = 1")
+    monkeypatch.setattr(cache.idrid_jax, "__file__", str(tmp_path / "__init__.py"))
+    before = cache.source_hash()
+    (tmp_path / "training" / "update.py").write_text("a = 2")
+    assert cache.source_hash() != before
+
+
+def test_a_cache_that_cannot_be_written_is_not_used(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cache.store("key", STATS)
+    assert cache.load("key") is None
+
+
+# The search for the largest batch
+
+
+@dataclasses.dataclass
+class Compiler:
+    """A step that needs fixed + slope * batch bytes. Up to a factor `saves` it recomputes instead of refusing; it may
+    report the bytes of what it refuses or not."""
+
+    fixed: int
+    slope: int
+    limit: int
+    saves: float = 1.0
+    reports: bool = True
+    asked: list = dataclasses.field(default_factory=list)
+
+    def __call__(self, batch_size):
+        self.asked.append(batch_size)
+        needed = self.fixed + self.slope * batch_size
+        if self.fixed + self.slope * batch_size / self.saves <= self.limit:
+            return memory.Need(True, min(needed, self.limit), self.fixed)
+        return memory.Need(False, needed if self.reports else None)
+
+
+@pytest.mark.parametrize("start", [8, 800, 80_000])
+@pytest.mark.parametrize("reports", [True, False])
+def test_the_search_ends_near_the_limit(start, reports):
+    compiler = Compiler(fixed=1000, slope=7, limit=16_000, reports=reports)
+    found = memory.largest_batch(compiler, compiler.limit, start=start, multiple=8)
+    exact = (16_000 - 1000) / 7
+    assert found.batch_size % 8 == 0 and found.batch_size <= exact
+    assert len(compiler.asked) <= 1 + memory.MAX_COMPILATIONS
+    assert not found.refused or found.refused > exact
+    for i, size in enumerate(compiler.asked):  # nothing beyond a refused size, or below one that fits
+        assert all((size < other) if other > exact else (size > other) for other in compiler.asked[:i])
+    if reports:
+        assert found.batch_size >= 0.85 * exact
+    if start == 8:
+        assert compiler.asked[1:] == [found.batch_size]  # the first answer is enough
+
+
+def test_the_search_stops_where_memory_is_full():
+    compiler = Compiler(fixed=0, slope=1, limit=1000, saves=3.0)
+    found = memory.largest_batch(compiler, 1000, start=990)
+    assert found == memory.LargestBatch(990, 0) and compiler.asked == [990]
+
+
+def test_a_search_in_which_nothing_fits():
+    compiler = Compiler(fixed=2000, slope=1, limit=1000)
+    assert memory.largest_batch(compiler, 1000, start=64, multiple=8).batch_size == 0
+    assert len(compiler.asked) <= 1 + memory.MAX_COMPILATIONS
+
+
+# Slices and the roofline
+
+
+def test_links_of_slices():
+    rate = lambda name: topology.parse_topology(name).wire_bytes_per_s
+    assert rate("v5e:1x1") == 0
+    assert rate("v5e:4x4") == 2 * 50e9 and rate("v5e:8x16") == 3 * 50e9
+    assert rate("v5e:16x16") * 256 == 51.2e12  # the published all-reduce rate of a pod
+    assert rate("v6e:16x16") * 256 == 102.4e12
+    assert rate("v5p:2x2x4") == 3 * 100e9 and rate("v5p:4x4x4") == 6 * 100e9 and rate("v5p:2x2x1") == 2 * 100e9
+
+
+def test_every_size_of_the_scaling_table_is_a_slice():
+    for kind in topology.CHIPS:
+        for size in run.SCALING_SIZES:
+            assert topology.topology_with_chips(kind, size).num_chips == size
+
+
+def test_the_roofline_is_arithmetic():
+    line = topology.roofline(
+        topology.parse_topology("v5e:2x2"), flops=197e9, memory_bytes=819e6 * 3, wire_bytes=100e6
     )
-    assert "published peaks" in page and "nothing was measured" in page and "optimal" not in page
+    assert (line.compute_s, line.memory_s, line.interconnect_s) == pytest.approx((1e-3, 3e-3, 1e-3))
+    assert line.overlapped_s == pytest.approx(3e-3) and line.serial_s == pytest.approx(5e-3) and line.bound == "memory"
+    alone = topology.roofline(topology.parse_topology("v6e:1x1"), flops=918e12, memory_bytes=0, wire_bytes=0)
+    assert (alone.overlapped_s, alone.interconnect_s, alone.bound) == (1, 0, "compute")
+
+
+def test_a_compiler_s_out_of_memory_message_is_read():
+    read = compile_lib.requested_bytes
+    assert read("... required for HLO temporaries (1.50G) exceeds available HBM (15.75G).") == 3 * 2**29
+    assert read("Ran out of memory. Used 20.25G of 15.75G hbm. Exceeded by 4.5G.") == int(20.25 * 2**30)
+    assert read("no figures") is None
+
+
+# With the TPU's compiler
 
 
 @needs_libtpu
-def test_a_table_and_a_picture(tmp_path, monkeypatch):
-    out = tmp_path / "scaling.png"
-    words = ("--scaling=v5e", "--chips=1,256", "--per_chip=8", "--nolargest", f"--out={out}")
-    code, rows, table, err = command(DCGAN28, *words, XDG_CACHE_HOME=str(tmp_path))
-    assert code == 0, err
-    assert [row["chips"] for row in rows] == [1, 256] and all(row["fits"] for row in rows)
-    assert rows[0]["collectives"] == {} and rows[-1]["batch"] == 2048
-    assert out.read_bytes().startswith(b"\x89PNG") and "v5e:16x16" in table
-    # weak scaling: what a chip computes does not grow
-    assert all(row["flops"] == pytest.approx(rows[0]["flops"], rel=0.1) for row in rows)
-
-
-@needs_libtpu
-def test_too_large_for_a_chip_is_refused_with_what_fits(tmp_path):
-    code, (row,), page, err = command(DCGAN28, "--topology=v5e:1x1", "--batch=200000", XDG_CACHE_HOME=str(tmp_path))
-    assert code == 2 and not page.strip() and "Traceback" not in err
-    line = err.splitlines()[-1]
-    assert "does not fit v5e:1x1" in line and f"largest batch known to fit is {row['largest_batch']}" in line
-    assert 0 < row["largest_batch"] < 200_000
+@pytest.mark.slow  # the TPU compiler takes about half a minute per program
+def test_dcgan28_on_tpu_slices(capsys):
+    config = make_config("", "dcgan28", mesh__data=4, batch_size=8)
+    run.plan_one(config, topology_name="v5e:2x2", batch_per_chip=8, find_largest=False)
+    row = json.loads(capsys.readouterr().out.splitlines()[0])
+    params, statistics, state = state_bytes(run.prepared_config(make_config("", "dcgan28", mesh__data=8), []))
+    assert params < row["collectives"]["all-reduce"]["bytes"] < 1.1 * params + 4 * statistics
+    assert row["batch_size"] == 32 and row["memory_by_kind"]["state"] == state
+    with pytest.raises(UserError, match="does not fit v5e:1x1.*largest batch known to fit is"):
+        run.plan_one(make_config("", "dcgan28", mesh__data=1), topology_name="v5e:1x1", batch_size=200_000)
+    assert 0 < json.loads(capsys.readouterr().out)["largest_batch_size"] < 200_000

@@ -2,12 +2,15 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+
 from idrid_jax.bench import report, timing
 
 
 def test_sides_take_turns():
     calls = []
-    times = timing.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warm_up=2)
+    times = timing.time_interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warm_up=2)
     assert "".join(calls) == "abab" + "ab" + "ba" + "ab"
     assert set(times) == {"a", "b"} and all(len(side.seconds) == 3 for side in times.values())
 
@@ -19,17 +22,18 @@ def test_median_and_quartiles():
 
 
 def test_matrix_rate_counts_two_operations_per_product(monkeypatch):
-    """With a clock that says one second for every product, the rate is the largest product's operations."""
-    monkeypatch.setattr(timing, "interleaved", lambda sides, rounds: {"product": timing.Times((2.0, 1.0))})
-    assert timing.matrix_rate("bfloat16") == 2 * 2048**3
+    """If every product takes one second, the rate is the number of operations of the largest product."""
+    monkeypatch.setattr(timing, "time_interleaved", lambda sides, rounds: {"product": timing.Times((2.0, 1.0))})
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: jnp.zeros(shape, dtype))
+    assert timing.matrix_flops_per_s("bfloat16") == 2 * 2048**3
 
 
 def test_rows_are_json_lines_and_the_table_is_aligned(capsys):
-    report.emit({"images_per_s": 1.5, "device": "cpu"})
+    report.print_row({"images_per_s": 1.5, "device": "cpu"})
     assert json.loads(capsys.readouterr().out) == {"images_per_s": 1.5, "device": "cpu"}
-    assert report.table(["what", "ms"], [["a", 1.25], ["long name", None]]).splitlines() == [
+    assert report.format_table(["what", "ms"], [["a", 1.25], ["long name", None]]).splitlines() == [
         "what         ms",
         "a          1.25",
         "long name     -",
     ]
-    assert {"device", "threads", "jax"} <= set(report.machine())
+    assert {"device", "threads", "jax"} <= set(report.describe_machine())

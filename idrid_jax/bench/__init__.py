@@ -1,1 +1,1 @@
-"""Measurements of speed, each beside what it is compared with in the same run."""
+"""Speed measurements: each compares two or more sides in interleaved rounds of the same process."""

@@ -1,13 +1,12 @@
-"""Times both ways in and the whole training loop beside the bare step: `idrid-jax bench input`.
+"""`idrid-jax bench input`: how fast both input pipelines are, and what the training loop costs beyond the bare step.
 
-The bare step is the compiled update on one batch that lies on the devices. Three things are measured:
+The bare step is the compiled update on one batch that stays on the devices. Three measurements, each interleaved with
+what it is compared to; a ratio is the median of the ratios of single rounds:
 
-    from disk   the prepared split to the devices without a step: all at once (resident), or batch by batch (stream)
-    steps       on real batches: the share of the time that the loop is held up by getting them, and their rate beside
-                that of bare steps, which also has what reading them takes from the processors
-    loop        `train` as the command runs it, with its snapshots and logs, beside bare steps
-
-Sides are measured in turns in one run; a ratio or a share is the median of those of single rounds.
+    from_disk   the prepared split from disk to the devices without a step: at once (resident) or by batches (tfdata)
+    steps       steps on real batches: the share of the time that the loop waits for data, and the rate relative to bare
+                steps, which also contains the processor time that reading takes from the step
+    train_loop  `train` as the command runs it, with snapshots and logs, relative to bare steps
 """
 
 import importlib.util
@@ -26,7 +25,7 @@ import numpy as np
 
 from idrid_jax import config as config_lib
 from idrid_jax.bench import report
-from idrid_jax.bench.timing import Times, interleaved
+from idrid_jax.bench.timing import Times, time_interleaved
 from idrid_jax.data import phantom
 from idrid_jax.data.pipeline import choose_pipeline, host_batches, is_sharded, resident
 from idrid_jax.data.prepare import prepare
@@ -34,58 +33,64 @@ from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
 from idrid_jax.models import NETWORKS, build_networks
-from idrid_jax.training import build, loop, train_step
-from idrid_jax.training import sharding as mesh_lib
+from idrid_jax.training import build, loop, sharding, train_step
 
-WAYS = ("resident", "tfdata") if importlib.util.find_spec("tensorflow") else ("resident",)
-ROUNDS = 15  # of steps in a row
-SPANS = 8  # between snapshots of the loop, at least
+PIPELINES = ("resident", "tfdata") if importlib.util.find_spec("tensorflow") else ("resident",)
+STEP_ROUNDS = 15  # of the measurement "steps"
+MIN_SPANS = 8  # spans between snapshots of the measurement "train_loop"
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """dcgan28 as the thesis has it: batches of 128, whole frames."""
+    """Return dcgan28 as in the thesis: batches of 128, uncropped photographs."""
     config = config_lib.default_config()
     config.network, config.data.crop = "dcgan28", "letterbox"
     return config
 
 
 def run(config: ml_collections.ConfigDict | None, seconds: float) -> list[dict]:
-    """Measures for about so many seconds, compilation left out; prints, and returns what it printed.
+    """Measure for about `seconds`, excluding compilation; print a JSON line per result and a table, and return the rows.
 
-    config: None for `default_config`. Its release must be prepared if it names one; else the release prepared last is
-    taken, or where there is none, a made-up one. Raises UserError where `train` would.
+    config: None for `default_config`. If it names no release, the newest prepared one is used, or a phantom where there
+      is none.
+
+    Raises UserError where `train` would.
     """
     config = config or default_config()
     config_lib.check(config)
-    mesh = mesh_lib.of_config(config, NETWORKS[config.network].size)
+    mesh = sharding.of_config(config, NETWORKS[config.network].size)
     with tempfile.TemporaryDirectory(prefix="idrid-jax-bench-") as scratch:
-        config, manifest = _release(config, Path(scratch))
-        name = f"{manifest.name} ({manifest.fingerprint[:12]})"
-        report.note(f"{config.network}, batch {config.batch_size}, training split of {name}")
-        if "tfdata" not in WAYS:
-            report.note("TensorFlow is not installed: stream is left out")
-        bare = _Steps(config, mesh, manifest, "bare")
+        config, manifest = _find_or_make_release(config, Path(scratch))
+        release = f"{manifest.name} ({manifest.fingerprint[:12]})"
+        report.log(f"{config.network}, batch {config.batch_size}, training split of {release}")
+        if "tfdata" not in PIPELINES:
+            report.log("TensorFlow is not installed: tfdata is skipped")
+        bare = _Side(config, mesh, manifest, "")
+        common = {
+            "network": config.network,
+            "batch_size": config.batch_size,
+            "dtype": config.dtype,
+            "release": release,
+        } | report.describe_machine()
         rows = []
-        for measured in (
-            _from_disk(config, mesh, manifest, seconds / 12),
-            _steps(config, mesh, manifest, bare, seconds / 3),
-            _loop(config, mesh, bare, Path(scratch), seconds / 2),
+        for measurement in (
+            lambda: _from_disk(config, mesh, manifest, seconds / 12),
+            lambda: _steps(config, mesh, manifest, bare, seconds / 3),
+            lambda: _train_loop(config, mesh, manifest, bare, Path(scratch), seconds / 2),
         ):
-            for row in measured:
-                about = {"network": config.network, "batch": config.batch_size, "dtype": config.dtype, "release": name}
-                report.emit({"bench": "input", **row, **about, **report.machine()})
+            for row in measurement():
+                report.print_row({"benchmark": "input"} | row | common)
                 rows.append(row)
     print("\n" + _table(rows, config))
     return rows
 
 
-def _release(config, scratch):
+def _find_or_make_release(config, scratch: Path):
     try:
         return config, find_release(config)
     except UserError:
         if config.data.release or config.data.data_dir:
             raise
-    report.note("no release is prepared here: drawing one")
+    report.log("no release is prepared on this machine: generating a phantom")
     phantom.draw_release(scratch / "phantom", height=64, segmentation=(0, 0), localization=False)
     manifest, _ = prepare(scratch / "phantom", scratch / "data", tfds=False)
     config = config.copy_and_resolve_references()
@@ -93,29 +98,31 @@ def _release(config, scratch):
     return config, manifest
 
 
-# -- From disk to the devices
+# From disk to the devices
 
 
-def _from_disk(config, mesh, manifest, seconds):
-    """The file's pages are dropped from memory before each round, where the system lets us."""
+def _from_disk(config, mesh, manifest, seconds: float) -> list[dict]:
+    """Measure both pipelines without a step. The file is dropped from the page cache before each round, if possible."""
     split = load_split(config, manifest, "train")
-    batches = host_batches(config, split, 0) if "tfdata" in WAYS else iter(())
-    count = -(-len(split.grades) // config.batch_size)  # batches of a round: as many images as the split has, or more
-    read = jax.jit(lambda x: jnp.max(x))  # on a CPU `put` may map the file, which is not to have read it
+    batches = host_batches(config, split, 0) if "tfdata" in PIPELINES else iter(())
+    num_batches = -(-len(split.grades) // config.batch_size)  # of a round: at least as many images as the split
+    read = jax.jit(lambda x: jnp.max(x))  # on a CPU `put` may map the file without reading it
 
-    def whole():
+    def load_resident():
         _drop_pages(split.images)
         images, _ = resident.put(split, mesh, sharded=is_sharded(config, split, mesh))
         return read(images)
 
-    def by_batches():
+    def load_batches():
         _drop_pages(split.images)
-        return [read(mesh_lib.to_global(next(batches)[0][None], mesh)) for _ in range(count)]
+        return [read(sharding.to_global(next(batches)[0][None], mesh)) for _ in range(num_batches)]
 
-    sides = {way: {"resident": whole, "tfdata": by_batches}[way] for way in WAYS}
-    images = {"resident": len(split.grades), "tfdata": count * config.batch_size}
-    times = interleaved(sides, _rounds(sides, seconds))
-    return [{"what": "from disk", "way": way, **_rate(images[way], times[way])} for way in WAYS]
+    sides = {name: {"resident": load_resident, "tfdata": load_batches}[name] for name in PIPELINES}
+    num_images = {"resident": len(split.grades), "tfdata": num_batches * config.batch_size}
+    times = time_interleaved(sides, _num_rounds(sides, seconds))
+    return [
+        {"measurement": "from_disk", "pipeline": name, **_rate(num_images[name], times[name])} for name in PIPELINES
+    ]
 
 
 def _drop_pages(images: np.ndarray) -> None:
@@ -130,100 +137,102 @@ def _drop_pages(images: np.ndarray) -> None:
         os.close(handle)
 
 
-# -- Steps in a row
+# Steps in a row
 
 
-class _Steps:
-    """A fresh state and the compiled step of one way in, or the bare one."""
+class _Side:
+    """The compiled step of an input pipeline ("" for the bare step) with its own state."""
 
-    def __init__(self, config, mesh, manifest, way):
+    def __init__(self, config, mesh, manifest, pipeline: str):
         config = config.copy_and_resolve_references()
         update, init = build.make_update(config, *build_networks(config))
-        self.held_up = 0.0
+        self.wait_s = 0.0
         self._state = build.fresh_state(config, init, mesh)
         split = load_split(config, manifest, "train")
-        if way == "bare":
-            some = np.arange(config.batch_size) % len(split.grades)
-            self._step = train_step.compile_bare_step(config, update, mesh, split.images[some], split.grades[some])
-        else:
-            config.data.pipeline = way
+        if pipeline:
+            config.data.pipeline = pipeline
             self._step = train_step.compile_step(config, update, mesh, split, 0)
+        else:
+            index = np.arange(config.batch_size) % len(split.grades)
+            self._step = train_step.compile_bare_step(config, update, mesh, split.images[index], split.grades[index])
 
-    def __call__(self, count: int) -> dict[str, jax.Array]:
-        """The metrics of the last of so many steps, dispatched in a row; adds to `held_up` the seconds it waited for
-        data."""
-        for _ in range(count):
+    def __call__(self, num_steps: int) -> dict[str, jax.Array]:
+        """Dispatch the steps in a row and return the last metrics; add the seconds of waiting for data to `wait_s`."""
+        for _ in range(num_steps):
             start = time.perf_counter()
             data = self._step.data()
-            self.held_up += time.perf_counter() - start
+            self.wait_s += time.perf_counter() - start
             self._state, metrics = self._step.jitted(self._state, *data)
         return metrics
 
 
-def _steps(config, mesh, manifest, bare, seconds):
-    steps = {"bare": bare} | {way: _Steps(config, mesh, manifest, way) for way in WAYS}
-    for side in steps.values():
+def _steps(config, mesh, manifest, bare: _Side, seconds: float) -> list[dict]:
+    sides = {"bare": bare} | {name: _Side(config, mesh, manifest, name) for name in PIPELINES}
+    for side in sides.values():
         _seconds(lambda: side(1))  # compiles
-    count = max(2, round(seconds / (ROUNDS * len(steps)) / _seconds(lambda: bare(5)) * 5))
-    for side in steps.values():
-        side.held_up = 0.0
-    times = interleaved({name: lambda side=side: side(count) for name, side in steps.items()}, ROUNDS, warm_up=0)
+    count = max(2, round(seconds / (STEP_ROUNDS * len(sides)) / _seconds(lambda: bare(5)) * 5))
+    for side in sides.values():
+        side.wait_s = 0.0
+    calls = {name: lambda side=side: side(count) for name, side in sides.items()}
+    times = time_interleaved(calls, STEP_ROUNDS, warm_up=0)
     rows = []
-    for name, side in steps.items():
-        row = {"what": "steps", "way": name, "steps": count, **_rate(count * config.batch_size, times[name])}
-        if name in WAYS:
-            row["waiting"] = round(side.held_up / sum(times[name].seconds), 4)
-            row |= _of_bare(times["bare"].seconds, times[name].seconds)
+    for name, side in sides.items():
+        row = {"measurement": "steps", "pipeline": name, "steps": count}
+        row |= _rate(count * config.batch_size, times[name])
+        if name in PIPELINES:
+            row["wait_fraction"] = round(side.wait_s / sum(times[name].seconds), 4)
+            row |= _relative_to_bare(times["bare"].seconds, times[name].seconds)
         rows.append(row)
     return rows
 
 
-# -- The whole loop
+# The training loop
 
 
-def _loop(config, mesh, bare, scratch, seconds):
-    """`train` in turns with bare steps: its last `on_snapshot` runs them, off the clock of the loop.
+def _train_loop(config, mesh, manifest, bare: _Side, scratch: Path, seconds: float) -> list[dict]:
+    """Interleave `train` with bare steps, which run in its last `on_snapshot` callback, outside its measured time.
 
-    Snapshots come oftener than the configuration has them, so that there are several in the time; what one costs gives
-    the rate at the configuration's own interval.
+    Snapshots are more frequent than configured, so that there are several; the cost of one gives the rate at the
+    configured interval.
     """
-    wanted = config_lib.steps(config.snapshot_kimg, config)
+    configured_interval = config_lib.steps(config.snapshot_kimg, config)
     config = config.copy_and_resolve_references()
-    step = _seconds(lambda: bare(10)) / 10
-    every = max(4, min(wanted, int(seconds / SPANS / 1.5 / step)))
-    spans = max(SPANS, min(50, int(seconds / 1.5 / step / every)))
-    config.snapshot_kimg = every * config.batch_size / 1000
-    config.total_kimg = config.snapshot_kimg * (1 + spans)  # the first span has compiled
-    entered, left, beside = [], [], []
+    step_s = _seconds(lambda: bare(10)) / 10
+    interval = max(4, min(configured_interval, int(seconds / MIN_SPANS / 1.5 / step_s)))
+    spans = max(MIN_SPANS, min(50, int(seconds / 1.5 / step_s / interval)))
+    config.snapshot_kimg = interval * config.batch_size / 1000
+    config.total_kimg = config.snapshot_kimg * (1 + spans)  # the first span compiles
+    starts, ends, bare_step_s = [], [], []
 
-    def alternate(*_):
-        entered.append(time.perf_counter())
-        beside.append(_seconds(lambda: bare(every // 2)) / (every // 2))
-        left.append(time.perf_counter())
+    def run_bare_steps(*_):
+        starts.append(time.perf_counter())
+        bare_step_s.append(_seconds(lambda: bare(interval // 2)) / (interval // 2))
+        ends.append(time.perf_counter())
         return {}
 
-    report.note(f"train: {spans} times {every} steps and a snapshot")
-    manifest = find_release(config)
-    measures = SnapshotMetrics(manifest.folder / "features", best=config.checkpoint.best)
-    loop.train(config, scratch / "run", on_snapshot=(measures, alternate))
-    times = Times(tuple(after - before for before, after in zip(left[-1 - spans :], entered[-spans:])))
-    steps = [(before + after) / 2 for before, after in zip(beside[-1 - spans :], beside[-spans:])]
-    bare_spans = [step * every for step in steps]
-    cost = statistics.median(span - step for span, step in zip(times.seconds, bare_spans))
+    report.log(f"train: {spans} times {interval} steps and a snapshot")
+    metrics = SnapshotMetrics(manifest.folder / "features", best=config.checkpoint.best)
+    loop.train(config, scratch / "run", on_snapshot=(metrics, run_bare_steps))
+    # A span of the loop lies between two runs of bare steps; it is compared with their mean
+    times = Times(tuple(start - end for end, start in zip(ends[-1 - spans :], starts[-spans:])))
+    step_means = [(before + after) / 2 for before, after in zip(bare_step_s[-1 - spans :], bare_step_s[-spans:])]
+    bare_spans = [mean * interval for mean in step_means]
+    snapshot_s = statistics.median(span - bare_span for span, bare_span in zip(times.seconds, bare_spans))
+    configured_s = configured_interval * statistics.median(step_means)
     row = {
-        "what": "loop",
-        "way": choose_pipeline(config, load_split(config, manifest, "train"), mesh),
-        "steps": every,
-        **_rate(every * config.batch_size, times),
-        **_of_bare(bare_spans, times.seconds),
+        "measurement": "train_loop",
+        "pipeline": choose_pipeline(config, load_split(config, manifest, "train"), mesh),
+        "steps": interval,
+        **_rate(interval * config.batch_size, times),
+        **_relative_to_bare(bare_spans, times.seconds),
         "snapshot_kimg": config.snapshot_kimg,
-        "snapshot_s": round(cost, 4),
-        "of_bare_as_configured": round(1 / (1 + cost / (wanted * statistics.median(steps))), 4),
+        "snapshot_s": round(snapshot_s, 4),
+        "relative_to_bare_as_configured": round(1 / (1 + snapshot_s / configured_s), 4),
     }
     return [row]
 
 
-# -- What is said of it
+# Rows and table
 
 
 def _seconds(side: Callable[[], object]) -> float:
@@ -232,42 +241,45 @@ def _seconds(side: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _rounds(sides, seconds) -> int:
+def _num_rounds(sides, seconds: float) -> int:
     for side in sides.values():
         side()
     return max(3, min(30, int(seconds / sum(_seconds(side) for side in sides.values()))))
 
 
-def _rate(images: int, times: Times) -> dict:
+def _rate(num_images: int, times: Times) -> dict:
     low, high = times.quartiles
     return {
-        "images_per_s": round(images / times.median, 1),
-        "quartiles": [round(images / high, 1), round(images / low, 1)],
+        "images_per_s": round(num_images / times.median, 1),
+        "images_per_s_quartiles": [round(num_images / high, 1), round(num_images / low, 1)],
         "rounds": len(times.seconds),
     }
 
 
-def _of_bare(bare: Sequence[float], seconds: Sequence[float]) -> dict:
+def _relative_to_bare(bare: Sequence[float], seconds: Sequence[float]) -> dict:
     ratios = [b / s for b, s in zip(bare, seconds)]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return {"of_bare": round(statistics.median(ratios), 4), "of_bare_quartiles": [round(low, 4), round(high, 4)]}
+    return {
+        "relative_to_bare": round(statistics.median(ratios), 4),
+        "relative_to_bare_quartiles": [round(low, 4), round(high, 4)],
+    }
 
 
 def _table(rows: list[dict], config: ml_collections.ConfigDict) -> str:
     cells, notes = [], []
     for row in rows:
-        low, high = row["quartiles"]
-        name = f"{row['what']}, {row['way']}"
-        beside = None
-        if "of_bare" in row:
-            beside = "{:.1%} ({:.1%} to {:.1%})".format(row["of_bare"], *row["of_bare_quartiles"])
-        if row["what"] == "loop":
-            name += f", a snapshot every {row['snapshot_kimg']:.3g} kimg"
+        low, high = row["images_per_s_quartiles"]
+        name = f"{row['measurement']}, {row['pipeline']}"
+        relative = None
+        if "relative_to_bare" in row:
+            relative = "{:.1%} ({:.1%} to {:.1%})".format(row["relative_to_bare"], *row["relative_to_bare_quartiles"])
+        if row["measurement"] == "train_loop":
+            name += f", snapshot every {row['snapshot_kimg']:.3g} kimg"
             notes.append(
-                f"A snapshot costs {row['snapshot_s']:.2f} s: one every {config.snapshot_kimg:g} kimg, as configured, "
-                f"leaves {row['of_bare_as_configured']:.1%} of the bare step's rate."
+                f"A snapshot costs {row['snapshot_s']:.2f} s. At the configured interval of {config.snapshot_kimg:g} "
+                f"kimg, train runs at {row['relative_to_bare_as_configured']:.1%} of the bare step's rate."
             )
-        waiting = f"{row['waiting']:.2%}" if "waiting" in row else None
-        cells.append([name, f"{row['images_per_s']:,.0f}", f"{low:,.0f} to {high:,.0f}", waiting, beside])
-    header = ["", "images/s", "quartiles", "waiting for data", "of the bare step's rate"]
-    return "\n".join([report.table(header, cells), *notes])
+        wait = f"{row['wait_fraction']:.2%}" if "wait_fraction" in row else None
+        cells.append([name, f"{row['images_per_s']:,.0f}", f"{low:,.0f} to {high:,.0f}", wait, relative])
+    header = ["", "images/s", "quartiles", "waiting for data", "relative to the bare step"]
+    return "\n".join([report.format_table(header, cells), *notes])

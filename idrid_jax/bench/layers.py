@@ -1,7 +1,7 @@
-"""`idrid-jax bench layers`: where a step's arithmetic goes. Every convolution of the networks, forward and both
-gradients, as this platform lowers it beside `lax` alone, with its share of the rate of plain matrix products.
+"""`idrid-jax bench layers`: every convolution of the networks, forward and both gradients.
 
-A share above 100 % says that fewer multiplications were needed than a plain convolution has.
+Each is timed with this platform's lowering and with XLA's native one, and compared with the rate of matrix products. A
+share above 100 % means that the lowering needs fewer multiplications than a plain convolution.
 """
 
 import functools
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from idrid_jax import config as config_lib
 from idrid_jax.bench import report, timing
-from idrid_jax.bench.step import BATCHES
+from idrid_jax.bench.step import BATCH_SIZES
 from idrid_jax.errors import UserError, suggest_name
 from idrid_jax.models.convolution import conv, conv_input, conv_kernel, lowering, out_size
 
-# network: {layer: images' side, channels of images, of features, kernel, stride, padding}. Transposed layers of a
-# generator are the adjoints of these: their forward pass is the images' gradient.
+# network -> layer -> (image size, image channels, feature channels, kernel size, stride, padding). A transposed layer of a
+# generator is the adjoint of the one listed: its forward pass is the gradient with respect to the image.
 LAYERS = {
     "dcgan28": {
         "up1": (7, 128, 256, 5, 1, (2, 2)),
@@ -45,61 +45,69 @@ LAYERS = {
         "up0": (4, 512, 100, 4, 1, (0, 0)),
     },
 }
-MAPS = ("conv", "conv_input", "conv_kernel")  # forward, images' gradient, kernel's gradient
+OPERATIONS = ("conv", "conv_input", "conv_kernel")  # forward, gradient of the image, gradient of the kernel
 
 
 def run(networks: list[str], *, dtype: str = "float32", rounds: int = 5) -> None:
-    """Prints a JSON line for every layer and map, and a table. Raises UserError for an unknown network or dtype."""
+    """Print a JSON line for every layer and operation, and a table. Raises UserError for an unknown network or dtype.
+
+    networks: keys of LAYERS; empty for all.
+    """
     for network in networks:
         if network not in LAYERS:
             raise UserError(f"--network {network}: {suggest_name(network, LAYERS)}")
     if dtype not in config_lib.DTYPES:
         raise UserError(f"--dtype {dtype}: {suggest_name(dtype, config_lib.DTYPES)}")
-    machine, rate, rows = report.machine(), timing.matrix_rate(dtype), []
-    report.note(f"matrix products of {dtype}: {rate / 1e9:,.0f} GFLOP/s")
+    machine, rate, rows = report.describe_machine(), timing.matrix_flops_per_s(dtype), []
+    report.log(f"matrix products of {dtype}: {rate / 1e9:,.0f} GFLOP/s")
     for network in networks or LAYERS:
+        batch_size = BATCH_SIZES[network]
         for layer, geometry in LAYERS[network].items():
             cells = []
-            for name, native, ours, flops in _times(BATCHES[network], geometry, dtype, rounds):
+            for operation, native, lowered, flops in _times(batch_size, geometry, dtype, rounds):
                 row = {
-                    "bench": "layers",
+                    "benchmark": "layers",
                     "network": network,
                     "layer": layer,
-                    "map": name,
+                    "operation": operation,
+                    "batch_size": batch_size,
                     "dtype": dtype,
                     "native_ms": round(native * 1e3, 3),
-                    "ms": round(ours * 1e3, 3),
-                    "ratio": round(native / ours, 3),
-                    "images_per_s": round(BATCHES[network] / ours, 1),
-                    "share_of_matrix_rate": round(flops / ours / rate, 3),
+                    "ms": round(lowered * 1e3, 3),
+                    "speedup": round(native / lowered, 3),
+                    "images_per_s": round(batch_size / lowered, 1),
+                    "matrix_rate_fraction": round(flops / lowered / rate, 3),
                 }
-                report.emit(row | machine)
-                cells.append(f"{native * 1e3:.1f} -> {ours * 1e3:.1f} ms, {flops / ours / rate:.0%}")
+                report.print_row(row | machine)
+                cells.append(f"{native * 1e3:.1f} -> {lowered * 1e3:.1f} ms, {flops / lowered / rate:.0%}")
             rows.append((f"{network} {layer}", f"{flops / 1e9:.2f}", *cells))
-    print("\n" + report.table(("layer", "GFLOP", *MAPS), rows))
+    print("\n" + report.format_table(("layer", "GFLOP", *OPERATIONS), rows))
 
 
-def _times(batch, geometry, dtype, rounds):
-    """(map, lax's own seconds, ours, FLOPs of a plain convolution) for each of the three."""
+def _times(batch_size, geometry, dtype, rounds):
+    """Yield (operation, seconds of the native lowering, of this platform's, FLOPs of a plain convolution)."""
     side, inputs, outputs, kernel, stride, padding = geometry
     features = out_size(side, kernel, stride, padding)
-    shapes = (batch, side, side, inputs), (kernel, kernel, inputs, outputs), (batch, features, features, outputs)
+    shapes = (
+        (batch_size, side, side, inputs),
+        (kernel, kernel, inputs, outputs),
+        (batch_size, features, features, outputs),
+    )
     x, w, g = (
         jax.random.normal(key, shape).astype(jnp.dtype(dtype))
         for key, shape in zip(jax.random.split(jax.random.key(0), 3), shapes)
     )
-    flops = 2 * batch * features**2 * kernel**2 * inputs * outputs
-    maps = {
+    flops = 2 * batch_size * features**2 * kernel**2 * inputs * outputs
+    operations = {
         "conv": (lambda a, b: conv(a, b, stride, padding), x, w),
         "conv_input": (lambda a, b: conv_input(a, b, stride, padding, (side, side)), g, w),
         "conv_kernel": (lambda a, b: conv_kernel(a, b, stride, padding, kernel), x, g),
     }
-    for name, (function, a, b) in maps.items():
+    for name, (function, a, b) in operations.items():
         with lowering("native"):
             native = jax.jit(function).lower(a, b).compile()
-        # another function object: a traced one is remembered as it was
-        ours = jax.jit(lambda a, b, function=function: function(a, b)).lower(a, b).compile()
-        times = timing.interleaved(
-            {"native": functools.partial(native, a, b), "ours": functools.partial(ours, a, b)}, rounds
-        )
-        yield name, times["native"].median, times["ours"].median, flops
+        # Wrapped in another function: JAX would reuse the trace of the first one
+        lowered = jax.jit(lambda a, b, function=function: function(a, b)).lower(a, b).compile()
+        sides = {"native": functools.partial(native, a, b), "lowered": functools.partial(lowered, a, b)}
+        times = timing.time_interleaved(sides, rounds)
+        yield name, times["native"].median, times["lowered"].median, flops

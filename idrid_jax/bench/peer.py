@@ -1,8 +1,7 @@
-"""The peer in a process of its own, so that neither runtime's threads or memory are in the other's way.
+"""PyTorch as the other side of `bench step`, in its own process so that threads and memory do not interfere.
 
-    python -m idrid_jax.bench.peer      what `Peer` starts; one JSON object a line on stdin, its answer on stdout
-
-The parent says when each round begins, so that rounds take turns with ours.
+`Peer` starts `python -m idrid_jax.bench.peer`, sends one JSON object per line and reads one answer per line. The parent
+starts each round, so that rounds of both sides are interleaved.
 """
 
 import contextlib
@@ -20,15 +19,15 @@ from idrid_jax import runtime
 from idrid_jax.errors import UserError, suggest_name
 
 PEERS = ("torch",)
-VARIANTS = ("eager", "compile")  # the better counts
+VARIANTS = ("eager", "compile")  # ratio_to_peer uses the faster
 
 
 class PeerError(Exception):
-    """What went wrong in the peer's process, in one line."""
+    """A failure in the peer's process, as one line."""
 
 
-def check(peer: str) -> None:
-    """Raises UserError for an unknown peer, and for one that is not installed."""
+def check_peer(peer: str) -> None:
+    """Raise UserError if a peer is unknown or not installed."""
     if peer not in PEERS:
         raise UserError(f"--peer {peer}: {suggest_name(peer, PEERS)}")
     if importlib.util.find_spec("torch") is None:
@@ -38,17 +37,18 @@ def check(peer: str) -> None:
 
 
 def check_loss(peer: str, loss: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Raises UserError for a `config.loss` that is not the default's but for the smoothing, which is all that the peer
-    has: its times would be of something else."""
+    """Raise UserError if `config.loss` has anything but the default loss and label smoothing, which the peer lacks."""
     for name, value in loss.items():
         if name != "label_smoothing" and value != plain[name]:
-            raise UserError(f"--peer {peer}: it has binary cross-entropy alone, not config.loss.{name} = {value!r}")
+            raise UserError(
+                f"--peer {peer}: supports the default loss only, not config.loss.{name} = {value!r}; omit --peer"
+            )
 
 
 class Peer:
-    """PyTorch's side of the comparison. Use it as a context manager: the process ends with it.
+    """PyTorch's process. Use it as a context manager, which ends the process.
 
-    Every method raises PeerError where the process says that it failed, or has ended.
+    Every method raises PeerError if the process reports a failure or has ended.
     """
 
     def __init__(self):
@@ -65,7 +65,7 @@ class Peer:
         return self
 
     def __exit__(self, *exception) -> None:
-        with contextlib.suppress(BrokenPipeError):  # what was not read, where the process has ended
+        with contextlib.suppress(BrokenPipeError):  # unread requests of a process that has ended
             self._process.stdin.close()
         try:
             self._process.wait(timeout=5)
@@ -76,19 +76,19 @@ class Peer:
         self._errors.close()
 
     def start(self, threads: int, device: str) -> dict[str, Any]:
-        """Sets PyTorch up on "cpu" or "cuda" -> its version, device and threads."""
+        """Set PyTorch up on "cpu" or "cuda"; return its version, device and threads."""
         return self._ask("start", threads=threads, device=device)
 
     def make(self, variant: str, options: dict[str, Any], photographs: int) -> float:
-        """Makes the update anew and runs it twice; the variant of another update is gone. -> seconds."""
+        """Build the update of a variant, run it twice, and return the seconds of these two steps."""
         return self._ask("make", variant=variant, options=options, photographs=photographs)["seconds"]
 
     def run(self, variant: str, steps: int) -> float:
-        """-> seconds that so many updates took, the device's work included."""
+        """Return the seconds of `steps` updates, including the device's work."""
         return self._ask("run", variant=variant, steps=steps)["seconds"]
 
     def drop(self) -> None:
-        """Lets go of every update and its memory."""
+        """Release all updates and their memory."""
         self._ask("drop")
 
     def _ask(self, do: str, **what) -> dict[str, Any]:
@@ -99,13 +99,14 @@ class Peer:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise PeerError(self._last_words())
+            raise PeerError(self._failure())
         answer = json.loads(line)
         if "error" in answer:
             raise PeerError(answer["error"])
         return answer
 
-    def _last_words(self) -> str:
+    def _failure(self) -> str:
+        """Return why the process ended."""
         status = self._process.wait()
         if status < 0:
             reason = f"ended by {signal.Signals(-status).name}"
@@ -116,16 +117,16 @@ class Peer:
 
 
 def main() -> None:
-    """Answers the parent until it closes the pipe."""
-    runtime.keep_freed_memory()  # as our side does
+    """Answer the parent's requests until it closes the pipe."""
+    runtime.keep_freed_memory()  # like our side
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what PyTorch and its compilers print must not be taken for an answer
+    os.dup2(2, 1)  # output of PyTorch and its compilers must not reach the pipe of answers
     worker = _Worker()
     for line in sys.stdin:
         request = json.loads(line)
         try:
             answer = getattr(worker, request.pop("do"))(**request)
-        except Exception as error:  # the compiler's, the allocator's, any: the parent says it
+        except Exception as error:  # any: the parent reports it
             answer = {"error": f"{type(error).__name__}: {_first_line(str(error))}"}
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -135,6 +136,8 @@ def _first_line(text: str) -> str:
 
 
 class _Worker:
+    """Answers requests; its methods are those of `Peer`."""
+
     def __init__(self):
         self.updates = {}
 

@@ -1,7 +1,7 @@
-"""`idrid-jax bench prepare`: photographs made into square arrays, beside what merely decoding them takes.
+"""`idrid-jax bench prepare`: preprocessing of photographs, compared with decoding alone.
 
-The work is that of filling a cache (`data.cache`), in the same threads, from bytes in memory: what the disk gives is
-not what is measured. JPEG can be decoded at 1/2, 1/4 or 1/8 by itself, which is where most of the time is saved.
+The work is that of filling a cache (`data.cache`), in the same threads, from bytes in memory, so that the disk is not
+measured. A JPEG can be decoded directly at 1/2, 1/4 or 1/8 of its size, which saves most of the time.
 """
 
 import math
@@ -16,14 +16,16 @@ from idrid_jax.data.preprocess import OVERSAMPLING, check_options, load, preproc
 from idrid_jax.data.release import GRADES, read_release
 from idrid_jax.errors import UserError
 
-MOST = 24  # photographs of a release that are taken
-DRAWN, WIDTH, HEIGHT = 6, 4288, 2848  # IDRiD's own size
+MAX_PHOTOGRAPHS = 24  # of a release
+NUM_PHANTOMS, WIDTH, HEIGHT = 6, 4288, 2848  # the size of IDRiD's photographs
 
 
 def run(release: str, *, size: int, channels: int, crop: str, rounds: int) -> None:
-    """Prints a JSON line for each side and a table. release: "" draws photographs of IDRiD's size.
+    """Print a JSON line for each side and a table.
 
-    Raises UserError for options that cannot be, a folder without a release, and a photograph that cannot be read.
+    release: folder of a release; "" generates phantoms of IDRiD's size.
+
+    Raises UserError for invalid options, a folder without a release, or an unreadable photograph.
     """
     check_options(size, channels, crop)
     photographs = _photographs(release)
@@ -32,45 +34,47 @@ def run(release: str, *, size: int, channels: int, crop: str, rounds: int) -> No
         "decode at that scale": lambda data, name: load(data, name, math.ceil(OVERSAMPLING * size)),
         "decode in full": load,
     }
-    machine = report.machine()
-    times = timing.interleaved({name: _over(photographs, side) for name, side in sides.items()}, rounds)
-    alone = times["decode at that scale"].median
+    machine = report.describe_machine()
+    times = timing.time_interleaved({name: _in_threads(photographs, work) for name, work in sides.items()}, rounds)
+    decoding = times["decode at that scale"].median
     rows = []
-    for name, taken in times.items():
-        seconds = taken.median / len(photographs)
-        low, high = (quartile / len(photographs) * 1e3 for quartile in taken.quartiles)
+    for name, side in times.items():
+        seconds = side.median / len(photographs)
+        low, high = (quartile / len(photographs) * 1e3 for quartile in side.quartiles)
         row = {
-            "bench": "prepare",
+            "benchmark": "prepare",
             "side": name,
             "size": size,
             "channels": channels,
             "crop": crop,
             "photographs": len(photographs),
-            "release": release or "drawn",
+            "release": release or "phantom",
             "images_per_s": round(1 / seconds, 2),
             "ms_per_photograph": round(seconds * 1e3, 3),
             "ms_quartiles": [round(low, 3), round(high, 3)],
-            "ratio_to_decoding": round(taken.median / alone, 3),
+            "ratio_to_decoding": round(side.median / decoding, 3),
         }
-        report.emit(row | machine)
+        report.print_row(row | machine)
         ms = f"{seconds * 1e3:.2f}", f"{low:.2f}-{high:.2f}"
-        rows.append((name, f"{1 / seconds:.1f}", *ms, f"{taken.median / alone:.2f}"))
-    print("\n" + report.table(("side", "photographs/s", "ms each", "quartiles", "x decoding"), rows))
+        rows.append((name, f"{1 / seconds:.1f}", *ms, f"{side.median / decoding:.2f}"))
+    print("\n" + report.format_table(("side", "photographs/s", "ms each", "quartiles", "x decoding"), rows))
 
 
 def _photographs(release: str) -> list[tuple[bytes, str]]:
-    """(bytes, name) of the first graded photographs, or of drawn ones of IDRiD's size."""
+    """Return (bytes, name) of the first graded photographs of a release, or of phantoms."""
     if release:
-        records = read_release(release).grading[:MOST]
+        records = read_release(release).grading[:MAX_PHOTOGRAPHS]
         if not records:
-            raise UserError(f"--release {release}: no graded photograph (part B) is there")
+            raise UserError(f"--release {release}: contains no graded photograph (part B)")
         return [(record.image.read(), str(record.image)) for record in records]
-    report.note(f"no --release: {DRAWN} drawn photographs of {WIDTH}x{HEIGHT}, which decode faster than real ones")
-    drawn = (draw_photograph(np.random.default_rng(seed), seed % len(GRADES), HEIGHT, WIDTH) for seed in range(DRAWN))
-    return [(encode(phantom.image), f"drawn {number}") for number, phantom in enumerate(drawn)]
+    report.log(f"no --release: {NUM_PHANTOMS} phantoms of {WIDTH}x{HEIGHT}, which decode faster than photographs")
+    phantoms = [
+        draw_photograph(np.random.default_rng(seed), seed % len(GRADES), HEIGHT, WIDTH) for seed in range(NUM_PHANTOMS)
+    ]
+    return [(encode(phantom.image), f"phantom {number}") for number, phantom in enumerate(phantoms)]
 
 
-def _over(photographs, work: Callable) -> Callable[[], None]:
+def _in_threads(photographs, work: Callable) -> Callable[[], None]:
     def side():
         for _ in in_threads(work, iter(photographs)):
             pass

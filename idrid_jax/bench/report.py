@@ -1,4 +1,4 @@
-"""What every benchmark prints: on stdout one JSON line per measured thing, and at the end a table for people."""
+"""Output of the benchmarks: one JSON line per measurement on stdout, then a table; progress on stderr."""
 
 import json
 import os
@@ -7,22 +7,22 @@ import sys
 from collections.abc import Sequence
 
 
-def machine() -> dict[str, object]:
-    """The device, the threads that this process may use, and the versions: part of every figure."""
+def describe_machine() -> dict[str, object]:
+    """Return device, threads, processor and versions; every JSON line includes them."""
     import jax
 
     return {
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
-        "threads": threads(),
+        "threads": num_threads(),
         "processor": _processor(),
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
 
 
-def threads() -> int:
-    """Processors that this process may run on, which is what XLA and the peers use."""
+def num_threads() -> int:
+    """Return how many processors this process may use, which is what XLA and PyTorch use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -34,19 +34,22 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def emit(row: dict[str, object]) -> None:
-    """One measured thing, at once, so that a run that is cut short has shown what it had."""
+def print_row(row: dict[str, object]) -> None:
+    """Print a JSON line as soon as it is measured, so that an interrupted run has printed what it has."""
     print(json.dumps(row), flush=True)
 
 
-def note(text: str) -> None:
-    """What is being done, on stderr."""
+def log(text: str) -> None:
+    """Print progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligned columns: the first to the left, the others to the right; None is "-"."""
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return aligned columns: the first to the left, the others to the right; None is printed as "-"."""
     cells = [[str(cell) if cell is not None else "-" for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    align = lambda row: [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-    return "\n".join("  ".join(align(row)).rstrip() for row in cells)
+    lines = []
+    for first, *others in cells:
+        aligned = [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+        lines.append("  ".join([first.ljust(widths[0]), *aligned]).rstrip())
+    return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""The four networks in PyTorch, the peers that ours are timed beside and held to. Layers have the names of ours.
+"""The thesis's four networks in PyTorch, for timing and parity tests. Layers have the same names as ours.
 
-Inside they are NCHW in channels_last memory, as oneDNN and cuDNN want it. PyTorch pads both edges alike; Keras's SAME
-padding at stride 2, (1, 2) for kernel 5 and (0, 1) for kernel 3, is not. Rather than pay for a padded copy of every
-image, the Keras networks here work on images turned by 180 degrees: the longer edge comes first, PyTorch's own
-padding reaches as far as Keras's, and what it pads too much no kernel position needs. `copy_arrays` turns the weights.
+Images are NCHW in channels_last memory, which oneDNN and cuDNN prefer. PyTorch pads both edges equally, but Keras's SAME
+padding at stride 2 is (1, 2) for kernel 5 and (0, 1) for kernel 3. To avoid a padded copy of every image, the Keras
+networks here (`dcgan28`, `cgan32`) work on images rotated by 180 degrees: the longer padding then comes first, PyTorch's
+padding covers it, and no kernel position uses the excess. `copy_arrays` rotates the weights.
 
-Discriminators give logits, to be used with BCEWithLogitsLoss, where the thesis's have a sigmoid and BCELoss.
+Discriminators return logits for BCEWithLogitsLoss; the thesis's have a sigmoid and BCELoss.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu_, relu_
 
-# Our arrays' names and PyTorch's
+# Our name of an array -> PyTorch's name
 ARRAYS = {
     "kernel": "weight",
     "embedding": "weight",
@@ -32,9 +32,9 @@ def _keras_norm(layer: Callable, features: int) -> nn.Module:
 
 
 class Generator28(nn.Module):
-    """z [B, 100] -> images [B, 1, 28, 28] in [-1, 1], turned by 180 degrees."""
+    """z [B, 100] -> images [B, 1, 28, 28] in [-1, 1], rotated by 180 degrees."""
 
-    turned = {"latent": 49, "norm0": 49}  # layer: pixels that its features are made of
+    rotated = {"latent": 49, "norm0": 49}  # layer -> pixels in its features
 
     def __init__(self):
         super().__init__()
@@ -54,9 +54,9 @@ class Generator28(nn.Module):
 
 
 class Discriminator28(nn.Module):
-    """Images [B, 1, 28, 28], turned, -> logits [B]."""
+    """Images [B, 1, 28, 28], rotated, -> logits [B]."""
 
-    turned = {"logit": 49}
+    rotated = {"logit": 49}
 
     def __init__(self):
         super().__init__()
@@ -72,9 +72,9 @@ class Discriminator28(nn.Module):
 
 
 class Generator32(nn.Module):
-    """z [B, 100] and grades int64 [B] -> images [B, 3, 32, 32] in [-1, 1], turned."""
+    """z [B, 100] and grades int64 [B] -> images [B, 3, 32, 32] in [-1, 1], rotated."""
 
-    turned = {"latent": 64, "grade": 64}
+    rotated = {"latent": 64, "grade": 64}
 
     def __init__(self):
         super().__init__()
@@ -90,13 +90,13 @@ class Generator32(nn.Module):
         x = torch.cat([_to_pixels(leaky_relu_(self.latent(z), 0.2), 8), grade], dim=1)
         x = leaky_relu_(self.up1(x), 0.2)
         x = leaky_relu_(self.up2(x), 0.2)
-        return self.image(x)[:, :, :32, :32].tanh()  # padding (4, 3): one row and column too many
+        return self.image(x)[:, :, :32, :32].tanh()  # padding is (4, 3): drop the last row and column
 
 
 class Discriminator32(nn.Module):
-    """Images [B, 3, 32, 32], turned, and grades int64 [B] -> logits [B]."""
+    """Images [B, 3, 32, 32], rotated, and grades int64 [B] -> logits [B]."""
 
-    turned = {"grade": 1024, "logit": 64}
+    rotated = {"grade": 1024, "logit": 64}
 
     def __init__(self):
         super().__init__()
@@ -116,14 +116,14 @@ class Discriminator32(nn.Module):
 
 
 class FromLatent(nn.ConvTranspose2d):
-    """z [B, I] -> [B, O, k, k]. Of one pixel it is a matrix product, whose memory format torch.compile knows."""
+    """z [B, I] -> [B, O, k, k]. A matrix product, because torch.compile fails on the strides of a 1x1 input."""
 
     def forward(self, z: Tensor) -> Tensor:
         return _to_pixels(z @ self.weight.permute(0, 2, 3, 1).flatten(1), self.kernel_size[0])
 
 
 class ToLogit(nn.Conv2d):
-    """[B, I, k, k] -> [B, 1], a matrix product likewise."""
+    """[B, I, k, k] -> [B, 1], also as a matrix product."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _to_features(x) @ self.weight.permute(0, 2, 3, 1).flatten(1).T
@@ -133,9 +133,9 @@ OUTER = {64: (4, 2, 1), 128: (16, 4, 6)}  # kernel, stride, padding between 32 x
 
 
 class Generator(nn.Module):
-    """z [B, 100] -> images [B, 3, size, size] in [-1, 1]: PyTorch's own DCGAN tutorial at 64, the thesis's at 128."""
+    """z [B, 100] -> images [B, 3, size, size] in [-1, 1]: the DCGAN of PyTorch's tutorial at 64, the thesis's at 128."""
 
-    turned = {}
+    rotated = {}
 
     def __init__(self, size: int, width: int = 64):
         super().__init__()
@@ -156,7 +156,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images [B, 3, size, size] -> logits [B]."""
 
-    turned = {}
+    rotated = {}
 
     def __init__(self, size: int, width: int = 64):
         super().__init__()
@@ -175,7 +175,7 @@ class Discriminator(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A network's generator and discriminator, and the images they are for, [channels, size, size]."""
+    """Generator and discriminator of a network for images [channels, size, size]."""
 
     generator: Callable[[], nn.Module]
     discriminator: Callable[[], nn.Module]
@@ -192,34 +192,34 @@ NETWORKS = {
 
 
 def copy_arrays(arrays: Mapping[tuple[str, str], np.ndarray], module: nn.Module) -> None:
-    """Our arrays {("up.0", "kernel"): ...}, parameters or statistics or both, into the module."""
+    """Copy our parameters and statistics, {("up.0", "kernel"): array}, into the module."""
     with torch.no_grad():
         for (layer, array), a in arrays.items():
             target = getattr(module.get_submodule(layer), ARRAYS[array])
-            target.copy_(torch.from_numpy(np.array(to_torch(a, module.turned, layer, array))))
+            target.copy_(torch.from_numpy(np.array(to_torch(a, module.rotated, layer, array))))
 
 
-def to_torch(a: np.ndarray, turned: Mapping[str, int], layer: str, array: str) -> np.ndarray:
-    """One of our arrays in PyTorch's order of axes, turned where the module is (`Module.turned`).
+def to_torch(a: np.ndarray, rotated: Mapping[str, int], layer: str, array: str) -> np.ndarray:
+    """Return one of our arrays in PyTorch's order of axes, rotated if the module is (`Module.rotated`).
 
     Kernels [k, k, I, O] -> [O, I, k, k], those of transposed convolutions [k, k, O, I] -> [I, O, k, k], linear ones
     [I, O] -> [O, I].
     """
     if array == "kernel" and a.ndim == 4:
-        return a.transpose(3, 2, 0, 1)[:, :, :: -1 if turned else 1, :: -1 if turned else 1]
-    if layer in turned:  # features are pixels, row by row, of channels: turning reverses the pixels
+        return a.transpose(3, 2, 0, 1)[:, :, :: -1 if rotated else 1, :: -1 if rotated else 1]
+    if layer in rotated:  # features are channels of pixels, row by row: rotation reverses the pixels
         axis = 0 if layer == "logit" else a.ndim - 1
         if (layer, array) != ("logit", "bias"):
-            pixels = a.reshape(*a.shape[:axis], turned[layer], -1, *a.shape[axis + 1 :])
+            pixels = a.reshape(*a.shape[:axis], rotated[layer], -1, *a.shape[axis + 1 :])
             a = np.flip(pixels, axis).reshape(a.shape)
     return a.T if array == "kernel" else a
 
 
 def _to_pixels(x: Tensor, size: int) -> Tensor:
-    """[B, size * size * C], pixels row by row, -> [B, C, size, size] in channels_last, without a copy."""
+    """Return [B, size * size * C], pixels row by row, as [B, C, size, size] in channels_last, without a copy."""
     return x.view(len(x), size, size, -1).permute(0, 3, 1, 2)
 
 
 def _to_features(x: Tensor) -> Tensor:
-    """The way back."""
+    """Return the inverse of `_to_pixels`."""
     return x.permute(0, 2, 3, 1).flatten(1)

@@ -1,7 +1,7 @@
-"""The update of `training.step` in PyTorch, as one would write it for speed: what `bench step --peer torch` times.
+"""The update of `training.update` in PyTorch, written for speed; `bench step --peer torch` times it.
 
-channels_last, fused Adam, autocast for bfloat16, no wait for the device, and D's weights without gradients while G
-learns. Unlike ours it keeps no metrics but the two losses.
+It uses channels_last, fused Adam, autocast for bfloat16, no synchronization, and no gradients of the discriminator's
+weights in the generator's update. Unlike ours it computes no metrics but the two losses.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from idrid_jax.bench.torch_networks import NETWORKS
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the update needs of a configuration, in its words (see `idrid_jax.config`)."""
+    """The fields of a configuration that the update uses (see `idrid_jax.config`)."""
 
     network: str
     batch_size: int
@@ -37,31 +37,31 @@ class Options:
 
 
 class Update:
-    """Both networks and their optimizers; a call is one update of each, as `training.step.Update`.
+    """Both networks and their optimizers; a call is one update of each.
 
-    compiled: the three passes go through torch.compile; on CUDA with CUDA graphs.
+    compiled: use torch.compile for the three passes, on CUDA with CUDA graphs.
     """
 
     def __init__(self, options: Options, device: torch.device, *, compiled: bool):
-        pair = NETWORKS[options.network]
-        make = lambda module: module().to(device, memory_format=torch.channels_last)
         self.options, self.device = options, device
-        self.generator, self.discriminator = make(pair.generator), make(pair.discriminator)
-        self.judge = _without_gradients(self.discriminator)
-        adam = lambda module, rate: torch.optim.Adam(
-            module.parameters(), lr=rate, betas=(options.b1, options.b2), fused=True
-        )
-        self.g_adam = adam(self.generator, options.g_learning_rate)
-        self.d_adam = adam(self.discriminator, options.d_learning_rate)
+        pair = NETWORKS[options.network]
+        self.generator = pair.generator().to(device, memory_format=torch.channels_last)
+        self.discriminator = pair.discriminator().to(device, memory_format=torch.channels_last)
+        self.frozen_discriminator = _without_gradients(self.discriminator)
+        self.g_adam = self._adam(self.generator, options.g_learning_rate)
+        self.d_adam = self._adam(self.discriminator, options.d_learning_rate)
         self.ema = [p.detach().clone() for p in self.generator.parameters()] if options.ema_decay is not None else []
         self.steps = 0
         compile_ = _compiler(device) if compiled else lambda function: function
-        self.draw, self.d_loss, self.g_loss = map(compile_, (self._draw, self._d_loss, self._g_loss))
+        self.generate, self.d_loss, self.g_loss = map(compile_, (self._generate, self._d_loss, self._g_loss))
 
     def __call__(self, images: Tensor, grades: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """images uint8 [B, C, R, R], grades int64 [B], z float32 [B, latent] -> the losses of D and G."""
-        torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
-        fake = self.draw(z, grades)
+        """Update both networks; return the losses of D and G.
+
+        images: uint8 [B, C, R, R]; grades: int64 [B]; z: float32 [B, latent].
+        """
+        torch.compiler.cudagraph_mark_step_begin()  # outputs of the last step's graphs may be overwritten
+        fake = self.generate(z, grades)
         d_loss = self.d_loss(images, fake.detach(), grades)
         self._descend(self.d_adam, self.discriminator, d_loss)
         g_loss = self.g_loss(fake, grades)
@@ -72,7 +72,11 @@ class Update:
         self.steps += 1
         return d_loss.detach(), g_loss.detach()
 
-    def _draw(self, z, grades):
+    def _adam(self, module: nn.Module, learning_rate: float) -> torch.optim.Adam:
+        betas = self.options.b1, self.options.b2
+        return torch.optim.Adam(module.parameters(), lr=learning_rate, betas=betas, fused=True)
+
+    def _generate(self, z, grades):
         with self._autocast():
             return self.generator(z, grades)
 
@@ -82,16 +86,16 @@ class Update:
             mirrored = torch.rand(len(real), 1, 1, 1, device=real.device) < 0.5
             real = torch.where(mirrored, real.flip(3), real)
         with self._autocast():
-            on_real, on_fake = self.discriminator(real, grades), self.discriminator(fake, grades)
-        on_real, on_fake, smoothing = on_real.float(), on_fake.float(), self.options.label_smoothing
-        loss = softplus(-on_real)
+            real_logits, fake_logits = self.discriminator(real, grades), self.discriminator(fake, grades)
+        real_logits, fake_logits, smoothing = real_logits.float(), fake_logits.float(), self.options.label_smoothing
+        loss = softplus(-real_logits)
         if smoothing:
-            loss = (1 - smoothing) * loss + smoothing * softplus(on_real)
-        return loss.mean() + softplus(on_fake).mean()
+            loss = (1 - smoothing) * loss + smoothing * softplus(real_logits)
+        return loss.mean() + softplus(fake_logits).mean()
 
     def _g_loss(self, fake, grades):
         with self._autocast():
-            logits = self.judge(fake, grades)
+            logits = self.frozen_discriminator(fake, grades)
         return softplus(-logits.float()).mean()
 
     def _descend(self, adam, module, loss):
@@ -106,7 +110,7 @@ class Update:
 
 
 class Batches:
-    """A random uint8 split on the device, and random batches of it, as our resident way in draws them."""
+    """Random batches of a random uint8 split on the device, like our resident input pipeline."""
 
     def __init__(self, options: Options, photographs: int, device: torch.device):
         pair, self.options, self.device = NETWORKS[options.network], options, device
@@ -124,12 +128,12 @@ class Batches:
 
 
 def prepare(threads: int, device: str) -> torch.device:
-    """Sets PyTorch up for speed on "cpu" or "cuda". float32 is TF32 on CUDA, which is JAX's default there too.
+    """Set PyTorch up for speed on "cpu" or "cuda". float32 is TF32 on CUDA, as in JAX.
 
-    Raises RuntimeError where this PyTorch has no such device.
+    Raises RuntimeError if this PyTorch does not support the device.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("JAX runs on a GPU, and this PyTorch has none: install one built for CUDA")
+        raise RuntimeError("JAX runs on a GPU, but this PyTorch has no CUDA: install a build with CUDA")
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
@@ -139,7 +143,7 @@ def prepare(threads: int, device: str) -> torch.device:
 
 
 def seconds(update: Update, batches: Batches, steps: int) -> float:
-    """What so many updates take, the device's work included."""
+    """Return the seconds of `steps` updates, including the device's work."""
     _wait(update.device)
     start = time.perf_counter()
     for _ in range(steps):
@@ -149,7 +153,7 @@ def seconds(update: Update, batches: Batches, steps: int) -> float:
 
 
 def release(device: torch.device) -> None:
-    """Forgets what was compiled, and hands unused memory back to the device."""
+    """Discard compiled code and return unused memory to the device."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
@@ -167,9 +171,9 @@ def _compiler(device: torch.device) -> Callable[[Callable], Callable]:
 
 
 def _without_gradients(module: nn.Module) -> nn.Module:
-    """The module again over the same arrays, with parameters that ask for no gradient.
+    """Return a copy of the module that shares its arrays and whose parameters require no gradient.
 
-    To switch requires_grad off and on around G's update would have torch.compile look at D anew at every step.
+    Switching requires_grad around the generator's update would make torch.compile check the module at every step.
     """
     twin = copy.deepcopy(module)
     for name, layer in module.named_modules():

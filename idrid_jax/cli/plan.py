@@ -23,12 +23,12 @@ def _define(values, argv):
     )
     flags.DEFINE_list("chips", ["1", "4", "16", "64", "256"], "sizes of the slices of --scaling", flag_values=values)
     flags.DEFINE_integer(
-        "batch", 0, "images per update over all chips; default: the configuration's", lower_bound=0, flag_values=values
+        "batch_size", 0, "images per update over all chips (the global batch)", lower_bound=0, flag_values=values
     )
     flags.DEFINE_integer(
-        "per_chip",
+        "batch_per_chip",
         0,
-        "instead: images per update and chip; with --scaling the default is the configuration's batch",
+        "instead: images per update and chip; default: the configuration's batch_size",
         lower_bound=0,
         flag_values=values,
     )
@@ -45,7 +45,7 @@ def _define(values, argv):
         "program that train runs",
         flag_values=values,
     )
-    flags.DEFINE_boolean("fresh", False, "ignore stored results and compile again", flag_values=values)
+    flags.DEFINE_boolean("recompile", False, "ignore cached results and compile again", flag_values=values)
     flags.DEFINE_string(
         "out", "", "with --scaling: the plot to write; default: plan-NETWORK.png in the current folder",
         flag_values=values,
@@ -58,26 +58,31 @@ def _run(values):
     from idrid_jax.plan import run
 
     options = dict(
-        per_chip=values.per_chip, mesh=values.mesh, largest=values.largest, fresh=values.fresh, effort=values.effort
+        batch_per_chip=values.batch_per_chip,
+        mesh=values.mesh,
+        find_largest=values.largest,
+        use_cache=not values.recompile,
+        effort=values.effort,
     )
     if not values.scaling:
         if values.out:
             raise UserError("--out goes with --scaling, which writes a plot")
-        run.one(values.config, name=values.topology, devices=values.devices, batch=values.batch, **options)
+        target = dict(topology_name=values.topology, num_devices=values.devices)
+        run.plan_one(values.config, **target, batch_size=values.batch_size, **options)
         return
-    for name in ("topology", "devices", "batch"):
+    for name in ("topology", "devices", "batch_size"):
         if values[name].value:
-            instead = "; give --per_chip" if name == "batch" else ""
+            instead = "; choose --batch_per_chip" if name == "batch_size" else ""
             raise UserError(f"--scaling and --{name} exclude each other{instead}")
     if wrong := [size for size in values.chips if not size.isdecimal()]:
         raise UserError(f"--chips {wrong[0]}: give whole numbers separated by commas, such as 1,4,16,64,256")
     out = Path(values.out or f"plan-{values.config.network}.png")
-    run.scaling(values.config, values.scaling, sizes=list(map(int, values.chips)), out=out, **options)
+    run.plan_scaling(values.config, values.scaling, sizes=list(map(int, values.chips)), out=out, **options)
 
 
 PLAN = Command(
     "memory, FLOPs, communication and estimated time of a configuration on a TPU slice, without the TPU",
-    "--config configs/dcgan128.py --topology v5e:16x16 --per_chip 32",
+    "--config configs/dcgan128.py --topology v5e:16x16 --batch_per_chip 32",
     _define,
     _run,
 )

@@ -1,1 +1,4 @@
-"""What a configuration would take of machines that are not here, by their compilers' account: `idrid-jax plan`."""
+"""What a configuration needs on a TPU slice or on N devices, found by compiling its train step without that hardware.
+
+Read `run.py` first (the command), then `target.py` and `compile.py` (what is compiled, and the figures taken from it).
+"""

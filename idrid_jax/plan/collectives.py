@@ -1,104 +1,110 @@
-"""What devices tell one another in a compiled program, read from its text.
+"""Collectives of a compiled program: how many, and how many bytes each device sends for them.
 
-XLA names every exchange in the optimized module: `all-reduce`, `all-gather`, `reduce-scatter`, `all-to-all`,
-`collective-permute` and rarer ones, as one instruction, as a pair `...-start` and `...-done`, or wrapped in the
-computation of an `async-start`. Each is counted once; in the body of a loop, as often as the compiler knows it to run.
+JAX reports no collectives, so they are read from the text of the optimized module. Bytes on the wire are what one
+device sends when the collective runs on a ring of n devices (Thakur et al. 2005; Patarasuk and Yuan 2009), where B is
+the size of the whole array:
 
-Bytes on the wire are those that one device sends when the exchange goes around a ring of its n members (Thakur et al.
-2005; Patarasuk and Yuan 2009), with B the bytes of the whole:
-
-    all-reduce          2 (n - 1) / n B      B: the array that each holds
-    all-gather            (n - 1) / n B      B: the result
-    reduce-scatter        (n - 1) / n B      B: the array that each holds before
-    all-to-all            (n - 1) / n B      B: the array that each holds
-    collective-permute              B        B: the array that each sends
+    all-reduce                          2 (n - 1) / n B
+    all-gather, reduce-scatter            (n - 1) / n B
+    all-to-all                            (n - 1) / n B
+    collective-permute, -broadcast                    B
 """
 
 import collections
-import dataclasses
+import math
 import re
 
-from idrid_jax.plan import hlo
-
-_PART = lambda whole, n: (n - 1) / n * whole
-KINDS = {  # name in the text -> bytes sent, of bytes and members
-    "all-reduce": lambda whole, n: 2 * (n - 1) / n * whole,
-    "all-gather": _PART,
-    "reduce-scatter": _PART,
-    "all-to-all": _PART,
-    "ragged-all-to-all": _PART,
-    "collective-permute": lambda whole, n: whole,
-    "collective-broadcast": lambda whole, n: whole,
+_RING_FACTOR = {  # kind -> bytes sent per byte of the whole array, by number of devices in a group
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+    "collective-broadcast": lambda n: 1,
 }
+_COMPUTATION = re.compile(r"^(?:ENTRY\s+)?%?([\w.\-]+)\s*\(.*->.*\{\s*$")
+_COLLECTIVE = re.compile(rf"^\s+(?:ROOT\s+)?%?[\w.\-]+ = ([^=%\"]*?) ({'|'.join(_RING_FACTOR)})(-start)?\((.*)$")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\s*\{\s*"n":\s*"(\d+)"')
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\]")
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """One exchange.
+def summarize_collectives(text: str, num_devices: int) -> tuple[dict[str, dict[str, float]], int]:
+    """Return collectives by kind, and how many of them are in loops of unknown length (counted once).
 
-    Attributes:
-      kind: a name in KINDS.
-      bytes: of the whole array, as the table above has it, for one run.
-      members: devices of one group that exchange.
-      times: runs in one call of the program.
-      known: False where it stands in a loop whose trips the compiler does not tell; then `times` counts one.
+    Args:
+      text: an optimized module, from `jax.stages.Compiled.as_text`.
+      num_devices: devices of the program; they form one group where an instruction names no groups.
+
+    Each kind has "count", "bytes" (of the whole arrays) and "wire_bytes" (sent by each device) for one call of the
+    program. Collectives within groups of one device are ignored. Raises ValueError if the text has no entry computation.
     """
+    callers, trips, found, current, entry = {}, {}, [], "", ""
+    for line in text.splitlines():
+        line = re.sub(r"/\*.*?\*/", "", line)
+        if match := _COMPUTATION.match(line):
+            current = match[1]
+            entry = current if line.startswith("ENTRY") else entry
+            continue
+        for called in _CALLED.findall(line):
+            callers.setdefault(called, current)
+        if match := _LOOP.search(line):
+            known = _TRIPS.search(line)
+            trips[match[1]] = int(known[1]) if known else None
+        if match := _COLLECTIVE.match(line):
+            found.append((current, *_collective(*match.groups(), num_devices)))
 
-    kind: str
-    bytes: int
-    members: int
-    times: int = 1
-    known: bool = True
-
-    @property
-    def wire_bytes(self) -> float:
-        """Bytes that a device sends for it in one call of the program, on a ring."""
-        return self.times * KINDS[self.kind](self.bytes, self.members)
-
-
-def read(module: hlo.Module, devices: int) -> list[Collective]:
-    """The exchanges between two or more devices in a compiled module, in the order of its text.
-
-    devices: of the whole program; they are the group where the text names none.
-    """
-    # What an exchange itself calls is the sum of two numbers
-    times = module.times(lambda one: one.operation.removesuffix("-start") not in KINDS)
-    found = []
-    for name, instructions in module.computations.items():
-        runs, known = times.get(name, (0, True))
-        for one in instructions if runs else ():
-            collective = _collective(one, devices)
-            if collective is not None and collective.members > 1:
-                found.append(dataclasses.replace(collective, times=runs, known=known))
-    return found
-
-
-def summary(found: list[Collective]) -> dict[str, dict[str, float]]:
-    """By kind: how many a call makes, their bytes, and the bytes that a device sends."""
-    kinds = collections.defaultdict(lambda: {"count": 0, "bytes": 0, "wire_bytes": 0.0})
-    for one in found:
-        kind = kinds[one.kind]
-        kind["count"] += one.times
-        kind["bytes"] += one.times * one.bytes
-        kind["wire_bytes"] += one.wire_bytes
-    return dict(sorted(kinds.items()))
+    if not entry:
+        raise ValueError("no ENTRY computation: the text is not an optimized HLO module")
+    kinds, in_unknown_loops = collections.defaultdict(lambda: {"count": 0, "bytes": 0, "wire_bytes": 0.0}), 0
+    for computation, kind, size, group in found:
+        if group < 2:
+            continue
+        runs, known = _runs(computation, entry, callers, trips)
+        in_unknown_loops += not known
+        kinds[kind]["count"] += runs
+        kinds[kind]["bytes"] += runs * size
+        kinds[kind]["wire_bytes"] += runs * size * _RING_FACTOR[kind](group)
+    return dict(sorted(kinds.items())), in_unknown_loops
 
 
-def _collective(one: hlo.Instruction, devices: int) -> Collective | None:
-    kind = one.operation.removesuffix("-start")
-    if kind not in KINDS:
-        return None
-    result = one.shape
-    # The start of these two gives operands and results together; of the others, results alone
-    if one.operation in ("all-gather-start", "collective-permute-start"):
-        result = hlo.elements(one.shape)[1]
-    members = _members(one.rest, kind, devices)
-    size = hlo.size(result)
-    return Collective(kind, size * members if kind == "reduce-scatter" else size, members)
+def _runs(computation: str, entry: str, callers: dict[str, str], trips: dict[str, int | None]) -> tuple[int, bool]:
+    """Return how often a call of the program runs a computation, and whether all loops around it have a known length."""
+    runs, known = 1, True
+    while computation != entry:
+        if computation not in callers:
+            return 0, True
+        turns = trips.get(computation, 1)
+        runs, known = runs * (turns or 1), known and turns is not None
+        computation = callers[computation]
+    return runs, known
 
 
-def _members(rest: str, kind: str, devices: int) -> int:
-    """Devices of a group; the largest where groups differ. A permutation counts 2 where any device sends to another."""
+def _collective(shape: str, kind: str, start: str | None, rest: str, num_devices: int) -> tuple[str, int, int]:
+    """Return (kind, bytes of the whole array, devices in a group) of one instruction."""
+    group = _group_size(rest, kind, num_devices)
+    arrays = [(dtype, _num_bytes(dtype, dimensions)) for dtype, dimensions in _ARRAY.findall(shape)]
+    size = sum(count for _, count in arrays)
+    if kind == "reduce-scatter":  # the result is one device's part
+        size *= group
+    elif start and kind == "all-gather":  # the result of its start has the operands too, 1 / n of the gathered arrays
+        size = size * group // (group + 1)
+    elif start and kind == "collective-permute":  # likewise operands, results and two scalars
+        size = sum(count for dtype, count in arrays if (dtype, count) != ("u32", 4)) // 2
+    return kind, size, group
+
+
+def _num_bytes(dtype: str, dimensions: str) -> int:
+    if dtype in ("token", "opaque"):
+        return 0
+    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+    return math.prod(int(size.strip(" <=")) for size in dimensions.split(",") if size.strip()) * bits // 8
+
+
+def _group_size(rest: str, kind: str, num_devices: int) -> int:
+    """Return the devices of a group, the largest where groups differ; for a permutation 2 if any device sends."""
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", rest.replace(" ", ""))
         moved = [pair for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1] if pairs else "") if pair[0] != pair[1]]
@@ -107,4 +113,4 @@ def _members(rest: str, kind: str, devices: int) -> int:
         return int(match[2])
     if match := re.search(r"replica_groups=\{((?:\{[\d,\s]*\},?\s*)+)\}", rest):
         return max(len(re.findall(r"\d+", group)) for group in re.findall(r"\{([^{}]*)\}", match[1]))
-    return devices
+    return num_devices

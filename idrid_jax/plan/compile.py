@@ -1,4 +1,4 @@
-"""The step that `train` runs, compiled for devices that need not be there, and what the compiler then says of it."""
+"""Compile the train step for devices that need not exist, and read memory, FLOPs and collectives from the result."""
 
 import dataclasses
 import math
@@ -11,37 +11,40 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrid_jax.bench import memory as memory_lib
-from idrid_jax.bench.program import PHOTOGRAPHS, no_persistent_cache
+from idrid_jax.bench.program import NUM_PHOTOGRAPHS, no_persistent_cache
 from idrid_jax.data.cache import Split
 from idrid_jax.models import NETWORKS
-from idrid_jax.plan import collectives, hlo, traffic
+from idrid_jax.plan.collectives import summarize_collectives
 from idrid_jax.training import train_step
+
+# Compiler effort -> compiler options. At low effort (9 is XLA's EFFORT_O0) a TPU's compiler skips what takes it minutes
+# for these networks: keeping arrays on the chip and searching for the best tiles. Operations and collectives stay as
+# they are; memory and its traffic are higher (dcgan128 on four v5e: 268 MB allocated instead of 186).
+EFFORTS = {"low": {"optimization_level": 9}, "full": {}}
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-    """What the compiler says of a step; bytes and operations are of one chip, in one update.
+class CompiledStats:
+    """The compiler's figures for a train step; bytes and operations are per device and update.
 
     Attributes:
-      fits: it found room.
-      needed: bytes that the program takes; None where it does not fit and the compiler did not tell.
-      memory: the same by kind; empty where it does not fit.
-      flops, bytes: operations, and bytes that instructions touch, by its cost analysis.
-      main_bytes: bytes of main memory read and written, by the program's text (`traffic`).
-      collectives: by kind: count, bytes, wire_bytes (`collectives.summary`).
-      loops: exchanges in loops of unknown length, counted once.
+      fits: whether the compiler found room for the program.
+      memory_bytes: what the program allocates; None where the compiler does not report it.
+      memory_by_kind: the same by kind (`memory_by_kind`); empty where the program does not fit.
+      flops, bytes_accessed: from the compiler's cost analysis.
+      collectives: kind -> "count", "bytes", "wire_bytes" (`collectives.summarize_collectives`).
+      collectives_in_unknown_loops: collectives in loops of unknown length, which are counted once.
       compile_s: seconds for lowering and compiling.
-      refusal: what it said where the step does not fit.
+      refusal: the compiler's message where the program does not fit.
     """
 
     fits: bool
-    needed: int | None
-    memory: dict[str, int]
+    memory_bytes: int | None
+    memory_by_kind: dict[str, int]
     flops: float
-    bytes: float
-    main_bytes: float
+    bytes_accessed: float
     collectives: dict[str, dict[str, float]]
-    loops: int
+    collectives_in_unknown_loops: int
     compile_s: float
     refusal: str = ""
 
@@ -50,90 +53,83 @@ class Facts:
         return sum(kind["wire_bytes"] for kind in self.collectives.values())
 
 
-# Of XLA: a TPU's compiler then leaves out what takes it minutes for these networks, keeping arrays on the chip and
-# searching for the best tiles. Operations and exchanges stay as they are; memory and its traffic are more (measured for
-# dcgan28 on one v5e: 101 MB read and written, not 66; for dcgan128 on four: 268 MB taken, not 186).
-EFFORTS = {"low": {"optimization_level": 9}, "full": {}}  # 9: XLA's EFFORT_O0
+def compile_stats(config: ml_collections.ConfigDict, mesh: Mesh, effort: str = "full") -> CompiledStats:
+    """Compile the train step of `config` for `mesh` and return its figures.
 
-
-def facts(config: ml_collections.ConfigDict, mesh: Mesh, effort: str = "full") -> Facts:
-    """Compiles the step of `config` for `mesh` with an effort of EFFORTS; "full" is what `train` gets.
-
-    Raises UserError where configuration and mesh do not fit together.
+    effort: a key of EFFORTS; "full" is what `train` uses.
     """
     start = time.perf_counter()
-    jitted, state, data = train_step.abstract_step(config, mesh, photographs(config))
+    jitted, state, data = train_step.abstract_step(config, mesh, placeholder_split(config))
     try:
         with no_persistent_cache():
             compiled = jitted.lower(state, *data).compile(EFFORTS[effort])
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Facts(False, refused(str(error)), {}, 0, 0, 0, {}, 0, time.perf_counter() - start, _line(str(error)))
+        message = " ".join(str(error).split())[:300]
+        seconds = time.perf_counter() - start
+        return CompiledStats(False, requested_bytes(str(error)), {}, 0, 0, {}, 0, seconds, message)
     seconds = time.perf_counter() - start
     cost = compiled.cost_analysis() or {}
-    module = hlo.parse(compiled.as_text())
-    exchanges = collectives.read(module, mesh.size)
-    return Facts(
-        True,
-        memory_lib.needed(compiled),
-        by_kind(compiled, state, data),
-        # The analysis counts a loop's body once; all but the optimizers is in the one over micro-batches
-        cost.get("flops", 0.0) * config.accumulate,
-        cost.get("bytes accessed", 0.0) * config.accumulate,
-        traffic.read(module),
-        collectives.summary(exchanges),
-        sum(not one.known for one in exchanges),
-        seconds,
+    collectives, in_unknown_loops = summarize_collectives(compiled.as_text(), mesh.size)
+    return CompiledStats(
+        fits=True,
+        memory_bytes=memory_lib.program_bytes(compiled),
+        memory_by_kind=memory_by_kind(compiled, state, data),
+        flops=cost.get("flops", 0.0),
+        bytes_accessed=cost.get("bytes accessed", 0.0),
+        collectives=collectives,
+        collectives_in_unknown_loops=in_unknown_loops,
+        compile_s=seconds,
     )
 
 
-def photographs(config: ml_collections.ConfigDict) -> Split:
-    """IDRiD's training split in shape and number, with no memory behind it: all black, grades in turn."""
+def placeholder_split(config: ml_collections.ConfigDict) -> Split:
+    """Return black images in the shape and number of IDRiD's training split, which occupy no memory."""
     network = NETWORKS[config.network]
-    shape = (PHOTOGRAPHS, network.size, network.size, network.channels)
-    grades = np.arange(PHOTOGRAPHS, dtype=np.int32) % 5
-    return Split(np.broadcast_to(np.uint8(0), shape), grades, grades, tuple(map(str, range(PHOTOGRAPHS))))
+    shape = (NUM_PHOTOGRAPHS, network.size, network.size, network.channels)
+    grades = np.arange(NUM_PHOTOGRAPHS, dtype=np.int32) % 5
+    return Split(np.broadcast_to(np.uint8(0), shape), grades, grades, tuple(map(str, range(NUM_PHOTOGRAPHS))))
 
 
-def by_kind(compiled: jax.stages.Compiled, state, data) -> dict[str, int]:
-    """Bytes of one chip: "state" (parameters, statistics, optimizers), "photographs" (the batch or the resident split),
-    "padding" of both in the layouts chosen, "temporaries" (activations, gradients), "results" that take no donated
-    argument's place, "code". Their sum is `bench.memory.needed`; empty where the backend does not tell.
+def memory_by_kind(compiled: jax.stages.Compiled, state, data) -> dict[str, int]:
+    """Return the bytes that a program allocates on each device, by kind; they add up to `bench.memory.program_bytes`.
 
-    state, data: the step's arguments, as shapes with their shardings.
+    Kinds: "state" (parameters, statistics, optimizers), "photographs" (the batch or the resident split), "padding" (of
+    both, in the compiler's layouts), "temporaries" (activations, gradients), "results" (beyond donated arguments),
+    "code". Empty where the backend reports no memory.
+
+    state, data: the step's arguments, as shapes with shardings.
     """
-    told = compiled.memory_analysis()
-    if told is None:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
         return {}
-    share = lambda tree: sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
-    rest = told.argument_size_in_bytes - share(state)
-    photographs = min(share(data), rest)  # grades that nothing reads are left out of the program
+    state_bytes = _bytes_per_device(state)
+    other = analysis.argument_size_in_bytes - state_bytes
+    photographs = min(_bytes_per_device(data), other)  # the program drops grades that nothing reads
     return {
-        "state": share(state),
+        "state": state_bytes,
         "photographs": photographs,
-        "padding": rest - photographs,
-        "temporaries": told.temp_size_in_bytes,
-        "results": told.output_size_in_bytes - told.alias_size_in_bytes,
-        "code": told.generated_code_size_in_bytes,
+        "padding": other - photographs,
+        "temporaries": analysis.temp_size_in_bytes,
+        "results": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "code": analysis.generated_code_size_in_bytes,
     }
+
+
+def _bytes_per_device(tree) -> int:
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def refused(message: str) -> int | None:
-    """Bytes that a compiler says a program would have needed, when it found no room; None where it does not say.
+def requested_bytes(message: str) -> int | None:
+    """Return the bytes that a program would need, from the compiler's out-of-memory message; None if it names none.
 
-    "... required for HLO temporaries (1.00T) exceeds available HBM (15.75G)", "Used 20.10G of 15.75G hbm"
+    Two forms: "... required for HLO temporaries (1.00T) exceeds available HBM (15.75G)", "Used 20.10G of 15.75G hbm".
     """
     for pattern in (r"\(([\d.]+)([KMGT]?)\) exceeds available", r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm"):
         if match := re.search(pattern, message):
             return int(float(match[1]) * _UNITS[match[2]])
     return None
-
-
-def _line(message: str) -> str:
-    return " ".join(message.split())[:300]

@@ -1,4 +1,4 @@
-"""What to compile for: a TPU slice that is only described, or devices of this machine."""
+"""The devices that a plan is for: a described TPU slice, or devices of this machine."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,88 +10,95 @@ from jax.sharding import Mesh
 from idrid_jax.bench import memory, report
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
+from idrid_jax.plan import cache
 from idrid_jax.plan import compile as compile_lib
-from idrid_jax.plan import store
-from idrid_jax.plan import topology as topology_lib
-from idrid_jax.training import sharding as mesh_lib
+from idrid_jax.plan.topology import Topology, compiler_version, parse_topology, topology_devices
+from idrid_jax.training import sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Chips of one kind.
+    """Devices of one kind.
 
     Attributes:
-      name: as the user gave it, "v5e:16x16" or "8 x cpu".
-      chips: how many.
-      limit: bytes of memory that a program may take of each; None where nobody knows.
-      compiler: who speaks, and its version.
-      devices: makes the chips, late: what is stored needs none.
-      topology: of a TPU slice.
-      effort: of the compiler, in `compile.EFFORTS`.
+      name: "v5e:16x16" or "8 x cpu".
+      num_chips: number of devices.
+      memory_limit: bytes that a program can use on each; None if unknown.
+      compiler: name and version.
+      devices: returns the devices; called only to compile.
+      topology: the TPU slice; None for this machine's devices.
+      effort: of the compiler, a key of `compile.EFFORTS`.
     """
 
     name: str
-    chips: int
-    limit: int | None
+    num_chips: int
+    memory_limit: int | None
     compiler: str
     devices: Callable[[], list[jax.Device]]
-    topology: topology_lib.Topology | None = None
+    topology: Topology | None = None
     effort: str = "full"
 
+    @property
+    def unit(self) -> str:
+        """What one of the devices is called."""
+        return "chip" if self.topology else "device"
+
     def mesh(self, config: ml_collections.ConfigDict) -> Mesh:
-        """The mesh of `config.mesh`. Raises UserError where it does not fit the chips, the batch or the image."""
-        return mesh_lib.of_config(config, NETWORKS[config.network].size, devices=self.devices())
+        """Return the mesh of `config.mesh`. Raises UserError if it does not fit the devices, batch or image."""
+        return sharding.of_config(config, NETWORKS[config.network].size, devices=self.devices())
 
-    def facts(self, config: ml_collections.ConfigDict, *, fresh: bool = False) -> compile_lib.Facts:
-        """What the compiler says of the step of `config` here; compiled once, then read from disk unless `fresh`.
+    def compile_stats(self, config: ml_collections.ConfigDict, *, use_cache: bool = True) -> compile_lib.CompiledStats:
+        """Return the compiler's figures for the train step of `config`, from disk if they are cached.
 
-        Raises UserError where the mesh does not fit.
+        Raises UserError if the mesh does not fit.
         """
-        name = store.key(config, self.name, self.compiler, self.effort)
-        said = None if fresh else store.load(name)
-        what = f"{config.network} at {config.batch_size} images on {self.name}"
-        if said is None:
-            mesh = self.mesh(config)
-            report.note(
-                f"{what}: compiling"
-                + " as train does, for minutes" * (self.topology is not None and self.effort == "full")
-            )
-            said = compile_lib.facts(config, mesh, self.effort)
-            store.save(name, said)
-            report.note(
-                f"{what}: {'fits' if said.fits else 'does not fit'}, {_gib(said.needed)}, {said.compile_s:.0f} s"
-            )
-        else:
-            report.note(f"{what}: {'fits' if said.fits else 'does not fit'}, {_gib(said.needed)}, as compiled before")
-        return said
+        key = cache.cache_key(config, self.name, self.compiler, self.effort)
+        step = f"{config.network}, batch {config.batch_size}, {self.name}"
+        stats = cache.load(key) if use_cache else None
+        if stats is not None:
+            report.log(f"{step}: {_outcome(stats)} (cached)")
+            return stats
+        mesh = self.mesh(config)
+        slow = " at full effort, which takes minutes" if self.topology and self.effort == "full" else ""
+        report.log(f"{step}: compiling{slow}")
+        stats = compile_lib.compile_stats(config, mesh, self.effort)
+        cache.store(key, stats)
+        report.log(f"{step}: {_outcome(stats)} (compiled in {stats.compile_s:.0f} s)")
+        return stats
 
 
-def of_topology(name: str, effort: str = "low") -> Target:
-    """A TPU slice by name. Raises UserError where it is unknown, or its compiler is not installed."""
-    described = topology_lib.parse(name)
-    compiler = topology_lib.compiler()
-    if jax.config.jax_platforms is None:  # no TPU here is needed, or to be waited for
+def topology_target(name: str, effort: str = "low") -> Target:
+    """Return the TPU slice `name`. Raises UserError if it is unknown or libtpu is not installed."""
+    described = parse_topology(name)
+    compiler = compiler_version()
+    if jax.config.jax_platforms is None:  # do not look for a TPU on this machine
         jax.config.update("jax_platforms", "cpu")
-    devices = lambda: topology_lib.devices(described)
-    return Target(name, described.size, described.chip.memory, compiler, devices, described, effort)
+    return Target(
+        name,
+        described.num_chips,
+        described.chip.memory_bytes,
+        compiler,
+        lambda: topology_devices(described),
+        described,
+        effort,
+    )
 
 
-def of_devices(count: int) -> Target:
-    """So many of this machine's devices; on a CPU they are simulated. Raises UserError where fewer are there."""
+def local_target(num_devices: int) -> Target:
+    """Return the first devices of this machine; on a CPU they are simulated. Raises UserError if there are fewer."""
     try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # JAX has counted its devices: those will have to do
+        jax.config.update("jax_num_cpu_devices", num_devices)
+    except RuntimeError:  # JAX has started, so the number is fixed
         pass
-    here, platform = jax.devices(), jax.default_backend()
-    if count > len(here):
-        hint = "" if platform == "cpu" else "; JAX_PLATFORMS=cpu simulates them and takes the CPU compiler's word"
-        raise UserError(
-            f"--devices {count}: {len(here)} {platform} device{'s are' if len(here) > 1 else ' is'} here{hint}"
-        )
-    limit = memory.available(count)
-    compiler = f"XLA for {platform}, {report.machine()['processor']}"
-    return Target(f"{count} x {here[0].device_kind}", count, limit, compiler, lambda: here[:count])
+    devices, platform = jax.devices(), jax.default_backend()
+    if num_devices > len(devices):
+        hint = "" if platform == "cpu" else "; JAX_PLATFORMS=cpu simulates any number"
+        raise UserError(f"--devices {num_devices}: this machine has {len(devices)} {platform} device(s){hint}")
+    compiler = f"XLA for {platform}, {report.describe_machine()['processor']}"
+    name = f"{num_devices} x {devices[0].device_kind}"
+    return Target(name, num_devices, memory.available_bytes(num_devices), compiler, lambda: devices[:num_devices])
 
 
-def _gib(count: int | None) -> str:
-    return "bytes not told" if count is None else f"{count / 2**30:.2f} GiB a chip"
+def _outcome(stats: compile_lib.CompiledStats) -> str:
+    size = "memory unknown" if stats.memory_bytes is None else f"{stats.memory_bytes / 2**30:.2f} GiB per device"
+    return f"{'fits' if stats.fits else 'does not fit'}, {size}"

@@ -1,9 +1,8 @@
-"""TPU slices by name: their chips' published peaks, their links, and devices to compile for that need not be there.
+"""TPU slices: published peaks of their chips, their links, a roofline, and devices to compile for.
 
 Sources, read November 2026. Peaks and shapes: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e ("key specifications",
-"configurations"). Which axes of a slice close to a ring: for v5p the same page (whole cubes of 4 x 4 x 4 and more), for
-v5e and v6e the table of slices in AI-Hypercomputer/maxtext, MaxText/accelerator_to_spec_map.py (an axis of 16). What a
-program may take of a chip's memory is less than the published capacity; the compiler tells it where it refuses one.
+"configurations"). Axes that close to a ring: for v5p the same page (whole cubes of 4 x 4 x 4 and more), for v5e and v6e
+the table of slices in AI-Hypercomputer/maxtext, MaxText/accelerator_to_spec_map.py (an axis of 16).
 """
 
 import dataclasses
@@ -17,32 +16,30 @@ import jax
 
 from idrid_jax.errors import UserError, suggest_name
 
-EXTRA = "tpu-plan"
+EXTRA = "tpu-plan"  # the optional dependency that installs libtpu
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of TPU chip; figures are of a whole chip.
+    """One kind of TPU chip; figures are per chip.
 
     Attributes:
-      flops: bfloat16 operations per second, a multiplication and an addition being two.
-      memory: bytes of HBM that a program may take, by libtpu 0.0.42's refusals (published: `capacity`).
-      memory_rate: HBM bytes per second.
-      ports: links to neighbours.
-      link_rate: bytes per second that one link carries in one direction: a port's half of the published bidirectional
-        bandwidth.
-      ring_axis: the shortest axis that closes to a ring.
+      flops_per_s: bfloat16 operations per second; a multiplication and an addition are two.
+      memory_bytes: HBM that a program can use, from the refusals of libtpu 0.0.42: a little less than the published
+        capacity (16, 95 and 32 GB).
+      memory_bytes_per_s: HBM bandwidth.
+      link_bytes_per_s: bandwidth of one link to a neighbour in one direction: the published bidirectional bandwidth of
+        the chip, divided by its number of links and by two.
+      min_ring_length: shortest axis whose ends are linked.
       shapes: slices on offer.
     """
 
     name: str
-    flops: float
-    capacity: str
-    memory: int
-    memory_rate: float
-    ports: int
-    link_rate: float
-    ring_axis: int
+    flops_per_s: float
+    memory_bytes: int
+    memory_bytes_per_s: float
+    link_bytes_per_s: float
+    min_ring_length: int
     shapes: tuple[str, ...]
 
 
@@ -51,104 +48,147 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = (
     *("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16"),
     *("16x16x16", "16x16x24"),
-)  # 1x1x1 is not on offer alone; it is one chip of a host's four, for comparison
+)  # 1x1x1 is not on offer; it is one of the four chips of a host, for comparison
 CHIPS = {
-    "v5e": Chip("v5e", 197e12, "16 GB", int(15.75 * _GIB), 819e9, 4, 400e9 / 4 / 2, 16, _FLAT),
-    "v5p": Chip("v5p", 459e12, "95 GB", int(95.74 * _GIB), 2765e9, 6, 1200e9 / 6 / 2, 4, _CUBES),
-    "v6e": Chip("v6e", 918e12, "32 GB", int(31.25 * _GIB), 1638e9, 4, 800e9 / 4 / 2, 16, _FLAT),
+    "v5e": Chip("v5e", 197e12, int(15.75 * _GIB), 819e9, 400e9 / 4 / 2, 16, _FLAT),
+    "v5p": Chip("v5p", 459e12, int(95.74 * _GIB), 2765e9, 1200e9 / 6 / 2, 4, _CUBES),
+    "v6e": Chip("v6e", 918e12, int(31.25 * _GIB), 1638e9, 800e9 / 4 / 2, 16, _FLAT),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: so many chips of one kind in a grid."""
+    """A slice: chips of one kind in a grid of `shape`."""
 
     name: str
     chip: Chip
     shape: tuple[int, ...]
 
     @property
-    def size(self) -> int:
+    def num_chips(self) -> int:
         return math.prod(self.shape)
 
     @property
     def rings(self) -> tuple[bool, ...]:
-        """For each axis, whether its ends are linked. v5p closes all three axes of whole cubes, or none."""
+        """For each axis, whether its ends are linked. v5p links all three axes of whole cubes, or none."""
         if len(self.shape) == 3:
-            return (min(self.shape) >= self.chip.ring_axis,) * 3
-        return tuple(length >= self.chip.ring_axis for length in self.shape)
+            return (min(self.shape) >= self.chip.min_ring_length,) * 3
+        return tuple(length >= self.chip.min_ring_length for length in self.shape)
 
     @property
-    def wire_rate(self) -> float:
-        """Bytes per second that each chip can send to its neighbours, on all links at once; 0 for a single chip.
+    def wire_bytes_per_s(self) -> float:
+        """Bytes per second that each chip can send to its neighbours on all links together; 0 for a single chip.
 
-        An axis that closes to a ring gives two links a chip. One that does not gives what a ring laid along it and back
-        carries, one link a chip: its end chips have no more.
+        A ring axis gives two links per chip. Another axis gives what a ring laid along it and back carries, one link
+        per chip, because its end chips have only one.
         """
         links = sum((2 if ring else 1) for length, ring in zip(self.shape, self.rings) if length > 1)
-        return links * self.chip.link_rate
+        return links * self.chip.link_bytes_per_s
 
 
-def parse(name: str) -> Topology:
-    """ "v5e:16x16" -> the slice. Raises UserError, with the known ones, for another."""
+def parse_topology(name: str) -> Topology:
+    """Return the slice that a name such as "v5e:16x16" describes. Raises UserError for an unknown one."""
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
     kind, shape = match.groups() if match else (re.split(r"\W", name)[0], "")
     if kind not in CHIPS:
-        known = [f"{chip.name}:{shape}" for chip in CHIPS.values() for shape in chip.shapes[1::3]]
+        examples = [f"{chip.name}:{shape}" for chip in CHIPS.values() for shape in chip.shapes[1::3]]
         raise UserError(
-            f"--topology {name}: no such chip; there are {', '.join(CHIPS)}, as slices such as {', '.join(known)}"
+            f"--topology {name}: unknown chip; choose one of {', '.join(CHIPS)}, in a slice such as "
+            f"{', '.join(examples)}"
         )
     chip = CHIPS[kind]
     if shape not in chip.shapes:
         known = ", ".join(f"{kind}:{shape}" for shape in chip.shapes)
-        raise UserError(f"--topology {name}: no such slice of {kind}; there are {known}")
+        raise UserError(f"--topology {name}: {kind} has no such slice; choose one of {known}")
     return Topology(name, chip, tuple(map(int, shape.split("x"))))
 
 
-def of_size(kind: str, chips: int) -> Topology:
-    """The slice of so many chips. Raises UserError for an unknown kind or a size that is not on offer."""
+def topology_with_chips(kind: str, num_chips: int) -> Topology:
+    """Return the slice of `num_chips` chips. Raises UserError for an unknown kind or a size that is not on offer."""
     if kind not in CHIPS:
-        raise UserError(f"--scaling {kind}: no such chip; {suggest_name(kind, CHIPS)}")
-    for shape in CHIPS[kind].shapes:
-        topology = parse(f"{kind}:{shape}")
-        if topology.size == chips:
+        raise UserError(f"--scaling {kind}: unknown chip; {suggest_name(kind, CHIPS)}")
+    slices = [parse_topology(f"{kind}:{shape}") for shape in CHIPS[kind].shapes]
+    for topology in slices:
+        if topology.num_chips == num_chips:
             return topology
-    sizes = ", ".join(str(parse(f"{kind}:{shape}").size) for shape in CHIPS[kind].shapes)
-    raise UserError(f"--chips {chips}: there is no such slice of {kind}; there are those of {sizes}")
+    sizes = ", ".join(str(topology.num_chips) for topology in slices)
+    raise UserError(f"--chips {num_chips}: {kind} has no such slice; choose from {sizes}")
 
 
-def compiler() -> str:
-    """The TPU compiler's name and version. Raises UserError where it is not installed."""
+def compiler_version() -> str:
+    """Return the name and version of the TPU compiler. Raises UserError if it is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"--topology needs libtpu, the TPU compiler, a wheel for Linux on x86-64: bash launch/install.sh {EXTRA}"
+            "--topology needs libtpu, the TPU compiler (a wheel for Linux on x86-64): run bash launch/install.sh "
+            f"{EXTRA}, or plan for simulated devices with --devices"
         )
     return f"libtpu {metadata.version('libtpu')}"
 
 
-def devices(topology: Topology) -> list[jax.Device]:
-    """The slice's chips, to compile for; nothing can run on them.
+def topology_devices(topology: Topology) -> list[jax.Device]:
+    """Return the chips of a slice as devices that can be compiled for but not run on.
 
-    Raises UserError where libtpu is not installed or does not know the slice.
+    Raises UserError if libtpu is not installed or does not know the slice.
     """
-    compiler()
-    # Set before libtpu is loaded: it would else ask for the machine's TPU, by network, and refuse a second process
+    version = compiler_version()
+    # Set before libtpu is loaded: otherwise it queries the network for this machine's TPU and refuses a second process
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-256"),  # of no consequence, but one must be named
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-256"),  # any known type; the topology below is what counts
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
         ("TPU_LOG_DIR", "disabled"),
     ):
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
-    host = (2, 2, 1) if topology.size > 1 else (1, 1, 1)
+    host = (2, 2, 1) if topology.num_chips > 1 else (1, 1, 1)
     try:
-        described = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             topology.name, "tpu", chips_per_host_bounds=host, wrap=(*topology.rings, False)[:3]
         )
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--topology {topology.name}: {compiler()} does not know it ({reason})") from error
-    return list(described.devices)
+        raise UserError(f"--topology {topology.name}: {version} does not know this slice ({reason})") from error
+    return list(description.devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of one update on one chip at its published peaks: arithmetic on the compiler's figures, not a measurement.
+
+    compute_s: operations over the bfloat16 peak, also for float32 networks, because JAX multiplies float32 on TPUs in
+      one bfloat16 pass by default (jax.default_matmul_precision).
+    memory_s: `bytes_accessed` of the compiler's cost analysis over the HBM bandwidth. The analysis counts every array
+      that an instruction reads or writes, also those that stay on the chip, so this is an upper estimate.
+    interconnect_s: bytes sent to other chips over the links' bandwidth, without latencies.
+    """
+
+    compute_s: float
+    memory_s: float
+    interconnect_s: float
+
+    @property
+    def overlapped_s(self) -> float:
+        """The longest of the three, which hides the others if they overlap completely."""
+        return max(self.compute_s, self.memory_s, self.interconnect_s)
+
+    @property
+    def serial_s(self) -> float:
+        """Their sum, if nothing overlaps."""
+        return self.compute_s + self.memory_s + self.interconnect_s
+
+    @property
+    def bound(self) -> str:
+        """Name of the longest of the three."""
+        times = {"compute": self.compute_s, "memory": self.memory_s, "interconnect": self.interconnect_s}
+        return max(times, key=times.get)
+
+
+def roofline(topology: Topology, *, flops: float, memory_bytes: float, wire_bytes: float) -> Roofline:
+    """Return the roofline of a chip that does so many operations and moves so many bytes in an update."""
+    return Roofline(
+        flops / topology.chip.flops_per_s,
+        memory_bytes / topology.chip.memory_bytes_per_s,
+        wire_bytes / topology.wire_bytes_per_s if wire_bytes else 0.0,
+    )
