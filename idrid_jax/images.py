@@ -1,4 +1,6 @@
-"""Conversions between uint8 images and the networks' float range, mirroring, and image grids."""
+"""Conversions between uint8 images and the networks' float range, mirroring, image grids and encoding."""
+
+import io
 
 import jax
 import jax.numpy as jnp
@@ -33,3 +35,17 @@ def image_grid(images: np.ndarray, columns: int) -> Image.Image:
         y, x = divmod(i, columns)
         canvas[y * step : y * step + size, x * step : x * step + size] = image
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def encode_image(image: np.ndarray, file_format: str, quality: int = 95) -> bytes:
+    """Encode uint8 [H, W] or [H, W, C] as "png" or "jpg" bytes.
+
+    JPEG colour is not subsampled (4:4:4): at these sizes halved colour would blur lesions.
+    """
+    picture = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+    buffer = io.BytesIO()
+    if file_format == "png":
+        picture.save(buffer, "PNG")
+    else:
+        picture.save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()

@@ -98,7 +98,7 @@ def test_command_reads_the_cached_training_photographs_alone(tmp_path, capsys):
     assert cli.main(["blind", "sheet", f"--workdir={run}", f"--out={out}", "--each=1", "--seed=4"]) == 0
     assert str(out / "sheet.png") in capsys.readouterr().out
     assert [path.name for path in manifest.folder.glob("cache/*/*")] == ["train"]
-    generated = list(sampling.load(run).images(np.arange(5, dtype=np.int32), seed=4))
+    generated = list(sampling.load_sampler(run).images(np.arange(5, dtype=np.int32), seed=4))
     for row, tile in zip(pd.read_csv(out / "key.csv").itertuples(), tiles(out, 2, 5), strict=True):
         photograph = row.origin == REAL
         expected = training.images[training.ids.index(row.image)] if photograph else generated[row.grade]

@@ -20,7 +20,7 @@ from idrid_jax.data.pipeline import host_batches, make_order, resident
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import evaluate
-from idrid_jax.generation import interpolation, sampling
+from idrid_jax.generation import interpolation, release, sampling
 from idrid_jax.models import build_networks
 from idrid_jax.models.functional import ClassMapped
 from idrid_jax.training import build, record, sharding
@@ -143,7 +143,7 @@ def test_a_canonicalized_run_records_its_share_of_left_eyes_and_samples_with_it(
     reals = np.asarray(Image.open(tmp_path / "reals.png"))
     assert (reals[:8, :8] == whole.images[whole.grades == 0][0]).all()
 
-    sampler = sampling.load(tmp_path)
+    sampler = sampling.load_sampler(tmp_path)
     grades = np.arange(300) % 5
     images = np.stack(list(sampler.images(grades, seed=3)))
     np.testing.assert_array_equal(np.stack(list(sampler.images(grades[:65], seed=3))), images[:65])
@@ -154,7 +154,7 @@ def test_a_canonicalized_run_records_its_share_of_left_eyes_and_samples_with_it(
     other = np.stack(list(sampler.images((grades + 1) % 5, seed=3)))  # mirroring does not depend on the grade
     other_plain = np.stack(list(plain_sampler.images((grades + 1) % 5, seed=3)))
     np.testing.assert_array_equal((other == other_plain[:, :, ::-1]).all((1, 2, 3)), mirrored)
-    rows = interpolation.between_latents(sampler, [0, 1, 2], 4, seed=3)
+    rows = interpolation.interpolate_latents(sampler, [0, 1, 2], 4, seed=3)
     first = [list(plain_sampler.images(np.full(5, row), seed=3))[2 * row] for row in range(3)]
     np.testing.assert_array_equal(rows[:, 0], first)
 
@@ -202,7 +202,7 @@ def test_merged_grades_are_one_class_to_the_networks(config):
 
 def test_a_run_with_merged_classes_is_sampled_and_interpolated_by_grade(tmp_path, phantom_data, tiny):
     manifest = find_prepared(phantom_data)
-    make = lambda name, **changes: sampling.load(
+    make = lambda name, **changes: sampling.load_sampler(
         made_run.make_run(tmp_path / name, manifest, network="tiny", **changes), statistics="running"
     )
     merged, plain = make("merged", **{"data.merge_classes": MERGED}), make("plain")
@@ -210,15 +210,15 @@ def test_a_run_with_merged_classes_is_sampled_and_interpolated_by_grade(tmp_path
     grades = np.arange(20) % 5
     images = lambda sampler, grades: np.stack(list(sampler.images(grades)))
     np.testing.assert_array_equal(images(merged, grades), images(plain, np.asarray(CLASSES)[grades]))
-    rows = interpolation.between_grades(merged, [1, 2], 2, 3)
+    rows = interpolation.interpolate_grades(merged, [1, 2], 2, 3)
     assert (rows[:, 0] == rows[:, 1]).all() and (rows[:, 0] == rows[:, 2]).all()
     np.testing.assert_array_equal(
-        interpolation.between_grades(merged, [0, 2, 4], 2, 5), interpolation.between_grades(plain, [0, 1, 3], 2, 5)
+        interpolation.interpolate_grades(merged, [0, 2, 4], 2, 5), interpolation.interpolate_grades(plain, [0, 1, 3], 2, 5)
     )
     np.testing.assert_array_equal(
-        interpolation.between_latents(merged, [4, 2], 3), interpolation.between_latents(plain, [3, 1], 3)
+        interpolation.interpolate_latents(merged, [4, 2], 3), interpolation.interpolate_latents(plain, [3, 1], 3)
     )
-    sampling.write_release(merged, tmp_path / "out", [1] * 5)
+    release.write_release(merged, tmp_path / "out", [1] * 5)
     assert "0 1+2 4+3" in (tmp_path / "out" / "README.txt").read_text()
 
 

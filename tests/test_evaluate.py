@@ -109,7 +109,7 @@ def test_the_numbers_are_those_of_the_images_that_sample_draws(workdir, manifest
     """One plain loop over pairs of one generated image each, on pixels preprocessed anew."""
     result = evaluate.evaluate(workdir, count=2, seed=3)
     grades = training.grades[np.random.default_rng(3).permutation(len(training.grades))[:2]]
-    generated = np.stack(list(sampling.load(workdir).images(grades, seed=3))) / np.float32(255)
+    generated = np.stack(list(sampling.load_sampler(workdir).images(grades, seed=3))) / np.float32(255)
     real = np.stack([preprocess(p.source.read(), p.id, size=32, channels=3, crop="field_of_view")
                      for p in manifest.grading["train"]]) / np.float32(255)
     pairs = [(x, y) for x in generated for y in real]
@@ -140,7 +140,7 @@ def test_at_fewer_pixels_beside_a_run_of_smaller_images(workdir, manifest, resul
     assert (workdir / evaluate.PAIRS).read_bytes() == b"of the images' own size"
     split = cache.load(manifest, "train", size=28, channels=3, crop="field_of_view")
     grades = split.grades[np.random.default_rng(0).permutation(len(split.grades))[:3]]
-    drawn = downsample.smaller(np.stack(list(sampling.load(workdir).images(grades, seed=0))), 28)
+    drawn = downsample.smaller(np.stack(list(sampling.load_sampler(workdir).images(grades, seed=0))), 28)
     none = np.asarray(split.images[:0]), split.grades[:0]
     wanted = quality.measure(drawn, grades, np.asarray(split.images), split.grades, *none)
     for row in ("generated", "mean_image"):
@@ -231,7 +231,7 @@ def test_usefulness_is_measured_when_asked_for(workdir, tmp_path, monkeypatch, c
 
 
 def test_an_unconditional_generator_s_use_is_told_missing(workdir, monkeypatch):
-    sampler = sampling.load(workdir)
+    sampler = sampling.load_sampler(workdir)
     plain = dataclasses.replace(sampler.network, conditional=False)
     monkeypatch.setattr(type(sampler), "network", plain)
     found = evaluate._usefulness(

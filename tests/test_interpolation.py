@@ -1,4 +1,4 @@
-"""Ways between latents and grades: their ends are sample's own images, between them the mathematics holds."""
+"""Interpolation: the ends of each row are the images of `sample`; what lies between follows the formulas."""
 
 import made_run
 import numpy as np
@@ -7,19 +7,24 @@ from PIL import Image
 
 from idrid_jax import cli
 from idrid_jax.data.prepare import prepare
-from idrid_jax.generation import interpolation, sampling
+from idrid_jax.generation import interpolation
+from idrid_jax.generation.sampling import load_sampler
 from idrid_jax.images import GRID_GAP
+from idrid_jax.models import Network
 
 
-@pytest.fixture(autouse=True)
-def quick():
-    """It compiles much and computes little."""
+@pytest.fixture(autouse=True, scope="module")
+def small_batches():
+    """Batches of 8 images, so that a few images are several batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Network, "sample_batch_size", 8)
+        yield
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interpolation")
-    return prepare(made_run.write_release(folder / "made up"), folder / "data", tfds=False)[0]
+    return prepare(made_run.write_release(folder / "release"), folder / "data", tfds=False)[0]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def workdir(tmp_path_factory, manifest):
 
 @pytest.fixture(scope="module")
 def sampler(workdir):
-    return sampling.load(workdir)
+    return load_sampler(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def sampled(sampler, grades, seed=0):
 
 
 def test_slerp_against_the_rotation_in_the_plane_of_both():
-    """Independent of sines of parts of the angle: an orthonormal basis of the plane, turned."""
+    """Rotates in an orthonormal basis of the plane instead of using sines of parts of the angle."""
     rng = np.random.default_rng(0)
     t = np.linspace(0, 1, 7)
     for _ in range(20):
@@ -56,10 +61,10 @@ def test_slerp_against_the_rotation_in_the_plane_of_both():
         second /= np.linalg.norm(second)
         angle = np.arctan2(b @ second, b @ first)
         norm = (1 - t) * np.linalg.norm(a) + t * np.linalg.norm(b)
-        want = norm[:, None] * (np.cos(t * angle)[:, None] * first + np.sin(t * angle)[:, None] * second)
+        expected = norm[:, None] * (np.cos(t * angle)[:, None] * first + np.sin(t * angle)[:, None] * second)
         got = interpolation.slerp(a, b, t)
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, want, atol=2e-6)
+        np.testing.assert_allclose(got, expected, atol=2e-6)
         assert np.array_equal(got[0], a) and np.array_equal(got[-1], b)
 
 
@@ -69,67 +74,67 @@ def test_slerp_keeps_the_norm_where_a_straight_line_does_not():
     np.testing.assert_allclose(np.linalg.norm(interpolation.slerp(a, b, t), axis=1), 7, rtol=1e-6)
     assert np.linalg.norm((a + b) / 2) < 5
     angles = np.arccos(interpolation.slerp(a, b, t) @ a / 49)
-    np.testing.assert_allclose(np.diff(angles), np.pi / 16, atol=1e-4)  # at an even pace
+    np.testing.assert_allclose(np.diff(angles), np.pi / 16, atol=1e-4)  # at constant speed
 
 
 @pytest.mark.parametrize("b", [[2.0, 0], [-1.0, 0], [0.0, 0]])
-def test_slerp_of_latents_without_a_plane_is_a_straight_line(b):
-    way = interpolation.slerp([1.0, 0], b, np.array([0, 0.25, 1]))
-    np.testing.assert_allclose(way[:, 0], [1, 0.75 + 0.25 * b[0], b[0]], atol=1e-6)
+def test_slerp_of_parallel_latents_is_a_straight_line(b):
+    rows = interpolation.slerp([1.0, 0], b, np.array([0, 0.25, 1]))
+    np.testing.assert_allclose(rows[:, 0], [1, 0.75 + 0.25 * b[0], b[0]], atol=1e-6)
 
 
-def test_rows_of_latents_end_in_sample_s_images(sampler):
+def test_rows_of_latents_end_in_the_images_of_sample(sampler):
     grades = [3, 0, 2]
-    way = interpolation.between_latents(sampler, grades, 5, seed=4).astype(int)
-    assert way.shape == (3, 5, 32, 32, 3)
+    rows = interpolation.interpolate_latents(sampler, grades, 5, seed=4).astype(int)
+    assert rows.shape == (3, 5, 32, 32, 3)
     own = sampled(sampler, np.repeat(grades, 2), seed=4)
-    np.testing.assert_allclose(way[:, 0], own[::2], atol=1)  # rounded after another fusion
-    np.testing.assert_allclose(way[:, -1], own[1::2], atol=1)
-    assert (np.abs(np.diff(way, axis=1)).max((2, 3, 4)) > 1).all()  # and moves at every step
+    np.testing.assert_allclose(rows[:, 0], own[::2], atol=1)  # rounded after another fusion
+    np.testing.assert_allclose(rows[:, -1], own[1::2], atol=1)
+    assert (np.abs(np.diff(rows, axis=1)).max((2, 3, 4)) > 1).all()  # and moves at every step
 
 
 # -- grades
 
 
-def test_mixtures_pass_through_the_grades():
-    want = [[1, 0, 0, 0, 0], [0.5, 0, 0, 0, 0.5], [0, 0, 0, 0, 1]]
-    np.testing.assert_allclose(interpolation.mixtures([0, 4], 3), want)
-    through = interpolation.mixtures([0, 1, 3], 5)
+def test_the_grade_path_passes_through_the_grades():
+    expected = [[1, 0, 0, 0, 0], [0.5, 0, 0, 0, 0.5], [0, 0, 0, 0, 1]]
+    np.testing.assert_allclose(interpolation.grade_path([0, 4], 3), expected)
+    through = interpolation.grade_path([0, 1, 3], 5)
     np.testing.assert_allclose(through @ np.arange(5), [0, 0.5, 1, 2, 3])
-    np.testing.assert_allclose(interpolation.mixtures([2, 0, 4, 1], 11).sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(interpolation.grade_path([2, 0, 4, 1], 11).sum(1), 1, rtol=1e-6)
     for grades, frames in (([1], 3), ([0, 4], 1)):
-        with pytest.raises(ValueError, match="a way needs two of each"):
-            interpolation.mixtures(grades, frames)
+        with pytest.raises(ValueError, match="at least two"):
+            interpolation.grade_path(grades, frames)
 
 
-def test_rows_of_grades_end_in_sample_s_images(sampler):
-    way = interpolation.between_grades(sampler, [1, 4, 0], 4, 5, seed=2).astype(int)
+def test_rows_of_grades_pass_through_the_images_of_sample(sampler):
+    rows = interpolation.interpolate_grades(sampler, [1, 4, 0], 4, 5, seed=2).astype(int)
     for frame, grade in ((0, 1), (2, 4), (4, 0)):
-        np.testing.assert_allclose(way[:, frame], sampled(sampler, [grade] * 4, seed=2), atol=1)
-    assert (np.abs(np.diff(way, axis=1)).max((2, 3, 4)) > 1).all()
+        np.testing.assert_allclose(rows[:, frame], sampled(sampler, [grade] * 4, seed=2), atol=1)
+    assert (np.abs(np.diff(rows, axis=1)).max((2, 3, 4)) > 1).all()
 
 
-def test_a_mixture_is_the_generator_s_own_output_for_the_mixed_embedding(sampler):
-    """By hand: the table with the mixture in the place of grade 3, asked for grade 3."""
+def test_grade_weights_mix_the_embeddings(sampler):
+    """The same as grade 3 with the mixture in the place of its embedding."""
     z = interpolation.latents(sampler, 2)
-    shares = np.array([0.3, 0, 0.7, 0, 0], np.float32)
+    weights = np.array([0.3, 0, 0.7, 0, 0], np.float32)
     table = np.asarray(sampler.params["embed"]["embedding"])
     mixed = table.copy()
     mixed[3] = 0.3 * table[0] + 0.7 * table[2]
     params = sampler.params | {"embed": {"embedding": mixed}}
-    want = np.asarray(sampler.generator.eval(params, sampler.stats, z, np.array([3, 3])))
-    got = interpolation.draw(sampler, z, np.tile(shares, (2, 1)))
-    np.testing.assert_allclose(got, (want + 1) * 127.5, atol=0.51)
+    expected = np.asarray(sampler.generator.eval(params, sampler.stats, z, np.array([3, 3])))
+    got = interpolation.generate(sampler, z, np.tile(weights, (2, 1)))
+    np.testing.assert_allclose(got, (expected + 1) * 127.5, atol=0.51)
 
 
-def test_more_images_than_are_drawn_at_once(sampler):
-    way = interpolation.between_latents(sampler, [0] * 10, 9)
-    again = interpolation.between_latents(sampler, [0] * 2, 9)
-    assert len(way) * 9 > sampler.network.sample_batch_size
-    np.testing.assert_allclose(way[:2].astype(int), again, atol=1)
+def test_more_images_than_one_batch(sampler):
+    whole = interpolation.interpolate_latents(sampler, [0] * 4, 5)
+    again = interpolation.interpolate_latents(sampler, [0], 5)
+    assert len(whole) * 5 > sampler.network.sample_batch_size > 5
+    np.testing.assert_allclose(whole[:1].astype(int), again, atol=1)
 
 
-# -- pictures
+# -- files
 
 
 def frames_of(path):
@@ -141,65 +146,65 @@ def frames_of(path):
     return info, frames
 
 
-def test_a_strip_shows_what_was_drawn(workdir, sampler, tmp_path, capsys):
+def test_a_strip_shows_the_interpolated_images(workdir, sampler, tmp_path, capsys):
     out = tmp_path / "strip.png"
     command = ["interpolate", f"--workdir={workdir}", f"--out={out}", "--seed=5"]
     assert cli.main([*command, "--rows=3", "--frames=4"]) == 0
     assert "of grades 0, 1, 2, 4 images each" in capsys.readouterr().out
     picture, step = np.asarray(Image.open(out)), 32 + GRID_GAP
     assert picture.shape == (3 * step - GRID_GAP, 4 * step - GRID_GAP, 3)
-    drawn = interpolation.between_latents(sampler, [0, 1, 2], 4, seed=5)
-    np.testing.assert_array_equal(picture[step : step + 32, 3 * step : 3 * step + 32], drawn[1, 3])
-    assert cli.main([*command, "--rows=2", "--grades=0,4"]) == 0  # in its place
+    images = interpolation.interpolate_latents(sampler, [0, 1, 2], 4, seed=5)
+    np.testing.assert_array_equal(picture[step : step + 32, 3 * step : 3 * step + 32], images[1, 3])
+    assert cli.main([*command, "--rows=2", "--grades=0,4"]) == 0  # replaces the file
     assert Image.open(out).size == (9 * step - GRID_GAP, 2 * step - GRID_GAP)
     assert [path.name for path in tmp_path.iterdir()] == ["strip.png"]
 
 
-def test_a_gif_goes_on_and_back_for_ever(workdir, sampler, tmp_path):
-    out = tmp_path / "walk.gif"
+def test_a_gif_plays_forwards_and_backwards(workdir, sampler, tmp_path):
+    out = tmp_path / "out.gif"
     assert cli.main(["interpolate", f"--workdir={workdir}", f"--out={out}", "--rows=2", "--frames=6", "--grade=3"]) == 0
     info, frames = frames_of(out)
-    assert len(frames) == 2 * 6 - 2 and info["loop"] == 0 and info["duration"] == interpolation.MILLISECONDS
-    drawn = interpolation.between_latents(sampler, [3, 3], 6)
+    assert len(frames) == 2 * 6 - 2 and info["loop"] == 0 and info["duration"] == interpolation.FRAME_MILLISECONDS
+    images = interpolation.interpolate_latents(sampler, [3, 3], 6)
     for frame, shown in zip([0, 1, 2, 3, 4, 5, 4, 3, 2, 1], frames):
         assert shown.shape == (32, 2 * 32 + GRID_GAP, 3)
-        assert np.abs(shown[:, :32] - drawn[0, frame]).mean() < 12  # 256 colours of noise
+        assert np.abs(shown[:, :32] - images[0, frame]).mean() < 12  # 256 colours of noise
     assert np.abs(frames[0] - frames[5]).mean() > 12
 
 
 def test_an_unconditional_generator_in_grey(unconditional, tmp_path):
-    for name in ("strip.png", "walk.GIF"):
+    for name in ("strip.png", "out.GIF"):
         out = tmp_path / name
         assert cli.main(["interpolate", f"--workdir={unconditional}", f"--out={out}", "--frames=3"]) == 0
     assert Image.open(tmp_path / "strip.png").size == (3 * 30 - GRID_GAP, 4 * 30 - GRID_GAP)
     assert Image.open(tmp_path / "strip.png").mode == "L"
-    _, frames = frames_of(tmp_path / "walk.GIF")
-    own = sampled(sampling.load(unconditional), [0] * 8)
+    _, frames = frames_of(tmp_path / "out.GIF")
+    own = sampled(load_sampler(unconditional), [0] * 8)
     np.testing.assert_allclose(frames[0][:, :28, 0], own[0, ..., 0], atol=1)  # grey levels fit in a palette
     np.testing.assert_allclose(frames[2][:, -28:, 0], own[7, ..., 0], atol=1)
 
 
 @pytest.mark.parametrize(
-    "which, given, says",
+    "run, given, named",
     [
-        ("cgan", ["--out=a.jpg"], "--out a.jpg: its name ends in neither .png (a strip) nor .gif"),
-        ("cgan", ["--out=a.png", "--grades=0"], "--grades=0: give two grades or more, each 0 to 4"),
-        ("cgan", ["--out=a.png", "--grades=0,5"], "--grades=0,5: give two grades"),
-        ("cgan", ["--out=a.png", "--grade=1", "--grades=0,4"], "--grade and --grades exclude each other"),
-        ("cgan", ["--out=a.png", "--step=4"], "no checkpoint of step 4"),
-        ("cgan", ["--out=folder.png"], "--out folder.png: is a folder"),
-        ("cgan", ["--out=file/a.png", "--rows=1"], "cannot write under file"),
-        ("dcgan", ["--out=a.gif", "--grade=1"], "dcgan28 is unconditional, it has no grades: leave --grade out"),
-        ("dcgan", ["--out=a.gif", "--grades=0,4"], "it has no grades: leave --grades out"),
+        ("cgan", ["--out=a.jpg"], "--out a.jpg"),
+        ("cgan", ["--out=a.png", "--grades=0"], "--grades=0"),
+        ("cgan", ["--out=a.png", "--grades=0,5"], "--grades=0,5"),
+        ("cgan", ["--out=a.png", "--grade=1", "--grades=0,4"], "--grade and --grades"),
+        ("cgan", ["--out=a.png", "--step=4"], "step 4"),
+        ("cgan", ["--out=folder.png"], "--out folder.png"),
+        ("cgan", ["--out=file/a.png", "--rows=1"], "under file"),
+        ("dcgan", ["--out=a.gif", "--grade=1"], "dcgan28 is unconditional"),
+        ("dcgan", ["--out=a.gif", "--grades=0,4"], "dcgan28 is unconditional"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    workdir, unconditional, tmp_path, monkeypatch, capsys, which, given, says
+    workdir, unconditional, tmp_path, monkeypatch, capsys, run, given, named
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
-    (tmp_path / "file").write_text("mine")
-    assert cli.main(["interpolate", f"--workdir={workdir if which == 'cgan' else unconditional}", *given]) == 2
-    told = capsys.readouterr().err.strip()
-    assert says in told and "\n" not in told
+    (tmp_path / "file").write_text("content")
+    assert cli.main(["interpolate", f"--workdir={workdir if run == 'cgan' else unconditional}", *given]) == 2
+    message = capsys.readouterr().err.strip()
+    assert named in message and "\n" not in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]

@@ -286,8 +286,8 @@ def shown_of(workdir, **options):
 
 def test_images_by_grade_are_those_of_the_evaluated_checkpoint_beside_photographs(shown, workdir, training):
     grades = np.repeat(np.arange(5), 10)
-    drawn = list(sampling.load(workdir, 3).images(grades, seed=4))
-    newest = list(sampling.load(workdir, 5).images(grades[:1], seed=4))
+    drawn = list(sampling.load_sampler(workdir, 3).images(grades, seed=4))
+    newest = list(sampling.load_sampler(workdir, 5).images(grades[:1], seed=4))
     assert not np.array_equal(drawn[0], newest[0])
     for grade, name in enumerate(GRADES):
         found = [pixels(p) for p in shown.pictures if p[0] == f"generated {grade} {name}"]

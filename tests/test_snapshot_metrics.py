@@ -192,12 +192,12 @@ def test_the_best_that_is_not_vetoed_is_chosen_and_sampled(config, tmp_path):
     train(changed(config, checkpoint__best="score", checkpoint__keep_last=1), tmp_path, on_snapshot=(measure,))
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.chosen() == 12 and checkpoints.steps() == [12]
-    assert sampling.load(tmp_path).step == 12
+    assert sampling.load_sampler(tmp_path).step == 12
 
     scores = iter([(1.0, 0), (3.0, 0), (2.0, 0)])
     train(changed(config, checkpoint__best="score", checkpoint__keep_last=1), tmp_path / "b", on_snapshot=(measure,))
-    assert steps(tmp_path / "b") == [4, 12] and sampling.load(tmp_path / "b").step == 4
-    assert sampling.load(tmp_path / "b", 12).step == 12
+    assert steps(tmp_path / "b") == [4, 12] and sampling.load_sampler(tmp_path / "b").step == 4
+    assert sampling.load_sampler(tmp_path / "b", 12).step == 12
 
 
 def test_validation_photographs_are_not_trained_on(config, tmp_path):
@@ -215,10 +215,10 @@ def test_validation_photographs_are_not_trained_on(config, tmp_path):
     assert np.bincount(training.grades, minlength=5).min() > 0
 
 
-# -- standing statistics
+# -- recomputed batch statistics
 
 
-def test_standing_statistics_are_those_of_all_features(tiny, config):
+def test_recomputed_statistics_are_those_of_all_features(tiny, config):
     """Against the plain mean and variance of what BatchNorm sees, in float64 NumPy."""
     generator, _ = build_networks(config)
     params, running = generator.init(jax.random.key(1))
@@ -244,12 +244,12 @@ def test_an_average_draws_with_its_own_statistics_and_the_rest_with_running_ones
     assert np.abs(plain - wanted).max() < 0.51
     labels = np.arange(5)
     by = {
-        s: np.stack(list(sampling.load(tmp_path, statistics=s).images(labels))) for s in ("auto", "standing", "running")
+        s: np.stack(list(sampling.load_sampler(tmp_path, batch_statistics=s).images(labels))) for s in ("auto", "recomputed", "running")
     }
-    np.testing.assert_array_equal(by["auto"], by["standing"])
+    np.testing.assert_array_equal(by["auto"], by["recomputed"])
     assert (by["auto"] != by["running"]).any()
     train(config, tmp_path / "plain")
     by = {
-        s: np.stack(list(sampling.load(tmp_path / "plain", statistics=s).images(labels))) for s in ("auto", "running")
+        s: np.stack(list(sampling.load_sampler(tmp_path / "plain", batch_statistics=s).images(labels))) for s in ("auto", "running")
     }
     np.testing.assert_array_equal(by["auto"], by["running"])

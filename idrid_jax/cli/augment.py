@@ -46,8 +46,7 @@ def _run(values):
 
     from idrid_jax.data import atomic, cache
     from idrid_jax.data.manifest import find_prepared
-    from idrid_jax.generation.sampling import encode
-    from idrid_jax.images import image_grid, to_float, to_uint8
+    from idrid_jax.images import encode_image, image_grid, to_float, to_uint8
     from idrid_jax.models import NETWORKS
     from idrid_jax.training import augment
 
@@ -69,7 +68,7 @@ def _run(values):
     keys = jax.random.split(jax.random.key(values.seed), values.columns - 1)
     columns = np.stack([photographs, *(np.asarray(augmented(key)) for key in keys)], axis=1)
     grid = image_grid(columns.reshape(-1, *columns.shape[2:]), values.columns)
-    atomic.write_bytes(out, encode(np.asarray(grid), "png"))
+    atomic.write_bytes(out, encode_image(np.asarray(grid), "png"))
     for row, index in enumerate(chosen, 1):
         print(f"row {row}: {split.ids[index]}, grade {split.grades[index]}")
     print(f"the photograph, then augmented with p = 1: {_describe(strengths)}\nwritten to {out}")

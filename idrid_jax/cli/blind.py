@@ -22,7 +22,7 @@ def _run_sheet(values):
     from idrid_jax.evaluation import blind, evaluate
     from idrid_jax.generation import sampling
 
-    sampler = sampling.load(values.workdir, values.step, statistics=values.batch_statistics)
+    sampler = sampling.load_sampler(values.workdir, values.step, batch_statistics=values.batch_statistics)
     _, training = evaluate.training_photographs(values.workdir, sampler, values.data_dir)
     out = blind.write(
         sampler, training.images, training.grades, training.ids, values.out, each=values.each, seed=values.seed

@@ -15,9 +15,9 @@ def define(values):
     flags.DEFINE_enum(
         "batch_statistics",
         "auto",
-        ["auto", "running", "standing"],
-        "BatchNorm statistics: running (collected in training) or standing (recomputed for the weights in use); auto "
-        "is standing if the run has a moving average of the weights",
+        ["auto", "running", "recomputed"],
+        "BatchNorm statistics: running (collected in training) or recomputed (for the weights in use); auto "
+        "is recomputed if the run has a moving average of the weights",
         flag_values=values,
     )
     define_seed(values)

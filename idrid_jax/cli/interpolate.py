@@ -44,13 +44,13 @@ def _define(values, argv):
 def _run(values):
     from idrid_jax.generation import interpolation, sampling
 
-    interpolation.check(values.out)
+    interpolation.check_out(values.out)
     if values.grade is not None and values.grades is not None:
         raise UserError("--grade and --grades exclude each other: choose one")
     path = None if values.grades is None else _parse_grades(values.grades)
     if not checkpoint.is_process_0("interpolate"):
         return
-    sampler = sampling.load(values.workdir, values.step, statistics=values.batch_statistics)
+    sampler = sampling.load_sampler(values.workdir, values.step, batch_statistics=values.batch_statistics)
     conditional = sampler.network.conditional
     for name in ("grade", "grades"):
         if not conditional and values[name].value is not None:
@@ -58,14 +58,14 @@ def _run(values):
     frames = values.frames or interpolation.FRAMES[Path(values.out).suffix.lower()]
     rows = values.rows or (5 if conditional else 4)
     if path is not None:
-        images = interpolation.between_grades(sampler, path, rows, frames, seed=values.seed)
+        images = interpolation.interpolate_grades(sampler, path, rows, frames, seed=values.seed)
         text = f"grade {' to '.join(map(str, path))} of {rows} latents"
     else:
         grades = [row % 5 if values.grade is None else values.grade for row in range(rows)]
-        images = interpolation.between_latents(sampler, grades, frames, seed=values.seed)
+        images = interpolation.interpolate_latents(sampler, grades, frames, seed=values.seed)
         text = f"{rows} interpolations between two latents"
         text += f", of grades {', '.join(map(str, grades))}" if conditional else ""
-    interpolation.write(images, values.out)
+    interpolation.save(images, values.out)
     print(f"{text}, {frames} images each, in {values.out}")
 
 

@@ -49,31 +49,31 @@ def _run(values):
         raise UserError(f"--count {values.count}: it goes with --grade, or alone for an unconditional generator")
     if not checkpoint.is_process_0("sample"):
         return
-    from idrid_jax.generation import sampling
+    from idrid_jax.generation import release, sampling
 
-    sampler = sampling.load(values.workdir, values.step, statistics=values.batch_statistics)
+    sampler = sampling.load_sampler(values.workdir, values.step, batch_statistics=values.batch_statistics)
     sampler = dataclasses.replace(sampler, truncation=values.truncation)
-    options = dict(seed=values.seed, suffix=values.format, quality=values.quality)
+    options = dict(seed=values.seed, file_format=values.format, quality=values.quality)
     if not sampler.network.conditional:
         if given or values.count is None:
             instead = f", not --{given[0]}" if given else ""
             raise UserError(f"{sampler.config.network} is unconditional and has no grades: give --count N{instead}")
-        out = sampling.write_images(sampler, values.out, values.count, **options)
-        print(f"{values.count} images in {out}, an overview in {out / sampling.SHEET}")
+        out = release.write_images(sampler, values.out, values.count, **options)
+        print(f"{values.count} images in {out}, an overview in {out / release.CONTACT_SHEET}")
         return
     counts = _grade_counts(values, sampler)
-    out = sampling.write_release(sampler, values.out, counts, **options)
-    print(f"{sum(counts)} images by grade {counts} as a release in {out}, an overview in {out / sampling.SHEET}")
+    out = release.write_release(sampler, values.out, counts, **options)
+    print(f"{sum(counts)} images by grade {counts} as a release in {out}, an overview in {out / release.CONTACT_SHEET}")
     print(f"next: {command_line('prepare', '--release', out)}")
 
 
 def _grade_counts(values, sampler) -> list[int]:
     """Return how many images of each grade the flags ask for."""
     from idrid_jax.data.layout import GRADES
-    from idrid_jax.generation.sampling import balancing
+    from idrid_jax.generation.release import balancing_counts
 
     if values.balance:
-        return balancing(sampler.run.counts)
+        return balancing_counts(sampler.run.counts)
     if values.per_grade is not None:
         return [values.per_grade] * len(GRADES)
     if values.grade is not None:

@@ -15,7 +15,8 @@ from scipy.stats import binomtest
 from idrid_jax.data import atomic
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
-from idrid_jax.generation.sampling import Sampler, check_grades, encode
+from idrid_jax.generation.sampling import Sampler, check_conditioned
+from idrid_jax.images import encode_image
 
 SHEET, KEY, ANSWERS = "sheet.png", "key.csv", "answers.csv"
 REAL, GENERATED = "real", "generated"
@@ -48,7 +49,7 @@ def write(
     rng = np.random.default_rng(seed)
     groups = {None: np.arange(len(grades))}  # grade -> indices of its photographs
     if sampler.network.conditional:
-        check_grades(sampler)
+        check_conditioned(sampler)
         groups = {g: np.flatnonzero(grades == g) for g in range(len(GRADES)) if (grades == g).any()}
     smallest = min(groups, key=lambda g: len(groups[g]))
     if (most := len(groups[smallest])) < each:
@@ -71,7 +72,7 @@ def write(
         key.insert(0, "number", np.arange(1, len(key) + 1))
         key["grade"] = key["grade"].astype("Int64")
         sheet = _sheet([tiles[i] for i in order], group_names, 2 * each)
-        (folder / SHEET).write_bytes(encode(np.asarray(sheet), "png"))
+        (folder / SHEET).write_bytes(encode_image(np.asarray(sheet), "png"))
         key.to_csv(folder / KEY, index=False)
         key[["number", "grade"]].assign(answer="").to_csv(folder / ANSWERS, index=False)
     return out

@@ -31,8 +31,8 @@ from idrid_jax.evaluation.downsample import check_pixels, smaller
 from idrid_jax.evaluation.features import feature_cache, pretrained, trained_grader
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
-from idrid_jax.generation.sampling import Sampler, encode
-from idrid_jax.images import image_grid, to_float, to_uint8
+from idrid_jax.generation.sampling import Sampler
+from idrid_jax.images import encode_image, image_grid, to_float, to_uint8
 from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import augment, build, saved
 from idrid_jax.training.checkpoint import Checkpoints
@@ -62,7 +62,7 @@ def evaluate(
 ) -> dict:
     """Measures `count` images (None: as many as training photographs) against the release that the run was trained on.
 
-    step, statistics: of the generator, see `sampling.load`. data_dir: where the release is prepared; empty: where the
+    step, statistics: of the generator, see `load_sampler`. data_dir: where the release is prepared; empty: where the
       run found it.
     pixels: a side at which images and photographs are compared, to set a run beside one of smaller images (None: the
       images' own). Copies, membership, leaks and usefulness are measured at the images' own alone.
@@ -80,13 +80,13 @@ def evaluate(
     it to `workdir/evaluation.json`, and the pairs of "memorization" to `workdir/memorization.png`; at `pixels` to
     `workdir/evaluation_PIXELS.json` alone.
     Where a file of weights was skipped, "skipped_weights": {its name: why}.
-    Raises UserError where `sampling.load` does, a file of weights is not there, the release is no longer prepared,
+    Raises UserError where `load_sampler` does, a file of weights is not there, the release is no longer prepared,
     `workdir` cannot be written, or `check_pixels` refuses `pixels`, which do not go with `seeds` either.
     """
     if pixels is not None and seeds:
         raise UserError("--usefulness is measured at the images' own size: leave --pixels out")
     trained_elsewhere, left_out = _trained_elsewhere(weights_files)
-    sampler = sampling.load(workdir, step, statistics=statistics)
+    sampler = sampling.load_sampler(workdir, step, batch_statistics=statistics)
     if pixels is not None:
         check_pixels(pixels, sampler.network.size)
     with atomic.partial_folder(Path(workdir)):  # or minutes of work would end in it
@@ -139,7 +139,7 @@ def evaluate(
     if pairs := result.get("memorization", {}).get("pairs"):
         drawn, nearest = ([pair[which] for pair in pairs] for which in ("generated", "index"))
         both = np.concatenate([images[drawn], real[0][nearest]])
-        atomic.write_bytes(Path(workdir) / PAIRS, encode(np.asarray(image_grid(both, len(pairs))), "png"))
+        atomic.write_bytes(Path(workdir) / PAIRS, encode_image(np.asarray(image_grid(both, len(pairs))), "png"))
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
     return result
 
@@ -228,7 +228,8 @@ def _subject(workdir, sampler: Sampler, manifest, step, seed, statistics, pixels
     config, network = sampler.config, sampler.network
     with Checkpoints(Path(workdir)) as checkpoints:
         best, newest = checkpoints.chosen(), checkpoints.steps()[-1]
-    heard = {} if sampler.heard == 1 else {"conditioning_strength": sampler.heard}  # of its grades
+    strength = sampler.conditioning_strength
+    heard = {} if strength == 1 else {"conditioning_strength": strength}
     how = "the newest checkpoint"
     if step is not None:
         how = "the checkpoint that was asked for"
@@ -243,7 +244,7 @@ def _subject(workdir, sampler: Sampler, manifest, step, seed, statistics, pixels
             "last_step": newest,
             "seed": seed,
             "statistics": statistics,
-            "batch_statistics": sampler.statistics,
+            "batch_statistics": sampler.batch_statistics,
             "release": manifest.name,
             "fingerprint": manifest.fingerprint,
             "size": network.size,

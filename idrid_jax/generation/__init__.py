@@ -1,1 +1,1 @@
-"""A trained generator -> images by grade, interpolations, and releases in IDRiD's layout."""
+"""Images from a trained generator: by grade, as a release in IDRiD's layout, and interpolated."""

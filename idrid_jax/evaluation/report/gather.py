@@ -150,15 +150,15 @@ def _nested(value, depth):
 def _sampler(workdir, of, notes) -> sampling.Sampler | None:
     """Of the evaluated checkpoint, as it was evaluated; of the one that a run takes where that is gone or none was."""
     step = of.get("step") if isinstance(of.get("step"), int) else None
-    statistics = of.get("statistics") if of.get("statistics") in ("running", "standing") else "auto"
+    statistics = of.get("statistics") if of.get("statistics") in ("running", "recomputed") else "auto"
     try:
-        return sampling.load(workdir, step, statistics=statistics)
+        return sampling.load_sampler(workdir, step, batch_statistics=statistics)
     except UserError as error:
         notes["samples"] = str(error)
     if step is None:
         return None
     with contextlib.suppress(UserError):
-        sampler = sampling.load(workdir, statistics=statistics)
+        sampler = sampling.load_sampler(workdir, batch_statistics=statistics)
         notes["samples"] = f"The evaluated checkpoint (step {step}) is gone: these images are of step {sampler.step}."
         return sampler
     return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from idrid_jax.generation.sampling import encode
+from idrid_jax.images import encode_image
 
 _VOID = {"img", "meta", "br", "hr"}
 LARGEST = 256  # pixels of an embedded image's side; larger ones are averaged down
@@ -72,7 +72,7 @@ def image(pixels: np.ndarray, alt: str) -> Markup:
         side = pixels.shape[0] // factor
         cut = pixels[: side * factor, : side * factor].astype(np.float32)
         pixels = np.rint(cut.reshape(side, factor, side, factor, -1).mean((1, 3))).astype(np.uint8)
-    data = base64.b64encode(encode(pixels, "png")).decode()
+    data = base64.b64encode(encode_image(pixels, "png")).decode()
     return tag(
         "img",
         src=f"data:image/png;base64,{data}",
