@@ -21,14 +21,14 @@ def get_config():
     config.data.sampling = "tempered"  # MILD, of which there are 19, comes as often as its root
     config.data.temperature = 2.0
     config.loss.name = "relativistic"
-    config.loss.r1 = -1.0  # auto, as r2
-    config.loss.r2 = -1.0
+    config.loss.r1 = "auto"
+    config.loss.r2 = "auto"
     config.loss.penalty_every = 4
     config.optimizer.b1 = 0.0  # 0.5 was worse
     config.optimizer.b2 = 0.99
     config.schedule.kimg = 80.0
     config.schedule.penalty_factor = 0.1  # strong while D learns anatomy, weak when detail is what it has left to tell
-    config.ema_kimg = -1.0  # auto
+    config.ema_kimg = "auto"
     config.augment.mode = "adaptive"
     config.augment.kimg = 50.0
     return config

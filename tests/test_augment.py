@@ -13,7 +13,7 @@ from conftest import LATENT, SIZE, TINY, assert_same, changed, make_config, stat
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from idrid_jax import cli, config_checks
+from idrid_jax import cli
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
 from idrid_jax.models import build_networks
@@ -411,34 +411,6 @@ def test_without_it_the_program_is_that_of_before():
 # -- Configuration
 
 
-@pytest.mark.parametrize(
-    "changes, says",
-    [
-        (dict(augment__mode="adaptve"), "config.augment.mode = 'adaptve': did you mean adaptive"),
-        (dict(augment__rotation=-1.0), r"config.augment.rotation = -1.0: must be in \[0, 180\]; 0 leaves it out"),
-        (dict(augment__zoom=0.5), r"config.augment.zoom = 0.5: must be in \[0, 0.4\]"),
-        (dict(augment__contrast=float("nan")), r"config.augment.contrast = nan: must be in \[0, 0.5\]"),
-        (dict(augment__mode="fixed", augment__p=1.5), r"config.augment.p = 1.5: a probability, must be in \[0, 1\]"),
-        (dict(augment__mode="adaptive", augment__target=1.0), "config.augment.target = 1.0: a mean of signs"),
-        (dict(augment__mode="adaptive", augment__kimg=0.0), "config.augment.kimg = 0.0: must be above 0"),
-        (dict(augment__p=0.5), "config.augment.p = 0.5: is of mode fixed, not none: set config.augment.mode to fixed"),
-        (dict(augment__mode="fixed", augment__target=0.5), "target = 0.5: is of mode adaptive, not fixed"),
-        (
-            dict(augment__mode="adaptive", loss__name="wasserstein", loss__gradient_penalty=10.0),
-            "config.augment.mode = 'adaptive': it goes by the sign of D's logits, and wasserstein's have no zero",
-        ),
-        (
-            {"augment__mode": "fixed"} | {f"augment__{name}": 0.0 for name in augment.TRANSFORMS},
-            "config.augment.mode = 'fixed': every transform is at 0",
-        ),
-    ],
-)
-def test_augmentation_that_no_run_can_have(changes, says):
-    with pytest.raises(UserError, match=says) as caught:
-        config_lib.check(make_config("", "cgan32", **changes))
-    assert "\n" not in str(caught.value)
-
-
 def test_augmentation_that_a_run_can_have():
     for changes in (
         dict(augment__mode="fixed", augment__p=0.5),
@@ -446,14 +418,12 @@ def test_augmentation_that_a_run_can_have():
         dict(augment__rotation=30.0),  # for the sheet, say
     ):
         config = make_config("", "cgan32", **changes)
-        config_lib.check(config)
         found = augment.augmentation_from_config(config)
         assert (found is None) == (config.augment.mode == "none")
         if found:
             assert found.p == (0.5 if config.augment.mode == "fixed" else None) and found.strengths == MILD
             assert found.images == config.augment.kimg * 1000
-    assert config_checks.LIMITS.keys() == {field.name for field in dataclasses.fields(Strengths)}
-    assert set(augment.TRANSFORMS) == set(config_checks.LIMITS)
+    assert set(augment.TRANSFORMS) == {field.name for field in dataclasses.fields(Strengths)}
 
 
 # -- The sheet

@@ -30,31 +30,6 @@ from idrid_jax.training.update import draw
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"data__sampling": "temperd"}, "config.data.sampling = 'temperd': did you mean tempered"),
-        ({"data__sampling": "tempered", "data__temperature": 0.0}, "config.data.temperature = 0.0: must be above 0"),
-        ({"data__temperature": 3.0}, "config.data.temperature = 3.0: natural sampling has none, set config.data.sampl"),
-        ({"data__canonicalize_laterality": True, "data__flip": True}, "config.data.flip = True: .*config.data.canonicalize_laterality"),
-        (
-            {"data__merge_classes": "0 1+2 3"},
-            "config.data.merge_classes = '0 1\\+2 3': grade 4 is named 0 times",
-        ),
-        ({"data__merge_classes": "0 1+2 2+3 4"}, "config.data.merge_classes = .*: grade 2 is named 2 times"),
-        ({"data__merge_classes": "0,1+2 3 4"}, "config.data.merge_classes = .*: '0,1' is not a grade"),
-        ({"data__merge_classes": "0 1+ 2 3 4"}, "config.data.merge_classes = .*: '' is not a grade"),
-        ({"data__merge_classes": "0 1+2 3+5"}, "config.data.merge_classes = .*: '5' is not a grade"),
-        ({"network": "dcgan28", "data__merge_classes": "0 1+2 3 4"}, "config.data.merge_classes = .*: dcgan28 is unconditional"),
-        ({"data__min_images_per_class": -1}, "config.data.min_images_per_class = -1: must not be negative"),
-    ],
-)
-def test_mistakes_are_one_line(changes, words):
-    with pytest.raises(UserError, match=words) as error:
-        config_lib.check(changed(make_config("", "cgan32"), **changes))
-    assert "\n" not in str(error.value)
-
-
 def interrupt(*_):
     """A snapshot metric that interrupts the run at its first snapshot."""
     os.kill(os.getpid(), signal.SIGTERM)

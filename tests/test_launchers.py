@@ -188,7 +188,7 @@ def flags_known(words):
     values = flags.FlagValues()
     COMMANDS[words[0]].define(values, words)
     parse(words[0], values, words[1:])
-    config_lib.check(values.config)
+    config_lib.validated(values.config)
     return values
 
 

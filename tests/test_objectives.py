@@ -12,7 +12,6 @@ import pytest
 from conftest import LATENT, LOSSES_ON, SIZE, TINY, assert_same, changed, make_config
 from flax import nnx
 
-from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, build_networks, convolution
 from idrid_jax.models.functional import functional
@@ -207,30 +206,6 @@ def test_logits_are_the_judgement_of_the_features(name):
 
 
 # -- Configuration, runs and their checkpoints
-
-
-@pytest.mark.parametrize(
-    "changes, says",
-    [
-        (dict(loss__name="hing"), "config.loss.name = 'hing': did you mean hinge"),
-        (dict(loss__r1=-0.5), "config.loss.r1 = -0.5: must be finite and not negative"),
-        (dict(loss__lecam=float("nan")), "config.loss.lecam = nan: must be finite"),
-        (dict(loss__penalty_every=0), "config.loss.penalty_every = 0: must be at least 1"),
-        (dict(loss__penalty_every=4), "config.loss.penalty_every = 4: no penalty is on, set config.loss.r1"),
-        (dict(loss__name="wasserstein"), "config.loss.name = 'wasserstein': .* set config.loss.gradient_penalty"),
-        (dict(loss__name="hinge", loss__label_smoothing=0.1), "config.loss.label_smoothing = 0.1: hinge has no labels"),
-    ],
-)
-def test_losses_that_no_run_can_have(changes, says):
-    with pytest.raises(UserError, match=says) as caught:
-        config_lib.check(make_config("", "cgan32", **changes))
-    assert "\n" not in str(caught.value)
-
-
-def test_losses_that_a_run_can_have():
-    lazy = dict(loss__r1=1.0, loss__penalty_every=16)
-    for changes in (LOSSES_ON, dict(loss__name="wasserstein", loss__r1=1.0), lazy):
-        config_lib.check(make_config("", "cgan32", **changes))
 
 
 def test_runs_log_what_is_on_and_keep_lecam_s_averages(config, tmp_path):

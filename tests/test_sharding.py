@@ -197,8 +197,8 @@ def test_on_nvidia_gpus_a_step_is_one_graph(platform, version, graphed):
 
 
 def test_all_devices_is_the_default(config, tmp_path):
-    assert sharding.make_mesh().size == sharding.make_mesh(-1).size == len(jax.devices()) == 8
-    state = train(changed(config, mesh__data=-1, total_kimg=0.008), tmp_path)
+    assert sharding.make_mesh().size == len(jax.devices()) == 8
+    state = train(changed(config, mesh__data="auto", total_kimg=0.008), tmp_path)
     assert len(state.step.sharding.device_set) == 8
 
 
@@ -226,7 +226,7 @@ def test_a_batch_that_does_not_divide_is_refused(config, tmp_path, devices, batc
 def test_a_mesh_that_does_not_fit_is_refused(config, tmp_path, layout, line):
     layout = {f"mesh__{name}": value for name, value in layout.items()}
     with pytest.raises(UserError, match=line):
-        train(changed(config, **{"mesh__data": -1} | layout), tmp_path / "run")
+        train(changed(config, **{"mesh__data": "auto"} | layout), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

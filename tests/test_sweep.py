@@ -158,11 +158,11 @@ def test_runs_are_the_base_with_what_they_change(file):
         "batch_size=4,flip=true",
         "base",
     ]
-    before = dict(config_lib.fields(config))
+    before = config_lib.flatten(config)
     for run in runs:
-        assert dict(config_lib.fields(run.config)) == before | run.overrides
+        assert config_lib.flatten(run.config) == before | run.overrides
         assert all(type(value) in (float, int, bool) for value in run.overrides.values())
-    assert dict(config_lib.fields(config)) == before  # nobody's change is anybody else's
+    assert config_lib.flatten(config) == before  # nobody's change is anybody else's
 
 
 def test_a_folder_s_name_depends_on_what_the_run_changes_alone():

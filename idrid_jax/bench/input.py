@@ -56,7 +56,7 @@ def run(config: ml_collections.ConfigDict | None, seconds: float) -> list[dict]:
     Raises UserError where `train` would.
     """
     config = config or default_config()
-    config_lib.check(config)
+    config = config_lib.validated(config)
     mesh = sharding.of_config(config, NETWORKS[config.network].size)
     with tempfile.TemporaryDirectory(prefix="idrid-jax-bench-") as scratch:
         config, manifest = _find_or_make_release(config, Path(scratch))

@@ -90,7 +90,7 @@ def _cases(config, batches, dtypes) -> Iterator[Case]:
             raise UserError(f"--dtype {dtype}: {suggest_name(dtype, config_lib.DTYPES)}")
     sizes = [_batch_size(text) for text in batches]
     for base in [config] if config is not None else [_default_config(network) for network in BATCH_SIZES]:
-        config_lib.check(base)
+        base = config_lib.validated(base)
         for size in sizes or [base.batch_size]:
             for dtype in dtypes or [base.dtype]:
                 changed = base.copy_and_resolve_references()

@@ -85,7 +85,7 @@ def _run(arguments: list[str], values: flags.FlagValues) -> int:
     runtime.enable_compilation_cache()
     command.define(values, [name, *arguments])
     if HELP & set(arguments):
-        print(describe(name, command.summary, command.example, values))
+        print(describe(name, command, values, arguments))
         return 0
     parse(name, values, arguments)
     with warnings.catch_warnings():

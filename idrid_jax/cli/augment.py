@@ -39,8 +39,7 @@ def _run(values):
     if values.config is None:
         config = config_lib.default_config()
     else:
-        config = values.config
-        config_lib.check(config)
+        config = config_lib.validated(values.config)
     import jax
     import numpy as np
 

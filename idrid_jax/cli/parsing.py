@@ -8,6 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
+from idrid_jax.cli.command import Command
 from idrid_jax.errors import UserError, suggest_name
 
 PROGRAM = "idrid-jax"
@@ -40,6 +41,22 @@ def define_data_dir(values: flags.FlagValues, default: str) -> None:
 # -- Parsing
 
 
+class _AutoOrNumberParser(flags.ArgumentParser):
+    """Parser of --config.FIELD for a field that may be "auto"."""
+
+    def parse(self, argument):
+        if not isinstance(argument, str) or argument == "auto":
+            return argument
+        try:
+            return int(argument)
+        except ValueError:
+            pass
+        try:
+            return float(argument)
+        except ValueError:
+            raise ValueError("neither a number nor auto") from None
+
+
 def expand_config_path(arguments: list[str]) -> list[str]:
     """Return `arguments` with ~ expanded in the value of --config, which a shell does not do in --config=~/FILE."""
     expanded = list(arguments)
@@ -59,7 +76,7 @@ def parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
     Raises:
       UserError: an unknown flag or field, a value of another type, or a stray word.
     """
-    _check_fields(arguments)
+    _prepare_config_flags(arguments)
     try:
         stray = values([name, *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -100,10 +117,10 @@ def _plain(message: str) -> str:
     return message
 
 
-def _check_fields(arguments: list[str]) -> None:
-    """Raise UserError for a --config.FIELD that the configuration does not have.
+def _prepare_config_flags(arguments: list[str]) -> None:
+    """Let ml_collections parse "auto", and raise UserError for a --config.FIELD that the configuration does not have.
 
-    ml_collections raises errors of several types for such a field, without the nearest name.
+    For such a field ml_collections raises errors of several types, without the nearest name.
     """
     overrides = [match[1] for argument in arguments if (match := re.match(r"--?(?:no)?config\.([^=]+)", argument))]
     path = config_path(arguments)
@@ -113,9 +130,12 @@ def _check_fields(arguments: list[str]) -> None:
         return
     if not path:
         raise UserError("--config has no value: name a file such as configs/cgan32.py")
-    from idrid_jax.config import fields
+    from ml_collections import config_flags
 
-    known = dict(fields(load_config(path)))
+    from idrid_jax.config import AutoOrNumber, flatten
+
+    config_flags.register_flag_parser_for_type(AutoOrNumber, _AutoOrNumberParser())
+    known = flatten(load_config(path))
     for name in overrides:
         if members := [field for field in known if field.startswith(f"{name}.")]:
             raise UserError(f"--config.{name}: a group of fields; name one of them: {', '.join(members)}")
@@ -165,18 +185,51 @@ def load_config(path: str):
 # -- Help
 
 
-def describe(name: str, summary: str, example: str, values: flags.FlagValues) -> str:
-    """Return the text of `COMMAND --help`."""
-    lines = [f"{PROGRAM} {name}: {summary}", "", f"  {PROGRAM} {name} {example}", ""]
+def describe(name: str, command: Command, values: flags.FlagValues, arguments: list[str]) -> str:
+    """Return the text of `COMMAND --help`; with --config FILE it lists the configuration's fields, too."""
+    lines = [f"{PROGRAM} {name}: {command.summary}", "", f"  {PROGRAM} {name} {command.example}", ""]
     shown = [values[flag] for flag in values if "." not in flag]
-    names = [f"--[no]{flag.name}" if flag.default is True else f"--{flag.name}" for flag in shown]
-    width = max(map(len, names)) + 2
-    for option, flag in zip(names, shown, strict=True):
+    rows = []
+    for flag in shown:
+        option = f"--[no]{flag.name}" if flag.default is True else f"--{flag.name}"
         required = any("other than None" in validator.message for validator in flag.validators)  # absl marks it so
         needed = " (needed)" if required else ""
         default = "" if flag.boolean or flag.default in (None, "", []) else f" [{flag.default_as_str.strip(chr(39))}]"
-        text = textwrap.wrap(flag.help + needed + default, HELP_WIDTH - 4 - width)
-        lines += [f"  {option:{width}}{text[0]}", *(" " * (width + 2) + line for line in text[1:])]
+        rows.append((option, flag.help + needed + default))
+    lines += _columns(rows)
     if "config" in values:
-        lines += ["", "  idrid_jax/config.py documents the fields; train --dry_run prints their values."]
+        path = config_path(arguments)
+        lines += [
+            "",
+            *(_describe_fields(path) if path else [f"{PROGRAM} {name} --config FILE --help lists the fields."]),
+        ]
     return "\n".join(lines)
+
+
+def _describe_fields(path: str) -> list[str]:
+    """Return the lines that document every field with its value in the configuration file at `path`."""
+    from idrid_jax import config as config_lib
+
+    values, sections = config_lib.flatten(load_config(path)), {}
+    for field in config_lib.FIELDS:
+        value = values.get(field.name, field.default)
+        mark = "*" if value != field.default else " "
+        text = f"{value if value != '' else '(empty)'} {field.unit}".rstrip()
+        rows = sections.setdefault(field.name.rpartition(".")[0], [])
+        rows.append((f"{mark} {field.name:30}{text}", config_lib.describe(field)))
+    width = max(len(left) for rows in sections.values() for left, _ in rows)
+    lines = [f"fields of {path}; * = not the default; (resume) = may change when a run resumes"]
+    for rows in sections.values():
+        lines += ["", *_columns(rows, width)]
+    return lines
+
+
+def _columns(rows: list[tuple[str, str]], width: int = 0) -> list[str]:
+    """Return two columns, the second one wrapped at HELP_WIDTH."""
+    width = min(56, max([width, *(len(left) for left, _ in rows)]))
+    lines = []
+    for left, text in rows:
+        wrapped = textwrap.wrap(text, HELP_WIDTH - width - 4)
+        first, rest = ("", wrapped) if len(left) > width else (wrapped[0], wrapped[1:])
+        lines += [f"  {left:{width}}  {first}".rstrip(), *(" " * (width + 4) + line for line in rest)]
+    return lines

@@ -37,9 +37,7 @@ def _run(values):
 
     if values.config is None:
         raise UserError("--config is missing: name a file such as configs/cgan32.py")
-    config = values.config
-    config_lib.check(config)
-    automatic, config = config_lib.automatic(config), config_lib.resolved(config)
+    config = config_lib.validated(values.config)
     from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
     from idrid_jax.models.layer_table import networks_table
     from idrid_jax.training import snapshot
@@ -61,9 +59,10 @@ def _run(values):
         explain=lambda error: explain(error, values),
     ):
         say = print if multihost.process_index() == 0 else lambda *_, **__: None
-        for name, value in config_lib.fields(config):
-            if name in automatic:
-                say(f"auto: config.{name} = {value:g}")
+        given = config_lib.flatten(values.config)
+        for name, value in config_lib.flatten(config).items():
+            if value != given[name]:
+                say(f"config.{name} = {value:g} ({given[name]})")
         _train(config, Path(values.workdir), say=say)
 
 

@@ -192,8 +192,7 @@ def prepared_config(config: ml_collections.ConfigDict, mesh: Sequence[str]) -> m
 
     Raises UserError for an unknown field or an invalid value.
     """
-    config_lib.check(config)
-    config = config.copy_and_resolve_references()
+    config = config_lib.validated(config)
     config.init_from, config.dispatch_steps = "", 1
     for change in mesh:
         name, _, text = change.partition("=")
@@ -203,18 +202,14 @@ def prepared_config(config: ml_collections.ConfigDict, mesh: Sequence[str]) -> m
         if isinstance(config.mesh[name], bool) != isinstance(value, bool):
             kind = "true or false" if isinstance(config.mesh[name], bool) else "a number"
             raise UserError(f"--mesh {change}: config.mesh.{name} must be {kind}")
-        try:
-            config.update_from_flattened_dict({f"mesh.{name}": value})
-        except TypeError as error:
-            raise UserError(f"--mesh {change}: config.mesh.{name} must be a whole number") from error
-    config_lib.check(config)
-    return config
+        config.mesh[name] = value
+    return config_lib.validated(config)
 
 
 def num_shards(config: ml_collections.ConfigDict, num_chips: int) -> int:
     """Return how many ways the batch is split."""
     data = config.mesh.data
-    return data if isinstance(data, int) and data > 0 else max(1, num_chips // config.mesh.rows)
+    return max(1, num_chips // config.mesh.rows) if data == config_lib.AUTO else data
 
 
 def _per_chip(config, target: Target, batch_per_chip: int) -> tuple[ml_collections.ConfigDict, str]:

@@ -69,11 +69,11 @@ def read(path: Path | str, config: ml_collections.ConfigDict, common: dict[str, 
         try:
             changed = config.copy_and_resolve_references()
             overrides = _apply(changed, overrides)
-            config_lib.check(changed)
+            config_lib.validated(changed)
             _check_mesh(changed)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        key = tuple(config_lib.fields(changed))
+        key = tuple(config_lib.flatten(changed).items())
         if key in seen:
             repeated.append(f"run {number} ({folder_name(overrides, config)}) is the same as run {seen[key]}: left out")
             continue
@@ -106,29 +106,23 @@ def _apply(config, overrides) -> dict[str, Any]:
     """Sets the fields in `config`; returns them with the values that they then have."""
     if not isinstance(overrides, dict):
         raise UserError(f"sweep() yields {overrides!r}: it must yield {{field: value}}, such as {{'batch_size': 32}}")
-    known = dict(config_lib.fields(config))
+    known = config_lib.flatten(config)
     for name, value in overrides.items():
         if members := [field for field in known if field.startswith(f"{name}.")]:
             raise UserError(f"config.{name} = {value!r}: a group of fields; name one of them: {', '.join(members)}")
         if name not in known:
             raise UserError(f"config.{name} = {value!r}: no such field; {suggest_name(str(name), known)}")
         value = value.item() if isinstance(value, np.generic) else value  # of np.geomspace and its like
-        try:
-            config.update_from_flattened_dict({name: value})
-        except TypeError as error:
-            wanted = config_lib.KINDS[type(known[name])]
-            raise UserError(f"config.{name} = {value!r}: must be {wanted}") from error
-    applied = dict(config_lib.fields(config))
+        config.update_from_flattened_dict({name: value})
+    applied = config_lib.flatten(config)
     return {name: applied[name] for name in sorted(overrides)}
 
 
 def _check_mesh(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for a batch or an image that `config.mesh` cannot split, where no device is needed to tell."""
-    data = config.mesh.data
-    if data < 1 and data != -1:
-        raise UserError(f"config.mesh.data = {data}: take how many devices share a batch, or -1 for all")
+    data = 1 if config.mesh.data == config_lib.AUTO else config.mesh.data
     size = NETWORKS[config.network].size
-    mesh_lib.check(config.batch_size, size, max(1, data), config.mesh.rows, config.accumulate)
+    mesh_lib.check(config.batch_size, size, data, config.mesh.rows, config.accumulate)
 
 
 def folder_name(overrides: dict[str, Any], config: ml_collections.ConfigDict) -> str:
@@ -139,7 +133,7 @@ def folder_name(overrides: dict[str, Any], config: ml_collections.ConfigDict) ->
     """
     if not overrides:
         return "base"
-    leaves = Counter(name.rpartition(".")[2] for name, _ in config_lib.fields(config))
+    leaves = Counter(name.rpartition(".")[2] for name in config_lib.flatten(config))
     groups = set(config)
 
     def short(name):

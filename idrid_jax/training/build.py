@@ -7,7 +7,6 @@ import jax
 import ml_collections
 import optax
 
-from idrid_jax import config as config_lib
 from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.models.functional import Functional
 from idrid_jax.training import ema, optimizers
@@ -22,7 +21,6 @@ def make_update(
     config: ml_collections.ConfigDict, generator: Functional, discriminator: Functional
 ) -> tuple[Update, Callable]:
     """The update of `config`, and the function key -> fresh TrainState that goes with it."""
-    config = config_lib.resolved(config)
     optimizer, schedule = config.optimizer, config.schedule
     factor = lambda last: lambda step: optimizers.cosine(step * (config.batch_size / 1000), schedule.kimg, last)
 

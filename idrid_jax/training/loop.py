@@ -9,7 +9,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from idrid_jax import config as config_lib
 from idrid_jax.config import steps
 from idrid_jax.data.pipeline import choose_pipeline, tfdata
 from idrid_jax.data.splits import find_release, load_training_splits
@@ -45,8 +44,6 @@ def train(
     the other processes' shards of a checkpoint.
     """
     start = time.monotonic()
-    config_lib.check(config)
-    config = config_lib.resolved(config)
     snapshot.check_best(config, {name for measure in on_snapshot for name in getattr(measure, "names", ())})
     workdir, first = Path(workdir), multihost.process_index() == 0
     if config.init_from and not saved(workdir):  # a run that goes on needs it no more

@@ -271,7 +271,7 @@ def check_devices(mesh: Mesh) -> None:
     if len(set(counts)) > 1:
         raise UserError(
             f"config.mesh uses {', '.join(map(str, counts))} devices of the {len(counts)} processes: all must use "
-            "equally many; choose config.mesh.data = -1 for all devices"
+            "equally many; set config.mesh.data to auto for all devices"
         )
 
 

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 import idrid_jax
-from idrid_jax.config import complete, differences, fields
+from idrid_jax.config import differences, flatten
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 from idrid_jax.training.run_dir import came_far
@@ -41,7 +41,7 @@ def read(workdir: Path) -> Record | None:
         return None
     try:
         content = json.loads(path.read_text())
-        config = complete(ml_collections.ConfigDict(content["config"]))
+        config = ml_collections.ConfigDict(content["config"])
         return Record(
             config,
             content["data"]["fingerprint"],
@@ -103,7 +103,7 @@ def check_resume(workdir: Path, config: ml_collections.ConfigDict, manifest: Man
 
 def shared_facts(config: ml_collections.ConfigDict, manifest: Manifest) -> dict[str, object]:
     """Return what all processes of a run must have in common: versions, code, release, configuration."""
-    values = {f"config.{name}": value for name, value in fields(config) if name not in MAY_DIFFER}
+    values = {f"config.{name}": value for name, value in flatten(config).items() if name not in MAY_DIFFER}
     release = f"{manifest.fingerprint[:12]} ({manifest.name})"
     return {**versions(), "revision": revision(), "release": release, **values}
 

@@ -21,7 +21,7 @@ def read_record(workdir: Path | str) -> record.Record:
     if run is None:
         raise UserError(f"{workdir}: no run is there (no {record.NAME}): name the --workdir of idrid-jax train")
     try:
-        config_lib.check(run.config)
+        config_lib.validated(run.config)
     except UserError as error:
         raise UserError(f"{workdir / record.NAME}: {error}") from error
     return run

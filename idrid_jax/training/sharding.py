@@ -17,8 +17,8 @@ DATA, ROWS = "data", "rows"
 LEAST_SPLIT = 2**14  # values: smaller arrays stay whole, as gathering them costs a message each and saves nothing
 
 
-def make_mesh(data: int = -1, rows: int = 1, *, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of `data` times `rows` devices; data = -1 takes all. Those that split an image are neighbours.
+def make_mesh(data: int | str = "auto", rows: int = 1, *, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of `data` times `rows` devices; data = "auto" takes all. Those that split an image are neighbours.
 
     devices: to choose from (None: those of this run).
     Raises UserError when there are fewer devices, or they cannot be laid out so.
@@ -27,19 +27,19 @@ def make_mesh(data: int = -1, rows: int = 1, *, devices: list[jax.Device] | None
     there = f"{len(given)} device{'s are' if len(given) > 1 else ' is'} there"
     if not 1 <= rows <= len(given):
         raise UserError(f"config.mesh.rows = {rows}: {there}; take from 1 to {len(given)}")
-    if data == -1 and len(given) % rows:
+    if data == "auto" and len(given) % rows:
         raise UserError(
             f"config.mesh.rows = {rows}: {there}, which it does not divide; take a divisor, or set mesh.data"
         )
-    count = len(given) // rows if data == -1 else data
+    count = len(given) // rows if data == "auto" else data
     if count < 1 or count * rows > len(given):
         by_rows = f", and mesh.rows = {rows} takes as many for each" if rows > 1 else ""
-        raise UserError(f"config.mesh.data = {data}: {there}{by_rows}; take -1 for all of them")
+        raise UserError(f"config.mesh.data = {data}: {there}{by_rows}; auto takes all of them")
     if devices is None and jax.process_count() > 1:
         if count * rows != len(given):
             raise UserError(
                 f"config.mesh = {count} x {rows} devices: {there} over {jax.process_count()} processes, and each "
-                "process must take part with all of its own; take mesh.data = -1"
+                "process must take part with all of its own; set mesh.data to auto"
             )
         if jax.local_device_count() % rows:
             raise UserError(

@@ -95,8 +95,8 @@ def _audit(manifest):
 def model_section(runs: list[Run]) -> list:
     head = ["", *([swatch(i), run.name] for i, run in enumerate(runs))] if len(runs) > 1 else None
     facts = [_facts(run) for run in runs]
-    flat = [dict(config_lib.fields(run.config)) for run in runs]
-    usual = dict(config_lib.fields(config_lib.default_config()))
+    flat = [config_lib.flatten(run.config) for run in runs]
+    usual = config_lib.flatten(config_lib.default_config())
     differs = lambda name: name not in HIDDEN and any(one.get(name) != usual.get(name) for one in flat)
     changed = [
         [tag("code", name), *(_shown(name, one.get(name, "")) for one in flat)]
