@@ -8,7 +8,7 @@ to the discriminator (D); G is the generator.
 import abc
 import dataclasses
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Field:
     doc: str
     unit: str = ""
     bounds: str = ""
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     resume: bool = False
     auto: Callable[[ml_collections.ConfigDict], Any] | None = None
     kind: type | None = None
@@ -86,7 +86,7 @@ def _auto_mesh(config) -> str:
 # fmt: off
 FIELDS = (
     # -- Run
-    Field("network", "", "a pair of networks of idrid_jax.models.NETWORKS", choices=tuple(NETWORKS)),
+    Field("network", "", "a pair of networks of idrid_jax.models.NETWORKS", choices=NETWORKS),
     Field("seed", 0, "everything random is a function of (seed, step)", bounds="[0, 4294967296)"),
     Field("batch_size", 128, "images per update over all devices and processes", bounds=AT_LEAST_1),
     Field("accumulate", 1, "micro-batches per update", bounds=AT_LEAST_1, resume=True),
