@@ -291,8 +291,11 @@ def _check_value(field: Field, value: Any) -> None:
         raise UserError(f"{where}: {suggest_name(value, field.choices)}")
     if field.bounds and not _inside(value, field.bounds):
         low, high = field.bounds[1:-1].split(", ")
-        at_least = "at least" if field.bounds[0] == "[" else "above"
-        raise UserError(f"{where}: must be {f'finite and {at_least} {low}' if high == 'inf' else f'in {field.bounds}'}")
+        wanted = f"in {field.bounds}"
+        if high == "inf":
+            wanted = f"{'at least' if field.bounds[0] == '[' else 'above'} {low}"
+            wanted += " and finite" if field.value_type is float else ""
+        raise UserError(f"{where}: must be {wanted}")
 
 
 def _inside(value: float, bounds: str) -> bool:

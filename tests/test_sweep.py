@@ -151,7 +151,7 @@ def test_runs_are_the_base_with_what_they_change(file):
         "for rate in np.geomspace(1e-4, 1e-2, 3): yield {'optimizer.g_learning_rate': rate, 'ema_kimg': 1}\n"
         "    yield {'data.flip': True, 'batch_size': np.int64(4)}\n    yield {}"
     )
-    config = cli.parsing._load_config(str(path))
+    config = cli.parsing.load_config(str(path))
     runs = definition.read(path, config).runs
     assert [run.name for run in runs] == [
         *(f"ema_kimg=1.0,g_learning_rate={rate}" for rate in ("0.0001", "0.001", "0.01")),
@@ -416,7 +416,7 @@ def test_a_killed_sweep_s_rows_are_not_running(process, file, workdir):
     running = process()
     until(begun(workdir), "it never began")
     path = file()
-    made = definition.read(path, cli.parsing._load_config(str(path)))
+    made = definition.read(path, cli.parsing.load_config(str(path)))
     assert list(results.table(made, workdir).status) == ["running", "waiting"]
     running.kill()
     running.wait()
@@ -427,7 +427,7 @@ def test_a_killed_sweep_s_rows_are_not_running(process, file, workdir):
 def test_the_lowest_kid_of_the_snapshots_is_told(file, workdir):
     """Of each measure that some run has, x1000 on the screen."""
     path = file()
-    made = definition.read(path, cli.parsing._load_config(str(path)))
+    made = definition.read(path, cli.parsing.load_config(str(path)))
     line = {"kimg": 1.0, "loss_d": 1.0, "loss_g": 1.0, "images_per_s": 1.0}
     told = [line | {"step": 1, "kid_grader": 0.02, "kid_imagenet": 0.2}, line | {"step": 2}, line | {"step": 3, "kid_grader": 0.03}]
     (workdir / SLOW).mkdir(parents=True)

@@ -199,9 +199,9 @@ def prepared_config(config: ml_collections.ConfigDict, mesh: Sequence[str]) -> m
         if name not in config.mesh:
             raise UserError(f"--mesh {change}: no field {name!r}; {suggest_name(name, config.mesh)}")
         value = {"true": True, "false": False}.get(text.lower(), int(text) if text.lstrip("-").isdigit() else text)
-        if isinstance(config.mesh[name], bool) != isinstance(value, bool):
-            kind = "true or false" if isinstance(config.mesh[name], bool) else "a number"
-            raise UserError(f"--mesh {change}: config.mesh.{name} must be {kind}")
+        field = config_lib.TABLE[f"mesh.{name}"]
+        if type(value) is not field.value_type and not (field.auto and value == config_lib.AUTO):
+            raise UserError(f"--mesh {change}: config.mesh.{name} must be {field.expected}")
         config.mesh[name] = value
     return config_lib.validated(config)
 
