@@ -2,7 +2,6 @@
 
     idrid-jax train --config configs/retina512.py --workdir runs/retina512
 
-Where memory is too small, `--config.accumulate=4` makes each update in four parts.
 """
 
 from idrid_jax.config import base

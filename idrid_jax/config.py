@@ -89,7 +89,6 @@ FIELDS = (
     Field("network", "", "a pair of networks of idrid_jax.models.NETWORKS", choices=NETWORKS),
     Field("seed", 0, "everything random is a function of (seed, step)", bounds="[0, 4294967296)"),
     Field("batch_size", 128, "images per update over all devices and processes", bounds=AT_LEAST_1),
-    Field("accumulate", 1, "micro-batches per update", bounds=AT_LEAST_1, resume=True),
     Field("dispatch_steps", 1, "updates per call of the compiled step; more save time of the host", bounds=AT_LEAST_1),
     Field("total_kimg", 100.0, "length of training", unit="kimg", bounds=POSITIVE, resume=True),
     Field("snapshot_kimg", 10.0, "interval of snapshots: checkpoint, image grid, metrics",
@@ -98,7 +97,6 @@ FIELDS = (
           unit="kimg", bounds=POSITIVE, resume=True),
     Field("on_collapse", "warn", "action on mode collapse of G and on saturation of D",
           choices=("warn", "stop", "ignore"), resume=True),
-    Field("on_divergence", "stop", "action on NaN or infinity", choices=("stop", "restore"), resume=True),
     Field("dtype", "float32", "dtype of activations; parameters, statistics and losses are float32", choices=DTYPES),
     Field("init_from", "", "run directory whose networks training starts from; of another size, the layers that fit"),
 

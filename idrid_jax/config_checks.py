@@ -22,7 +22,6 @@ def check(config: ml_collections.ConfigDict, defaults: dict[str, Any]) -> None:
     """
     _check_network_options(config, defaults)
     _check_loss(config.loss)
-    _check_accumulate(config)
     _check_schedule(config.schedule, config.loss)
     _check_augment(config.augment, config.loss.name, defaults)
     _check_data(config, defaults)
@@ -58,23 +57,6 @@ def _check_loss(loss) -> None:
         )
     if loss.penalty_every > 1 and not penalty:
         raise UserError(f"config.loss.penalty_every = {loss.penalty_every}: {SET_A_PENALTY}")
-
-
-def _check_accumulate(config) -> None:
-    if config.accumulate == 1:
-        return
-    if NETWORKS[config.network].batch_norm:
-        without = ", ".join(name for name, network in NETWORKS.items() if not network.batch_norm)
-        raise UserError(
-            f"config.accumulate = {config.accumulate}: {config.network} has BatchNorm, whose statistics would be those "
-            f"of a micro-batch; set 1 and a smaller config.batch_size; networks without it: {without}"
-        )
-    for name in ("lecam", "feature_matching"):
-        if config.loss[name]:
-            raise UserError(
-                f"config.accumulate = {config.accumulate}: config.loss.{name} = {config.loss[name]} compares means "
-                "over the whole batch, which a micro-batch does not have; set that to 0, or config.accumulate to 1"
-            )
 
 
 def _check_schedule(schedule, loss) -> None:

@@ -24,12 +24,12 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from idrid_jax.config import default_config  # noqa: E402
+from idrid_jax import config as config_lib  # noqa: E402
 from idrid_jax.data import phantom  # noqa: E402
 from idrid_jax.data.prepare import prepare  # noqa: E402
 from idrid_jax.models import NETWORKS, Network, convolution  # noqa: E402
 from idrid_jax.models.layers import GradeEmbedding  # noqa: E402
-from idrid_jax.training import curves  # noqa: E402
+from idrid_jax.training import curves, loop  # noqa: E402
 from idrid_jax.training.checkpoint import Checkpoints  # noqa: E402
 
 SIZE, CHANNELS, LATENT = 8, 3, 6
@@ -183,7 +183,7 @@ def quick_compilation(request):
 
 def make_config(data_dir, network="tiny", **changes) -> ml_collections.ConfigDict:
     """`changes`: field -> value; dots are written as two underscores."""
-    config = default_config()
+    config = config_lib.default_config()
     config.network, config.batch_size = network, 8
     config.total_kimg, config.snapshot_kimg, config.log_kimg = 0.096, 0.032, 0.016
     config.data.data_dir, config.mesh.data = str(data_dir), 1
@@ -200,6 +200,11 @@ def changed(config, **changes) -> ml_collections.ConfigDict:
     return config
 
 
+def train(config, workdir, metrics=None):
+    """Train as the command does, without its output."""
+    return loop.train(config_lib.validated(config), workdir, snapshot_metrics=metrics)
+
+
 def assert_same(a, b):
     """Equal pytrees, bit for bit."""
     leaves_a, tree_a = jax.tree_util.tree_flatten_with_path(a)
@@ -212,7 +217,7 @@ def assert_same(a, b):
 
 
 def score(fakes, *_):
-    """A measure that goes down and up again."""
+    """A snapshot metric that falls and rises again."""
     return {"score": float(abs(fakes.astype(float).mean() - 128) + fakes[0, 0, 0, 0] % 7)}
 
 

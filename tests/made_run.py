@@ -11,9 +11,9 @@ from PIL import Image
 from idrid_jax import config as config_lib
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.data.release import ReleaseWriter
-from idrid_jax.models import build_networks
-from idrid_jax.training import build, record
 from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training.run_dir import write_record
+from idrid_jax.training.state import single_device_state
 
 TRAIN, TEST = (5, 2, 4, 3, 1), (2, 1, 1, 1, 1)  # photographs by grade
 
@@ -52,9 +52,9 @@ def make_run(workdir: Path, manifest: Manifest, *, network: str = "cgan32", step
     config.data.data_dir = str(manifest.folder.parent.parent)
     config.update_from_flattened_dict(changes)
     workdir.mkdir(parents=True)
-    record.write(workdir, config, manifest)
-    _, init = build.make_update(config, *build_networks(config))
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    write_record(workdir, config, manifest)
+
+    shapes = single_device_state(config)
     with Checkpoints(workdir, keep_last=len(steps)) as checkpoints:
         for step in steps:
             rng = np.random.default_rng(step)

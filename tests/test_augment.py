@@ -9,21 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import LATENT, SIZE, TINY, assert_same, changed, make_config, stats
+from conftest import LATENT, SIZE, TINY, assert_same, changed, make_config, stats, train
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from idrid_jax import cli
 from idrid_jax import config as config_lib
 from idrid_jax.errors import UserError
-from idrid_jax.models import build_networks
 from idrid_jax.models.functional import functional
-from idrid_jax.training import augment, build, saved, sharding
+from idrid_jax.training import augment, sharding
 from idrid_jax.training.augment import MEAN_LIGHT, Augmentation, Strengths
-from idrid_jax.training.loop import train
-from idrid_jax.training.objectives import Weights
+from idrid_jax.training.checkpoint import read_run
+from idrid_jax.training.losses import LOSSES, Weights
 from idrid_jax.training.state import init_state
-from idrid_jax.training.update import Update
+from idrid_jax.training.update import Update, update_networks
 
 ALL = Strengths(rotation=25, zoom=0.2, shift=0.1, brightness=0.3, contrast=0.3, saturation=0.4)
 STRONG = Strengths(rotation=180, zoom=0.4, shift=0.5)
@@ -265,10 +264,10 @@ def test_the_update_is_that_of_a_discriminator_behind_the_transforms():
     """Every look of D's, real and fake, in both networks' objectives and in the penalties, each with its own draw."""
     augmentation = Augmentation(ALL, p=None)
     weights = Weights(r1=0.7, r2=0.4, gradient_penalty=0.6, feature_matching=0.8)
-    options = dict(loss="relativistic", weights=weights, flip=True)
+    options = dict(loss=LOSSES["relativistic"], weights=weights, flip=True)
     update, state = make(augment=augmentation, p=0.7, **options)
     behind, plain = make(Behind(augmentation, 0.7), **options)
-    after, metrics = jax.jit(update)(state, *batch(), jax.random.key(7))
+    after, metrics = jax.jit(functools.partial(update_networks, update))(state, *batch(), jax.random.key(7))
     expected, expected_metrics = jax.jit(behind)(plain, *batch(), jax.random.key(7))
     for found, x in zip(*(jax.tree.leaves((state.g, state.d)) for state in (after, expected)), strict=True):
         np.testing.assert_allclose(found, x, atol=1e-5)
@@ -281,7 +280,7 @@ def test_p_is_the_constant_or_the_state_s():
     expected = augment.apply(images, jax.random.fold_in(KEY, augment.STREAM), 0.4, ALL)
     assert_same(Augmentation(ALL, 0.4)(images, KEY, {}), expected)
     assert_same(Augmentation(ALL, None)(images, KEY, {"p": jnp.float32(0.4), "r": jnp.float32(0)}), expected)
-    assert_same(Augmentation(ALL, None)(images, KEY, augment.fresh()), images)
+    assert_same(Augmentation(ALL, None)(images, KEY, augment.initial_state()), images)
 
 
 # -- ADA
@@ -290,7 +289,7 @@ def test_p_is_the_constant_or_the_state_s():
 def test_p_is_the_recursion():
     """In float64, through both ends, with the mean of what was seen so far."""
     augmentation, batch_size = Augmentation(ALL, None, target=0.3, images=800.0), 32
-    state, decay = augment.fresh(), 0.5 ** (batch_size / augment.REAL_SIGNS)
+    state, decay = augment.initial_state(), 0.5 ** (batch_size / augment.REAL_SIGNS)
     p, weighted, weights, path = 0.0, 0.0, 0.0, []
     adapt = jax.jit(augmentation.adapt)
     for step in range(120):
@@ -315,7 +314,7 @@ def test_r_is_of_real_logits_and_of_their_lead_where_the_loss_is_of_pairs(loss):
             return 100 + x.mean((1, 2, 3)) + params["hidden"]["bias"].mean(), stats
 
     update, state = make(Yes(), augment=Augmentation(ALL, None), loss=loss)
-    _, metrics = jax.jit(update)(state, *batch(), jax.random.key(7))
+    _, metrics = jax.jit(functools.partial(update_networks, update))(state, *batch(), jax.random.key(7))
     images, grades = batch()
     z = jax.random.normal(jax.random.split(jax.random.key(7), 5)[0], (BATCH, LATENT))
     fake, _ = GENERATOR.train(state.g.params, state.g.stats, z, grades)
@@ -335,18 +334,20 @@ def test_a_mesh_computes_what_one_device_does():
 
 
 def update_on(*layout):
-    update, state = make(augment=Augmentation(ALL, None), p=0.7, loss="relativistic", weights=Weights(r1=0.5))
+    update, state = make(augment=Augmentation(ALL, None), p=0.7, loss=LOSSES["relativistic"], weights=Weights(r1=0.5))
     with jax.enable_x64(True):
         on = sharding.make_mesh(*layout)
-        over = sharding.split_batch(on), sharding.split_images(on)
+        over = sharding.batch_sharding(on), sharding.image_sharding(on)
         whole = sharding.replicated(on)
         step = jax.jit(
-            dataclasses.replace(update, over_devices=over),
+            functools.partial(
+                update_networks, dataclasses.replace(update, batch_sharding=over[0], image_sharding=over[1])
+            ),
             in_shardings=(whole, over[1], over[0], whole),
             out_shardings=(whole, whole),
         )
         at = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
-        at = dataclasses.replace(at, augment=state.augment, best=state.best)
+        at = dataclasses.replace(at, augment=state.augment)
         at, metrics = step(at, *batch(), jax.random.key(7))
         return jax.tree.map(np.asarray, (at.g, at.d, at.augment, metrics))
 
@@ -385,27 +386,13 @@ def test_resumed_is_uninterrupted(config, tmp_path):
     whole = train(config, tmp_path / "whole")
     train(changed(config, total_kimg=0.048), tmp_path / "parts")
     assert_same(train(config, tmp_path / "parts"), whole)
-    assert_same(saved.read_run(tmp_path / "parts")[1], whole)
+    assert_same(read_run(tmp_path / "parts")[1], whole)
     for rows in (stats(tmp_path / "whole"), stats(tmp_path / "parts")):
         assert all(0 <= row["augment_p"] <= 1 and -1 <= row["augment_r"] <= 1 for row in rows)
         assert len({row["augment_p"] for row in rows}) > 2
     assert whole.augment.keys() == {"p", "r"}
     with pytest.raises(UserError, match="config.augment.rotation: 10.0 -> 20.0"):
         train(changed(config, augment__rotation=20.0), tmp_path / "parts")
-
-
-def test_without_it_the_program_is_that_of_before():
-    config = make_config("", "cgan32")
-    for mode in ("none", "fixed", "adaptive"):
-        update, init = build.make_update(changed(config, augment__mode=mode), *build_networks(config))
-        assert (update.augment is None) == (mode == "none")
-        assert jax.eval_shape(init, jax.random.key(0)).augment.keys() == ({"p", "r"} if mode == "adaptive" else set())
-    gathers = []
-    for augmentation in (None, Augmentation(ALL)):
-        update, state = make(augment=augmentation)
-        text = jax.jit(update).lower(state, *batch(), jax.random.key(0)).as_text()
-        gathers.append(text.count("stablehlo.gather"))
-    assert gathers[0] < gathers[1]
 
 
 # -- Configuration

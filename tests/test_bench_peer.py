@@ -1,5 +1,6 @@
 """The peer in PyTorch: the same losses as ours on the same weights and inputs, and its process."""
 
+import functools
 import json
 import os
 import signal
@@ -19,7 +20,9 @@ from idrid_jax.bench import peer, step, torch_networks, torch_step  # noqa: E402
 from idrid_jax.config import default_config  # noqa: E402
 from idrid_jax.models import NETWORKS  # noqa: E402
 from idrid_jax.models.functional import functional  # noqa: E402
-from idrid_jax.training import build, ema  # noqa: E402
+from idrid_jax.training.optimizers import update_ema  # noqa: E402
+from idrid_jax.training.state import init_state  # noqa: E402
+from idrid_jax.training.update import make_update, update_networks  # noqa: E402
 
 BATCH, STEPS = 8, 3
 CPU = torch.device("cpu")
@@ -72,9 +75,10 @@ def to_peer(images, module):
 def our_losses(config):
     """-> losses of D and G [STEPS, 2], the state before and after, and a batch of each step: images, grades, z."""
     network = NETWORKS[config.network]
-    update, init = build.make_update(config, *map(without_dropout, (network.generator, network.discriminator)))
-    first = state = jax.jit(init)(jax.random.key(0))
-    compiled, rows, batches = jax.jit(update), [], []
+    update = make_update(config, tuple(map(without_dropout, (network.generator, network.discriminator))))
+    parts = update.generator, update.discriminator, update.g_optimizer, update.d_optimizer
+    first = state = jax.jit(lambda key: init_state(key, *parts, ema=bool(config.ema_kimg)))(jax.random.key(0))
+    compiled, rows, batches = jax.jit(functools.partial(update_networks, update)), [], []
     for i in range(STEPS):
         rng, key = np.random.default_rng(i), jax.random.key(i)
         images = rng.integers(0, 256, (BATCH, network.size, network.size, network.channels), np.uint8)
@@ -147,7 +151,7 @@ def test_same_moving_average():
     batches, expected = torch_step.Batches(update.options, 16, CPU), parameters()
     for i in range(4):  # young at first, then by the decay
         update(*batches())
-        expected = ema.update(expected, parameters(), update.options.ema_decay, jnp.int32(i))
+        expected = update_ema(expected, parameters(), update.options.ema_decay, jnp.int32(i))
     for mine, theirs in zip(expected, update.ema, strict=True):
         assert capture.difference(mine, theirs) < 1e-6
 

@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit, kept as asked, whole or not at all, and damage reported."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,11 +15,13 @@ import pytest
 from conftest import assert_same
 
 from idrid_jax.errors import UserError
-from idrid_jax.training.checkpoint import FOLDER, SET_ASIDE, TEMPORARY, Checkpoints
+from idrid_jax.training.checkpoint import TEMPORARY, Checkpoints
+from idrid_jax.training.run_dir import RunDir
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"
 )  # Orbax's, on damage
+FOLDER, SET_ASIDE = RunDir("").checkpoints.name, RunDir("").unreadable_checkpoints.name
 N = 5000  # floats in the large array
 
 
@@ -68,16 +71,20 @@ def test_round_trip_is_bit_for_bit(tmp_path):
     assert_same(restore(tmp_path, step=3), state(3))
 
 
-def test_the_last_the_marked_and_the_best_are_kept(tmp_path):
+def test_the_last_the_regular_and_the_best_are_kept(tmp_path):
     scores = {1: 0.5, 2: 0.3, 3: 0.1, 4: 0.2, 5: None, 6: 0.4, 7: float("nan"), 8: None, 9: 0.6}
-    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
+    options = dict(keep_last=2, keep_every_steps=5)
+    with Checkpoints(tmp_path, **options) as checkpoints:
         for step, score in scores.items():
-            checkpoints.save(step, {"a": jnp.int32(step)}, score=score, marked=step == 2)
-    assert steps(tmp_path) == [2, 3, 8, 9]
-    with Checkpoints(tmp_path, keep_last=2) as checkpoints:  # a run that goes on knows the scores of before
+            checkpoints.save(step, {"a": jnp.int32(step)}, score=score)
+    assert steps(tmp_path) == [3, 5, 8, 9]
+    with Checkpoints(tmp_path, **options) as checkpoints:  # a resumed run knows the earlier scores
+        assert checkpoints.best_step() == 3
         for step, score in {10: 0.3, 11: 0.05, 12: 1.0, 13: 1.0}.items():
             checkpoints.save(step, {"a": jnp.int32(step)}, score=score)
-    assert steps(tmp_path) == [2, 11, 12, 13]
+        checkpoints.wait()
+        assert checkpoints.best_step() == 11
+    assert steps(tmp_path) == [5, 10, 11, 12, 13]
 
 
 def test_arrays_may_be_donated_after_save(tmp_path):
@@ -143,6 +150,24 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(tmp_path, cap
     assert_same(restore(tmp_path), state(2))
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), PermissionError(13, "denied"), MemoryError(),
+                                   ValueError("cannot read [os_error_code='5']"), RuntimeError("RESOURCE_EXHAUSTED")])
+def test_errors_that_are_no_damage_are_raised_and_move_nothing(tmp_path, monkeypatch, error):
+    save(tmp_path, [1, 2])
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._checkpointer, "load", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            checkpoints.restore(state(0))
+    assert steps(tmp_path) == [1, 2] and not (tmp_path / SET_ASIDE).exists()
+
+
+def test_log_records_of_others_pass(tmp_path, caplog):
+    """Only what Orbax logs is dropped."""
+    save(tmp_path, [1])
+    logging.getLogger("absl").error("ours")
+    assert [record.getMessage() for record in caplog.records] == ["ours"]
+
+
 def test_none_readable_is_refused(tmp_path):
     save(tmp_path, [1, 2])
     for step in (1, 2):
@@ -179,6 +204,7 @@ SAVING = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow  # a process that imports JAX and saves
 def test_kill_while_saving(tmp_path):
     """kill -9 at any moment: what reads as a checkpoint is whole, and the next save clears what was half-written."""
     like = {f"a{i}": jnp.zeros(20_000) for i in range(20)}
@@ -249,6 +275,7 @@ FULL = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow  # a process that imports JAX and saves
 def test_a_full_disk_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()

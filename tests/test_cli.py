@@ -26,7 +26,8 @@ from idrid_jax.data.masks import palette_tiff
 from idrid_jax.data.prepare import prepare
 from idrid_jax.evaluation import grader
 from idrid_jax.evaluation.features import trained_grader
-from idrid_jax.training import build, loop
+from idrid_jax.models import layer_table
+from idrid_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
 CGAN = str(ROOT / "configs" / "cgan32.py")
@@ -234,7 +235,7 @@ def test_dry_run_prints_layers_and_configuration(capsys, tmp_path):
 
 
 def test_every_way_to_write_an_override(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "table", lambda config: "layers")
+    monkeypatch.setattr(layer_table, "networks_table", lambda config: "layers")
     for spelt, expected in (
         (["--config.data.flip"], {"flip": True}), (["--config.data.flip=true"], {"flip": True}),
         (["--noconfig.data.flip"], {"flip": False}), (["--config.data.flip=False"], {"flip": False}),
@@ -253,7 +254,7 @@ def test_the_whole_way(folder, capsys, monkeypatch):
     """phantom, prepare, train, resume, sample, prepare what was sampled, evaluate; each by one command."""
     out = folder / "way"
     monkeypatch.setenv("TFDS_DATA_DIR", str(out / "data"))
-    monkeypatch.setattr(build, "table", lambda config: "layers")  # seconds of compilation, and tested above
+    monkeypatch.setattr(layer_table, "networks_table", lambda config: "layers")  # seconds of compilation, and tested above
     brief = {"budget": grader.Budget(steps=3, batch_size=4)}
     monkeypatch.setattr(trained_grader.train, "__kwdefaults__", trained_grader.train.__kwdefaults__ | brief)
 
@@ -438,10 +439,10 @@ def test_a_disk_that_is_really_full(workdir, tiny_disk, refused):
 
 
 def test_a_disk_that_fills_while_training(manifest, refused, tmp_path, monkeypatch):
-    def full(config, workdir, on_snapshot):
+    def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(loop, "train", full)
-    monkeypatch.setattr(build, "table", lambda config: "layers")
+    monkeypatch.setattr(layer_table, "networks_table", lambda config: "layers")
     said = refused("train", "--config", CGAN, "--workdir", tmp_path / "run",
                    f"--config.data.data_dir={manifest.folder.parent.parent}", prints=True)
     assert f"{tmp_path / 'run'}: No space left on device; make room" in said

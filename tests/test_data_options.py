@@ -1,6 +1,7 @@
 """Options of `config.data`: laterality, class merging, held-out photographs and the size of the photographs."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import signal
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import made_run
 import numpy as np
 import pytest
-from conftest import assert_same, changed, make_config
+from conftest import assert_same, changed, make_config, train
 from PIL import Image
 
 from idrid_jax import config as config_lib
@@ -23,9 +24,11 @@ from idrid_jax.evaluation import evaluate
 from idrid_jax.generation import interpolation, release, sampling
 from idrid_jax.models import build_networks
 from idrid_jax.models.functional import ClassMapped
-from idrid_jax.training import build, record, sharding
-from idrid_jax.training.loop import train
-from idrid_jax.training.update import draw
+from idrid_jax.training import sharding
+from idrid_jax.training.monitoring import sample_images
+from idrid_jax.training.run_dir import read_record
+from idrid_jax.training.state import fresh_state
+from idrid_jax.training.update import make_update, update_networks
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -46,7 +49,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
         total_kimg=0.064,
     )
     uninterrupted = train(config, tmp_path / "whole")
-    assert int(train(config, tmp_path / "parts", on_snapshot=(interrupt,)).step) == 5
+    assert int(train(config, tmp_path / "parts", metrics=interrupt).step) == 5
     assert_same(train(config, tmp_path / "parts"), uninterrupted)
 
 
@@ -97,12 +100,11 @@ def test_batches_are_the_photographs_with_left_eyes_mirrored(config, pipeline):
 
 
 def test_generated_images_are_mirrored_in_the_given_share(config):
-    generator, discriminator = build_networks(config)
-    state = build.make_update(config, generator, discriminator)[1](jax.random.key(0))
+    generator, state = build_networks(config)[0], fresh_state(config, sharding.make_mesh(1))
     z, grades = jax.random.normal(jax.random.key(1), (600, 6)), jnp.arange(600) % 5
-    plain = np.asarray(draw(generator, state, z, grades, 60))
-    some = np.asarray(draw(generator, state, z, grades, 60, 0.3))
-    np.testing.assert_array_equal(some, draw(generator, state, z, grades, 60, 0.3))
+    plain = np.asarray(sample_images(generator, state, z, grades, 60))
+    some = np.asarray(sample_images(generator, state, z, grades, 60, 0.3))
+    np.testing.assert_array_equal(some, sample_images(generator, state, z, grades, 60, 0.3))
     mirrored = (some == plain[:, :, ::-1]).all((1, 2, 3))
     assert (mirrored ^ (some == plain).all((1, 2, 3))).all() and 0.24 < mirrored.mean() < 0.36
 
@@ -110,11 +112,11 @@ def test_generated_images_are_mirrored_in_the_given_share(config):
 def test_a_canonicalized_run_records_its_share_of_left_eyes_and_samples_with_it(config, tmp_path):
     config = changed(config, total_kimg=0.032, data__canonicalize_laterality=True)
     seen = []
-    train(config, tmp_path, on_snapshot=(lambda fakes, grades, *photographs: seen.append(photographs) or {},))
+    train(config, tmp_path, metrics=lambda fakes, grades, *photographs: seen.append(photographs) or {})
     whole = cache.load(find_prepared(config.data.data_dir), "train", size=8, channels=3, crop=config.data.crop)
     np.testing.assert_array_equal(seen[0][0].images, whole.images)
     share = laterality.is_left_eye(whole.images).mean()
-    assert record.read(tmp_path).left_eye_share == share and 0.1 < share < 0.9
+    assert read_record(tmp_path).left_eye_share == share and 0.1 < share < 0.9
     reals = np.asarray(Image.open(tmp_path / "reals.png"))
     assert (reals[:8, :8] == whole.images[whole.grades == 0][0]).all()
 
@@ -167,9 +169,9 @@ def test_merged_grades_are_one_class_to_the_networks(config):
     results = []
     for some, labels in ((merged, grades), (plain, classes)):
         generator, discriminator = build_networks(some)
-        update, init = build.make_update(some, generator, discriminator)
-        state, metrics = jax.jit(update)(jax.jit(init)(jax.random.key(0)), images, labels, jax.random.key(1))
-        generated = draw(generator, state, jnp.asarray(z), jnp.asarray(labels), 10)
+        step = jax.jit(functools.partial(update_networks, make_update(some)))
+        state, metrics = step(fresh_state(some, sharding.make_mesh(1)), images, labels, jax.random.key(1))
+        generated = sample_images(generator, state, jnp.asarray(z), jnp.asarray(labels), 10)
         logits = discriminator.eval(state.d.params, state.d.stats, jnp.asarray(images, jnp.float32), jnp.asarray(labels))
         results.append((state, metrics, generated, logits))
     assert_same(*results)

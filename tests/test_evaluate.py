@@ -25,7 +25,8 @@ from idrid_jax.evaluation.image_quality import psnr, ssim
 from idrid_jax.generation import sampling
 from idrid_jax.images import to_float
 from idrid_jax.models import build_networks
-from idrid_jax.training import augment, saved
+from idrid_jax.training import augment
+from idrid_jax.training.checkpoint import read_run
 
 REFERENCES = ("held_out_real", "mean_image", "nearest_to_generated", "nearest_to_held_out", "within_generated",
               "within_training")
@@ -81,7 +82,7 @@ def test_a_leak_of_augmentation_is_looked_for_where_there_was_some(workdir, resu
     leaked = result["augmentation_leak"]
     assert set(leaked["statistics"]) == set(augmentation_leak.CAPTIONS) and isinstance(leaked["verdict"], str)
     assert all(0 <= found["p"] <= 1 and 0 <= found["share"] <= 1 for found in leaked["statistics"].values())
-    strengths = augment.strengths_from_config(saved.read_run(workdir)[0].config)
+    strengths = augment.strengths_from_config(read_run(workdir)[0].config)
     shown = evaluate._augmented(training.images, strengths, 4, 0)
     assert shown.shape == training.images.shape and shown.dtype == np.uint8
     assert (shown != training.images).any(axis=(1, 2, 3)).all()
@@ -252,7 +253,7 @@ def test_copies_and_membership_are_told(workdir, result, manifest, capsys):
 
 def test_the_discriminator_s_scores_are_its_logits(workdir, training):
     """Also where the last batch is not full."""
-    record, state = saved.read_run(workdir, step=5)
+    record, state = read_run(workdir, step=5)
     _, discriminator = build_networks(record.config)
     few = training.subset(np.arange(7))
     members, others, untrained = evaluate._scores(workdir, 5, training, few)

@@ -23,7 +23,7 @@ FORMULAS = {
 
 def generator(name, real, fake):
     loss = losses.LOSSES[name]
-    return loss.generator(fake, real) if loss.pairs else loss.generator(fake)
+    return loss.generator(fake, real) if loss.paired else loss.generator(fake)
 
 
 def test_every_loss_has_a_formula_here():
@@ -79,20 +79,20 @@ def test_pairs_are_paired():
 def test_penalties_are_the_formulas():
     gradients = RNG.normal(0, 0.2, (6, 4, 4, 3))
     norms = np.sqrt((gradients**2).sum((1, 2, 3)))
-    np.testing.assert_allclose(losses.zero_centred(gradients), (norms**2).mean(), rtol=2e-6)
-    np.testing.assert_allclose(losses.one_centred(gradients), ((norms - 1) ** 2).mean(), rtol=2e-6)
-    assert losses.zero_centred(jnp.bfloat16(gradients)).dtype == jnp.float32
+    np.testing.assert_allclose(losses.zero_centered_penalty(gradients), (norms**2).mean(), rtol=2e-6)
+    np.testing.assert_allclose(losses.one_centered_penalty(gradients), ((norms - 1) ** 2).mean(), rtol=2e-6)
+    assert losses.zero_centered_penalty(jnp.bfloat16(gradients)).dtype == jnp.float32
 
 
 def test_penalties_of_a_flat_discriminator_have_finite_gradients():
-    for penalty, value in ((losses.zero_centred, 0), (losses.one_centred, 1)):
+    for penalty, value in ((losses.zero_centered_penalty, 0), (losses.one_centered_penalty, 1)):
         found, gradient = jax.value_and_grad(penalty)(jnp.zeros((2, 3)))
         assert found == pytest.approx(value, abs=1e-5) and (gradient == 0).all()
 
 
 def test_between_goes_from_fake_to_real():
     real, fake = RNG.normal(size=(2, 3, 4, 4, 1))
-    mixed = losses.between(jnp.asarray(real), jnp.asarray(fake), jnp.array([0.0, 1.0, 0.25]))
+    mixed = losses.interpolate(jnp.asarray(real), jnp.asarray(fake), jnp.array([0.0, 1.0, 0.25]))
     np.testing.assert_allclose(mixed, [fake[0], real[1], 0.25 * real[2] + 0.75 * fake[2]], atol=1e-6)
 
 
@@ -101,7 +101,7 @@ def small_discriminator(w1, w2, x, matrix, tanh):
     return matrix(tanh(matrix(x.reshape(x.shape[0], -1), w1)), w2)[:, 0]
 
 
-@pytest.mark.parametrize("penalty", ["zero_centred", "one_centred"])
+@pytest.mark.parametrize("penalty", ["zero_centered_penalty", "one_centered_penalty"])
 def test_double_backward_is_pytorch_s(penalty):
     """The gradient in D's parameters of a penalty on its gradient in the images."""
     torch = pytest.importorskip("torch")
@@ -116,7 +116,7 @@ def test_double_backward_is_pytorch_s(penalty):
         small_discriminator(*theirs, torch.matmul, torch.tanh).sum(), theirs[2], create_graph=True
     )
     norms = gradients.flatten(1).norm(dim=1)
-    value = (norms**2).mean() if penalty == "zero_centred" else ((norms - 1) ** 2).mean()
+    value = (norms**2).mean() if penalty == "zero_centered_penalty" else ((norms - 1) ** 2).mean()
     value.backward()
     with jax.default_matmul_precision("highest"):
         found, slopes = jax.value_and_grad(ours, (0, 1))(*map(jnp.float32, (w1, w2, x)))
@@ -131,13 +131,13 @@ def test_double_backward_is_pytorch_s(penalty):
 def test_lecam_is_its_formula():
     averages = {"real": jnp.float32(0.7), "fake": jnp.float32(-0.4)}
     expected = (relu(REAL + 0.4) ** 2).mean() + (relu(0.7 - FAKE) ** 2).mean()
-    np.testing.assert_allclose(losses.lecam(REAL, FAKE, averages), expected, rtol=2e-6)
+    np.testing.assert_allclose(losses.lecam_penalty(REAL, FAKE, averages), expected, rtol=2e-6)
 
 
 def test_lecam_is_of_each_logit_not_of_their_mean():
     averages = {"real": jnp.float32(0), "fake": jnp.float32(0)}
     spread = jnp.array([-1.0, 1.0])
-    assert losses.lecam(spread, spread, averages) == pytest.approx(1.0)  # of the means it would be 0
+    assert losses.lecam_penalty(spread, spread, averages) == pytest.approx(1.0)  # of the means it would be 0
 
 
 def test_lecam_averages_are_weighted_means_of_what_was_seen():
@@ -145,13 +145,13 @@ def test_lecam_averages_are_weighted_means_of_what_was_seen():
     batches = RNG.normal(1, 2, (7, 2, 5))
     averages = {"real": jnp.float32(10), "fake": jnp.float32(-10)}
     for step, (real, fake) in enumerate(batches):
-        averages = losses.lecam_averages(averages, real, fake, jnp.int32(step))
+        averages = losses.update_lecam_averages(averages, real, fake, jnp.int32(step))
     weights = 0.99 ** np.arange(7)[::-1]
     expected = (batches.mean(-1) * weights[:, None]).sum(0) / weights.sum()
     np.testing.assert_allclose([averages["real"], averages["fake"]], expected, atol=1e-5)
-    late = losses.lecam_averages({"real": jnp.float32(1), "fake": jnp.float32(1)}, REAL, FAKE, jnp.int32(100_000))
+    late = losses.update_lecam_averages({"real": jnp.float32(1), "fake": jnp.float32(1)}, REAL, FAKE, jnp.int32(100_000))
     np.testing.assert_allclose(late["real"], 0.99 + 0.01 * REAL.mean(), rtol=1e-5)
-    slope = jax.grad(lambda x: losses.lecam_averages(averages, x, x, jnp.int32(3))["real"])(jnp.ones(4))
+    slope = jax.grad(lambda x: losses.update_lecam_averages(averages, x, x, jnp.int32(3))["real"])(jnp.ones(4))
     assert (slope == 0).all()
 
 

@@ -20,7 +20,7 @@ from idrid_jax import cli
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.pipeline import tfdata
 from idrid_jax.errors import UserError
-from idrid_jax.training import loop, multihost, record, run_dir
+from idrid_jax.training import loop, multihost, run_dir
 from idrid_jax.training.checkpoint import FOLDER
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
@@ -53,7 +53,7 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path):
     assert process.returncode == 0, output
     (line,) = lines(output, "interrupted")
     first = int(re.search(r"saved step (\d+); the same command goes on", line)[1])
-    assert steps(folder)[-1] == first and not (folder / run_dir.LOCK).exists()
+    assert steps(folder)[-1] == first and not run_dir.RunDir(folder).lock.exists()
 
     with started(*words) as process:
         wait_for(lambda: saved(first + 1), process)
@@ -133,8 +133,8 @@ def test_processes_that_differ_are_refused_on_both(phantom_data, tmp_path):
 
 @pytest.mark.parametrize("name", ["jax", "flax", "idrid_jax", "revision", "release", "config.mesh.data"])
 def test_what_differs_is_named(config, monkeypatch, name):
-    facts = record.shared_facts(config, loop.find_release(config))
-    assert not {f"config.{field}" for field in record.MAY_DIFFER} & facts.keys()
+    facts = run_dir.shared_facts(config, loop.find_release(config))
+    assert not {f"config.{field}" for field in run_dir.MAY_DIFFER} & facts.keys()
     monkeypatch.setattr(multihost, "gather", lambda value: [value, value])
     multihost.check_same(facts)
     monkeypatch.setattr(multihost, "gather", lambda value: [value, value | {name: "other"}])
@@ -264,11 +264,11 @@ def test_process_0_evaluates_alone(bare, monkeypatch, tmp_path, capsys, words):
 
 
 def test_a_folder_is_held_until_the_end(tmp_path):
-    with run_dir.held(tmp_path / "run"):
+    with run_dir.lock(tmp_path / "run"):
         with pytest.raises(UserError, match=rf"another run \(host .*, pid {os.getpid()}, since 20.*\) trains there"):
-            with run_dir.held(tmp_path / "run"):
+            with run_dir.lock(tmp_path / "run"):
                 pass
-    with run_dir.held(tmp_path / "run"):  # and again
+    with run_dir.lock(tmp_path / "run"):  # and again
         pass
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -278,17 +278,17 @@ def test_a_killed_run_holds_nothing(tmp_path):
     program = """
         import sys, time, pathlib
         from idrid_jax.training import run_dir
-        with run_dir.held(pathlib.Path(sys.argv[1])):
+        with run_dir.lock(pathlib.Path(sys.argv[1])):
             print("held", flush=True)
             time.sleep(100)
     """
     with started(sys.executable, "-c", textwrap.dedent(program), tmp_path) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"pid {process.pid}"), run_dir.held(tmp_path):
+        with pytest.raises(UserError, match=f"pid {process.pid}"), run_dir.lock(tmp_path):
             pass
         process.kill()
         process.wait()
-        with run_dir.held(tmp_path):
+        with run_dir.lock(tmp_path):
             pass
 
 
@@ -299,7 +299,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unknown)
-    with run_dir.held(tmp_path):
+    with run_dir.lock(tmp_path):
         pass
     assert "knows no locks" in capsys.readouterr().err
 
@@ -331,7 +331,7 @@ def test_values_and_errors_reach_all_processes(tmp_path):
                 lambda: multihost.run_on_first(lambda: refuse("no disk")),
                 lambda: multihost.run_on_each(lambda: refuse("no data") if index == 1 else 0),
                 lambda: multihost.run_on_each(lambda: refuse("no data")),
-                lambda: run_dir.held(Path(sys.argv[0], f"{FOLDER}/{index}")).__enter__(),
+                lambda: run_dir.lock(Path(sys.argv[0], f"{FOLDER}/{index}")).__enter__(),
             ):
                 try:
                     attempt()
@@ -339,7 +339,7 @@ def test_values_and_errors_reach_all_processes(tmp_path):
                     print(error, flush=True)
             refuse("the end")
     """.replace("FOLDER", str(tmp_path))
-    statuses, outputs = run_together(*[python(f"run_dir.VISIBLE = 0.5{body}")] * 3)
+    statuses, outputs = run_together(*[python(f"run_dir.LOCK_VISIBLE_SECONDS = 0.5{body}")] * 3)
     assert statuses == [2, 2, 2], outputs
     for output in outputs:
         found = [line for line in output.splitlines() if "Gloo" not in line]

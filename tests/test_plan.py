@@ -216,7 +216,7 @@ def test_a_collective_in_a_scan_counts_for_every_iteration():
 def state_bytes(config):
     """Bytes of (parameters, statistics, all of the state)."""
     mesh = target_lib.local_target(8).mesh(config)
-    _, state, _ = compile_lib.train_step.abstract_step(config, mesh)
+    _, state, _ = compile_lib.train_step.abstract_train_step(config, mesh)
     size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return size((state.g.params, state.d.params)), size((state.g.stats, state.d.stats)), size(state)
 

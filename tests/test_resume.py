@@ -1,4 +1,4 @@
-"""Runs that were interrupted, killed, extended or damaged go on as if nothing had happened: bit for bit."""
+"""Runs that were interrupted, killed, extended or damaged resume bit for bit as if nothing had happened."""
 
 import json
 import os
@@ -12,17 +12,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ALL_ON, LOSSES_ON, assert_same, changed, make_config, score, stats, steps
+from conftest import ALL_ON, LOSSES_ON, assert_same, changed, make_config, score, stats, steps, train
 
-from idrid_jax.training.checkpoint import FOLDER, Checkpoints
-from idrid_jax.training.loop import train
+from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training.run_dir import RunDir
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-ways = pytest.mark.parametrize("way", ["resident", "tfdata"])
 
 
 def stop_at(number, sent=signal.SIGTERM):
-    """A snapshot callback that interrupts the run the `number`th time it is called."""
+    """Return snapshot metrics that interrupt the run the `number`th time they are computed."""
     calls = []
 
     def callback(fakes, *_):
@@ -35,48 +34,48 @@ def stop_at(number, sent=signal.SIGTERM):
     return callback
 
 
-@ways
-@pytest.mark.parametrize("options", [{}, ALL_ON, LOSSES_ON], ids=["plain", "all on", "losses"])
-def test_resumed_is_uninterrupted(config, tmp_path, capsys, way, options):
+@pytest.mark.parametrize(
+    "pipeline, options", [("resident", ALL_ON), ("tfdata", {}), ("resident", LOSSES_ON)], ids=["all on", "tfdata", "losses"]
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, capsys, pipeline, options):
     """Bit for bit, all of the state; interrupted between two snapshots, and once more at one."""
-    config = changed(config, data__pipeline=way, **options)
-    whole = train(config, tmp_path / "whole", on_snapshot=(score,))
+    config = changed(config, data__pipeline=pipeline, **options)
+    whole = train(config, tmp_path / "whole", metrics=score)
     stopped = train(
-        config, tmp_path / "parts", on_snapshot=(stop_at(1),)
+        config, tmp_path / "parts", metrics=stop_at(1)
     )  # during the snapshot of step 4: stops at 5
     assert int(stopped.step) == 5 and steps(tmp_path / "parts")[-1] == 5
     assert "interrupted: saved step 5" in capsys.readouterr().err
     stopped = train(
-        config, tmp_path / "parts", on_snapshot=(stop_at(1, signal.SIGINT),)
+        config, tmp_path / "parts", metrics=stop_at(1, signal.SIGINT)
     )  # Ctrl-C, at the snapshot of step 8
     assert int(stopped.step) == 9
     assert "resuming from step 5 (0.0 kimg)" in capsys.readouterr().err
-    assert_same(train(config, tmp_path / "parts", on_snapshot=(score,)), whole)
+    assert_same(train(config, tmp_path / "parts", metrics=score), whole)
     with Checkpoints(tmp_path / "parts") as a, Checkpoints(tmp_path / "whole") as b:
         assert_same(a.restore(whole), b.restore(whole))
     by_step = [row["step"] for row in stats(tmp_path / "parts")]
     assert by_step == sorted(set(by_step)) and {2, 4, 5, 8, 9, 12} <= set(by_step)
-    assert (float(whole.best) < np.inf) == ("checkpoint__best" in options)
     for name in ("reals.png", "fakes_000000.096.png"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_both_ways_in_train_the_same(config, tmp_path):
-    resident, stream = (
-        train(changed(config, data__pipeline=way, **ALL_ON), tmp_path / way, on_snapshot=(score,))
-        for way in ("resident", "tfdata")
-    )
-    for a, b in zip(jax.tree.leaves(resident.g.params), jax.tree.leaves(stream.g.params), strict=True):
+def test_both_pipelines_train_the_same(config, tmp_path):
+    """And a run may change its pipeline when it resumes."""
+    resident = train(config, tmp_path / "resident")
+    train(changed(config, total_kimg=0.048, data__pipeline="tfdata"), tmp_path / "mixed")
+    mixed = train(changed(config, data__pipeline="resident"), tmp_path / "mixed")
+    for a, b in zip(jax.tree.leaves(resident.g.params), jax.tree.leaves(mixed.g.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@ways
-def test_several_updates_a_call_are_the_same_run(config, tmp_path, way):
-    """Interrupted between calls, logged and saved at whole calls."""
-    config = changed(config, data__pipeline=way)
+@pytest.mark.parametrize("pipeline", ["resident", "tfdata"])
+def test_several_updates_per_call_are_the_same_run(config, tmp_path, pipeline):
+    """Interrupted between calls; logged and saved at whole calls."""
+    config = changed(config, data__pipeline=pipeline)
     single = train(config, tmp_path / "single")
     several = changed(config, dispatch_steps=2)
-    stopped = train(several, tmp_path / "several", on_snapshot=(stop_at(1),))
+    stopped = train(several, tmp_path / "several", metrics=stop_at(1))
     assert int(stopped.step) == 6 and steps(tmp_path / "several")[-1] == 6
     several = train(several, tmp_path / "several")
     assert int(several.step) == 12
@@ -86,17 +85,12 @@ def test_several_updates_a_call_are_the_same_run(config, tmp_path, way):
     np.testing.assert_allclose(*by_step, rtol=1e-3)
 
 
-def test_the_way_in_may_change_on_resume(config, tmp_path):
-    train(changed(config, total_kimg=0.048, data__pipeline="tfdata"), tmp_path)
-    assert int(train(changed(config, data__pipeline="resident"), tmp_path).step) == 12
-
-
 def test_a_finished_run_is_left_alone(config, tmp_path):
     whole = train(config, tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in RunDir(tmp_path).checkpoints.rglob("*")}
     calls = []
-    assert_same(train(config, tmp_path, on_snapshot=(lambda *_: calls.append(1) or {},)), whole)
-    assert not calls and {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).rglob("*")} == before
+    assert_same(train(config, tmp_path, metrics=lambda *_: calls.append(1) or {}), whole)
+    assert not calls and {path: path.stat().st_mtime_ns for path in RunDir(tmp_path).checkpoints.rglob("*")} == before
     assert [row["step"] for row in stats(tmp_path)] == [2, 4, 6, 8, 10, 12]
 
 
@@ -109,7 +103,7 @@ def test_a_run_extended_is_the_long_run(config, tmp_path):
 
 def test_a_damaged_newest_checkpoint_costs_one_snapshot(config, tmp_path, capsys):
     whole = train(config, tmp_path)
-    next((tmp_path / FOLDER / "12" / "state").rglob("manifest.ocdbt")).unlink()
+    next((RunDir(tmp_path).checkpoints / "12" / "state").rglob("manifest.ocdbt")).unlink()
     assert_same(train(config, tmp_path), whole)
     assert "checkpoint of step 12 is unreadable" in (err := capsys.readouterr().err) and "resuming from step 8" in err
 
@@ -124,16 +118,19 @@ def test_stats_of_a_killed_run_are_cut_back(config, tmp_path):
     assert all(row["images_per_s"] > 0 for row in stats(tmp_path))
 
 
-def test_keep_last_marked_and_best(config, tmp_path):
+def test_the_last_the_regular_and_the_best_checkpoints_are_kept(config, tmp_path):
     config = changed(
-        config, total_kimg=0.256, checkpoint__keep_last=2, checkpoint__keep_every_kimg=0.08, checkpoint__best="score"
+        config, total_kimg=0.256, checkpoint__keep_last=2, checkpoint__keep_every_kimg=0.064, checkpoint__best="score"
     )
     scores = iter([5, 4, 1, 3, 2, 9, 9, 9])
-    train(config, tmp_path, on_snapshot=(lambda *_: {"score": next(scores)},))
-    # snapshots at 4, 8, ... 32: the first at or after 10, 20 and 30; the best at 12
-    assert steps(tmp_path) == [12, 20, 28, 32]
+    metrics = lambda *_: {"score": next(scores)}
+    metrics.names = score.names
+    train(config, tmp_path, metrics=metrics)
+    # snapshots at 4, 8, ... 32: every second one, 0.064 kimg apart; the best at 12
+    assert steps(tmp_path) == [8, 12, 16, 24, 28, 32]
 
 
+@pytest.mark.slow  # two processes that compile
 def test_kill_9_of_the_command_then_resume(phantom_data, tmp_path):
     """The real command and a real network; killed between snapshots, started again: the same as never killed."""
     root = Path(__file__).parents[1]
@@ -162,7 +159,7 @@ def test_kill_9_of_the_command_then_resume(phantom_data, tmp_path):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "killed" / FOLDER / "4").is_dir():
+    while not (RunDir(tmp_path / "killed").checkpoints / "4").is_dir():
         assert process.poll() is None
         time.sleep(0.002)
     process.kill()

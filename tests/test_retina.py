@@ -13,9 +13,11 @@ from idrid_jax import cli
 from idrid_jax import config as config_lib
 from idrid_jax.models import NETWORKS, build_networks, convolution, layer_table, retina
 from idrid_jax.models.functional import functional
-from idrid_jax.training import build, losses, optimizers, snapshot
-from idrid_jax.training.objectives import Weights
-from idrid_jax.training.update import Update
+from idrid_jax.training import losses, monitoring, optimizers
+from idrid_jax.training.losses import LOSSES, Weights
+from idrid_jax.training.optimizers import conditioning_strength, grade_conditioning
+from idrid_jax.training.state import init_state
+from idrid_jax.training.update import Update, make_update, update_networks
 
 SIZE = 32
 GENERATOR = functional(functools.partial(retina.Generator, SIZE, max_channels=16))
@@ -227,27 +229,27 @@ def configured(**changes):
 
 def test_what_the_networks_hear():
     fading = configured(**{"conditioning.start_kimg": 0.32, "conditioning.ramp_kimg": 0.64})
-    hears = build.hears(fading)
+    hears = grade_conditioning(fading)
     grades = jnp.array([0, 3])
     for step, share in ((0, 0), (10, 0), (20, 0.5), (30, 1), (500, 1)):
         np.testing.assert_allclose(hears(grades, jnp.int32(step)), share * np.eye(5)[[0, 3]], atol=1e-5)
-        assert build.heard(fading, step) == pytest.approx(share, abs=1e-6)
-        chosen = snapshot.score(fading, {fading.checkpoint.best: 0.5}, step)
+        assert conditioning_strength(fading, step) == pytest.approx(share, abs=1e-6)
+        chosen = monitoring.checkpoint_score(fading, {fading.checkpoint.best: 0.5}, step)
         assert chosen == (0.5 if share == 1 else None)  # what hears its grades by half would be released mislabelled
     at_once = configured(**{"batch_size": 100, "conditioning.start_kimg": 0.3})
-    assert [build.heard(at_once, step) for step in (3, 4)] == [0, 1]  # 0.3 kimg by another sum are no share
-    assert build.hears(configured())(grades, jnp.int32(0)) is grades and build.heard(configured(), 0) == 1
+    assert [conditioning_strength(at_once, step) for step in (3, 4)] == pytest.approx([0, 1], abs=1e-6)
+    assert grade_conditioning(configured())(grades, jnp.int32(0)) is grades and conditioning_strength(configured(), 0) == 1
 
 
 def test_learning_rate_and_penalty_follow_the_cosine():
     """With plain gradient descent a parameter's step is the rate: read off Adam's first moments being 0."""
     config = configured(**{"schedule.kimg": 0.64, "schedule.learning_rate_factor": 0.0, "schedule.penalty_factor": 0.25})
     config.optimizer.b1, config.optimizer.b2 = 0.0, 0.0  # every step is the rate times the gradient's sign
-    update, _ = build.make_update(config, GENERATOR, DISCRIMINATOR)
+    update = make_update(config, (GENERATOR, DISCRIMINATOR))
     params, sizes = {"w": jnp.zeros(())}, []
-    opt = update.g_tx.init(params)
+    opt = update.g_optimizer.init(params)
     for _ in range(22):
-        moved, opt = update.g_tx.update({"w": jnp.ones(())}, opt, params)
+        moved, opt = update.g_optimizer.update({"w": jnp.ones(())}, opt, params)
         sizes.append(-float(moved["w"]))
     want = config.optimizer.g_learning_rate * (1 + np.cos(np.pi * np.minimum(np.arange(22) / 20, 1))) / 2
     np.testing.assert_allclose(sizes, want, rtol=1e-3, atol=1e-9)
@@ -261,14 +263,12 @@ def test_a_penalty_s_scale_is_in_the_gradients():
 
     def stepped(weight, scale):
         update = Update(
-            GENERATOR, DISCRIMINATOR, optax.sgd(0.1), optax.sgd(0.1), latent=retina.LATENT_SIZE, loss="relativistic",
+            GENERATOR, DISCRIMINATOR, optax.sgd(0.1), optax.sgd(0.1), latent=retina.LATENT_SIZE, loss=LOSSES["relativistic"],
             weights=Weights(r1=weight, r2=weight), penalty_scale=lambda step: scale,
         )  # fmt: skip
-        from idrid_jax.training.state import init_state
-
-        state = init_state(jax.random.key(0), GENERATOR, DISCRIMINATOR, update.g_tx, update.d_tx, ema=False)
+        state = init_state(jax.random.key(0), GENERATOR, DISCRIMINATOR, update.g_optimizer, update.d_optimizer)
         x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3)), jnp.uint8)
-        return jax.jit(update)(state, x, jnp.array([0, 1, 2, 3]), jax.random.key(1))[0]
+        return jax.jit(functools.partial(update_networks, update))(state, x, jnp.array([0, 1, 2, 3]), jax.random.key(1))[0]
 
     for a, b in zip(jax.tree.leaves(stepped(1.0, 2.0)), jax.tree.leaves(stepped(2.0, 1.0)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import changed, score, stats, steps
+from conftest import changed, score, steps, train
 
 from idrid_jax.data import cache, folds, splits
 from idrid_jax.evaluation import distances, grader, quality, snapshot_metrics
@@ -13,10 +13,8 @@ from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
 from idrid_jax.models import build_networks
 from idrid_jax.models.functional import RECOMPUTE_BATCHES, recompute_batch_stats
-from idrid_jax.training.alarm import alarm
 from idrid_jax.training.checkpoint import Checkpoints
-from idrid_jax.training.loop import TrainingCollapsed, train
-from idrid_jax.training.update import draw
+from idrid_jax.training.monitoring import sample_images
 
 BUDGET = grader.Budget(steps=60, batch_size=16, learning_rate=3e-3)
 
@@ -128,56 +126,6 @@ def test_a_grader_is_trained_once_and_a_torn_one_again(tmp_path):
     np.testing.assert_array_equal(trained_grader.likelihood(params, images, grades), asked)
 
 
-# -- the alarm
-
-
-def rows(*diversity, real=0.7, fake=0.3, loss=0.5):
-    """Two rows before each snapshot."""
-    plain = {"d_real": real, "d_fake_after": fake, "loss_d": loss}
-    return [row for value in diversity for row in (plain, plain, plain | {"diversity": value})]
-
-
-def test_the_alarm_knows_a_collapse_from_a_beginning():
-    assert alarm(rows(0.01), "bce") is None  # the first images are all alike
-    assert alarm(rows(0.01, 0.2, 0.6, 0.5), "bce") is None
-    assert "diversity has fallen to 0.10 of photographs' (it was 0.60)" in alarm(rows(0.01, 0.6, 0.1), "bce")
-    assert alarm(rows(0.6, 0.1)[:-1], "bce") is None and alarm([], "bce") is None  # not at a snapshot
-
-
-def test_the_alarm_hears_a_discriminator_that_has_won():
-    assert "sure of everything (D(x) 0.998, D(G(z)) 0.001)" in alarm(rows(0.5, real=0.998, fake=0.001), "bce")
-    assert alarm(rows(0.5, real=0.998, fake=0.05), "bce") is None
-    assert alarm(rows(0.5, real=0.998, fake=0.001) + rows(0.5), "bce") is None  # over since
-
-
-def test_the_alarm_reads_logits_as_their_loss_means_them():
-    """A relativistic discriminator that leads by 9 has won wherever its logits lie; a critic's have no zero."""
-    lead = lambda by: float(np.log1p(np.exp(-by)))
-    assert "wrong of a pair with a chance of 0.0001" in alarm(rows(0.5, loss=lead(9)), "relativistic")
-    assert alarm(rows(0.5, loss=lead(4)), "relativistic") is None
-    assert alarm(rows(0.5, real=0.999, fake=0.001, loss=lead(3)), "relativistic") is None
-    assert alarm(rows(0.5, real=0.999, fake=0.001, loss=-9.0), "wasserstein") is None
-
-
-def collapsing(fakes, *_):
-    collapsing.calls += 1
-    return {"diversity": 0.8 if collapsing.calls == 1 else 0.1}
-
-
-def test_a_collapse_warns_or_stops(config, tmp_path, capsys):
-    collapsing.calls = 0
-    train(config, tmp_path / "warned", on_snapshot=(collapsing,))
-    told = capsys.readouterr().err
-    assert told.count("kimg: diversity has fallen to 0.10") == 2  # at the second and the third snapshot
-    collapsing.calls = 0
-    with pytest.raises(TrainingCollapsed, match="^step 8: stopped, as config.on_collapse says: diversity has fallen"):
-        train(changed(config, on_collapse="stop"), tmp_path / "stopped", on_snapshot=(collapsing,))
-    assert steps(tmp_path / "stopped") == [4, 8] and stats(tmp_path / "stopped")[-1]["step"] == 8
-    collapsing.calls = 0
-    train(changed(config, on_collapse="ignore"), tmp_path / "ignored", on_snapshot=(collapsing,))
-    assert "alarm" not in capsys.readouterr().err
-
-
 # -- what is chosen
 
 
@@ -189,13 +137,13 @@ def test_the_best_that_is_not_vetoed_is_chosen_and_sampled(config, tmp_path):
         return {"score": value, "rejected": veto}
 
     measure.names = score.names
-    train(changed(config, checkpoint__best="score", checkpoint__keep_last=1), tmp_path, on_snapshot=(measure,))
+    train(changed(config, checkpoint__best="score", checkpoint__keep_last=1), tmp_path, metrics=measure)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.chosen() == 12 and checkpoints.steps() == [12]
+        assert checkpoints.best_step() == 12 and checkpoints.steps() == [12]
     assert sampling.load_sampler(tmp_path).step == 12
 
     scores = iter([(1.0, 0), (3.0, 0), (2.0, 0)])
-    train(changed(config, checkpoint__best="score", checkpoint__keep_last=1), tmp_path / "b", on_snapshot=(measure,))
+    train(changed(config, checkpoint__best="score", checkpoint__keep_last=1), tmp_path / "b", metrics=measure)
     assert steps(tmp_path / "b") == [4, 12] and sampling.load_sampler(tmp_path / "b").step == 4
     assert sampling.load_sampler(tmp_path / "b", 12).step == 12
 
@@ -204,7 +152,7 @@ def test_validation_photographs_are_not_trained_on(config, tmp_path):
     """By what is handed to the measures, and by the batches' own order."""
     config = changed(config, data__validation_folds=4)
     seen = []
-    train(config, tmp_path, on_snapshot=(lambda fakes, grades, *splits: seen.append(splits) or {},))
+    train(config, tmp_path, metrics=lambda fakes, grades, *splits: seen.append(splits) or {})
     training, validation = seen[0]
     manifest = splits.find_release(config)
     assert len(training.ids) + len(validation.ids) == 32 and 5 <= len(validation.ids) <= 8
@@ -238,7 +186,7 @@ def test_an_average_draws_with_its_own_statistics_and_the_rest_with_running_ones
     state = train(averaged, tmp_path)
     generator, _ = build_networks(averaged)
     z, grades = jax.random.normal(jax.random.key(5), (16, 6)), jnp.arange(16, dtype=jnp.int32) % 5
-    plain = np.asarray(draw(generator, state, z, grades, 8), int)
+    plain = np.asarray(sample_images(generator, state, z, grades, 8), int)
     stats = recompute_batch_stats(generator, state.ema, state.g.stats, 6, grades, 8)
     wanted = (np.asarray(generator.eval(state.ema, stats, z, grades)) + 1) * 127.5
     assert np.abs(plain - wanted).max() < 0.51

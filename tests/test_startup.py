@@ -14,7 +14,7 @@ from flax import nnx
 from idrid_jax import runtime
 from idrid_jax.config import default_config
 from idrid_jax.models import NETWORKS, layer_table
-from idrid_jax.training import saved
+from idrid_jax.training.checkpoint import read_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,7 +78,7 @@ def test_a_second_start_reads_its_programs_and_trains_the_same(phantom_data, tmp
     for path, content in filled.items():
         path.write_bytes(content[: len(content) // 2])
     end(begin(phantom_data, tmp_path / "d", XDG_CACHE_HOME=str(cache)))
-    states = [saved.read_run(tmp_path / name)[1] for name in "abcd"]
+    states = [read_run(tmp_path / name)[1] for name in "abcd"]
     for state in states[1:]:
         assert_same(states[0], state)
     assert int(states[0].step) == 2

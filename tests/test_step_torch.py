@@ -21,9 +21,9 @@ from torch import nn  # noqa: E402
 from idrid_jax.bench import torch_networks  # noqa: E402
 from idrid_jax.models import convolution, dcgan  # noqa: E402
 from idrid_jax.models.functional import functional  # noqa: E402
-from idrid_jax.training.objectives import Weights  # noqa: E402
+from idrid_jax.training.losses import Weights  # noqa: E402
 from idrid_jax.training.state import NetworkState, TrainState  # noqa: E402
-from idrid_jax.training.update import Update  # noqa: E402
+from idrid_jax.training.update import Update, update_networks  # noqa: E402
 
 BATCH, SIZE = 8, 64
 
@@ -42,7 +42,7 @@ def ours(width, dtype, g_tx, d_tx, **options):
     update = Update(*networks, g_tx, d_tx, latent=100, **options)
     return (
         update,
-        TrainState(jnp.zeros((), jnp.int32), *states, {}, jnp.float32(np.inf), restarts=jnp.int32(0)),
+        TrainState(jnp.zeros((), jnp.int32), *states, {}, {}, {}),
         modules,
     )
 
@@ -108,7 +108,7 @@ def both(width, dtype, steps, tx, optimizer, r1=0.0, r2=0.0):
     for module, net in zip(modules, (net_g, net_d), strict=True):
         torch_networks.copy_arrays(capture.arrays(module), net)
     optimizers = optimizer(net_g.parameters()), optimizer(net_d.parameters())
-    step = jax.jit(update)
+    step = jax.jit(functools.partial(update_networks, update))
     rows = []
     for i in range(steps):
         images = np.random.default_rng(i).integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)

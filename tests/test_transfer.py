@@ -10,9 +10,11 @@ from idrid_jax import config as config_lib
 from idrid_jax import models
 from idrid_jax.data import splits
 from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS, build_networks
-from idrid_jax.training import build, record, sharding, transfer
+from idrid_jax.models import NETWORKS
+from idrid_jax.training import sharding, transfer
 from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training.run_dir import write_record
+from idrid_jax.training.state import fresh_state, single_device_state
 
 
 @pytest.fixture
@@ -32,15 +34,14 @@ def left(config, workdir):
     state = jax.tree.unflatten(tree, [x + jnp.asarray(rng.uniform(1, 2, x.shape), x.dtype) for x in leaves])
     manifest = splits.find_release(config)
     workdir.mkdir()
-    record.write(workdir, config, manifest)
+    write_record(workdir, config, manifest)
     with Checkpoints(workdir, manifest.fingerprint) as checkpoints:
         checkpoints.save(1, state)
     return state
 
 
 def fresh(config):
-    _, init = build.make_update(config, *build_networks(config))
-    return build.fresh_state(config, init, sharding.make_mesh(1))
+    return fresh_state(config, sharding.make_mesh(1))
 
 
 def test_a_larger_network_takes_the_levels_of_as_many_pixels(small, phantom_data, tmp_path):
@@ -102,9 +103,8 @@ def fits(name, most, other, others_most):
     for network, channels in ((name, most), (other, others_most)):
         config = config_lib.default_config()
         config.network, config.model.max_channels, config.init_from = network, channels, "runs/x"
-        _, init = build.make_update(config, *build_networks(config))
         configs.append(config)
-        states.append(jax.eval_shape(init, jax.random.key(0)))
+        states.append(single_device_state(config))
     mine, theirs = states
     found = transfer.fit(mine.g, theirs.g, deepest_last=False), transfer.fit(mine.d, theirs.d, deepest_last=True)
     transfer._check_fit(*configs, found)

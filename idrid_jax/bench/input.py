@@ -32,8 +32,9 @@ from idrid_jax.data.prepare import prepare
 from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
-from idrid_jax.models import NETWORKS, build_networks
-from idrid_jax.training import build, loop, sharding, train_step
+from idrid_jax.models import NETWORKS
+from idrid_jax.training import loop, sharding, train_step
+from idrid_jax.training.state import fresh_state
 
 PIPELINES = ("resident", "tfdata") if importlib.util.find_spec("tensorflow") else ("resident",)
 STEP_ROUNDS = 15  # of the measurement "steps"
@@ -57,7 +58,7 @@ def run(config: ml_collections.ConfigDict | None, seconds: float) -> list[dict]:
     """
     config = config or default_config()
     config = config_lib.validated(config)
-    mesh = sharding.of_config(config, NETWORKS[config.network].size)
+    mesh = sharding.mesh_from_config(config, NETWORKS[config.network].size)
     with tempfile.TemporaryDirectory(prefix="idrid-jax-bench-") as scratch:
         config, manifest = _find_or_make_release(config, Path(scratch))
         release = f"{manifest.name} ({manifest.fingerprint[:12]})"
@@ -145,22 +146,21 @@ class _Side:
 
     def __init__(self, config, mesh, manifest, pipeline: str):
         config = config.copy_and_resolve_references()
-        update, init = build.make_update(config, *build_networks(config))
         self.wait_s = 0.0
-        self._state = build.fresh_state(config, init, mesh)
+        self._state = fresh_state(config, mesh)
         split = load_split(config, manifest, "train")
         if pipeline:
             config.data.pipeline = pipeline
-            self._step = train_step.compile_step(config, update, mesh, split, 0)
+            self._step = train_step.make_train_step(config, mesh, split, 0)
         else:
             index = np.arange(config.batch_size) % len(split.grades)
-            self._step = train_step.compile_bare_step(config, update, mesh, split.images[index], split.grades[index])
+            self._step = train_step.make_fixed_batch_step(config, mesh, split.images[index], split.grades[index])
 
     def __call__(self, num_steps: int) -> dict[str, jax.Array]:
         """Dispatch the steps in a row and return the last metrics; add the seconds of waiting for data to `wait_s`."""
         for _ in range(num_steps):
             start = time.perf_counter()
-            data = self._step.data()
+            data = self._step.next_data()
             self.wait_s += time.perf_counter() - start
             self._state, metrics = self._step.jitted(self._state, *data)
         return metrics
@@ -190,7 +190,7 @@ def _steps(config, mesh, manifest, bare: _Side, seconds: float) -> list[dict]:
 
 
 def _train_loop(config, mesh, manifest, bare: _Side, scratch: Path, seconds: float) -> list[dict]:
-    """Interleave `train` with bare steps, which run in its last `on_snapshot` callback, outside its measured time.
+    """Interleave `train` with bare steps, which run as snapshot metrics, outside its measured time.
 
     Snapshots are more frequent than configured, so that there are several; the cost of one gives the rate at the
     configured interval.
@@ -204,7 +204,7 @@ def _train_loop(config, mesh, manifest, bare: _Side, scratch: Path, seconds: flo
     config.total_kimg = config.snapshot_kimg * (1 + spans)  # the first span compiles
     starts, ends, bare_step_s = [], [], []
 
-    def run_bare_steps(*_):
+    def run_bare_steps():
         starts.append(time.perf_counter())
         bare_step_s.append(_seconds(lambda: bare(interval // 2)) / (interval // 2))
         ends.append(time.perf_counter())
@@ -212,7 +212,7 @@ def _train_loop(config, mesh, manifest, bare: _Side, scratch: Path, seconds: flo
 
     report.log(f"train: {spans} times {interval} steps and a snapshot")
     metrics = SnapshotMetrics(manifest.folder / "features", best=config.checkpoint.best)
-    loop.train(config, scratch / "run", on_snapshot=(metrics, run_bare_steps))
+    loop.train(config, scratch / "run", snapshot_metrics=lambda *arguments: metrics(*arguments) | run_bare_steps())
     # A span of the loop lies between two runs of bare steps; it is compared with their mean
     times = Times(tuple(start - end for end, start in zip(ends[-1 - spans :], starts[-spans:])))
     step_means = [(before + after) / 2 for before, after in zip(bare_step_s[-1 - spans :], bare_step_s[-spans:])]

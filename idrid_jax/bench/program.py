@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -12,9 +12,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from idrid_jax.bench import memory
 from idrid_jax.data.cache import Split
-from idrid_jax.models import NETWORKS, build_networks, convolution
-from idrid_jax.training import build, sharding, train_step
-from idrid_jax.training.state import TrainState
+from idrid_jax.models import NETWORKS, convolution
+from idrid_jax.training import sharding, train_step
+from idrid_jax.training.state import TrainState, abstract_state, fresh_state
 
 NUM_PHOTOGRAPHS = 406  # in IDRiD's training split, after the audit
 
@@ -24,12 +24,11 @@ class TrainProgram:
     """The step that `train` runs for a configuration, and the state it starts from."""
 
     config: ml_collections.ConfigDict
-    step: train_step.Step
-    init: Callable[[jax.Array], TrainState]
+    step: train_step.TrainStep
     mesh: jax.sharding.Mesh
 
     def initial_state(self) -> TrainState:
-        return build.fresh_state(self.config, self.init, self.mesh)
+        return fresh_state(self.config, self.mesh)
 
     def compile(self) -> tuple[jax.stages.Compiled, float]:
         """Return the executable that `step` runs, and the seconds for lowering and compiling.
@@ -37,8 +36,8 @@ class TrainProgram:
         No state is allocated, so a batch that does not fit can be compiled too.
         """
         start = time.perf_counter()
-        state = build.abstract_state(self.config, self.init, self.mesh)
-        return self.step.jitted.lower(state, *self.step.data()).compile(), time.perf_counter() - start
+        state = abstract_state(self.config, self.mesh)
+        return self.step.jitted.lower(state, *self.step.next_data()).compile(), time.perf_counter() - start
 
 
 def make_program(config: ml_collections.ConfigDict) -> TrainProgram:
@@ -47,13 +46,12 @@ def make_program(config: ml_collections.ConfigDict) -> TrainProgram:
     Raises UserError if the devices cannot share the batch.
     """
     network = NETWORKS[config.network]
-    mesh = sharding.of_config(config, network.size)
+    mesh = sharding.mesh_from_config(config, network.size)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (NUM_PHOTOGRAPHS, network.size, network.size, network.channels), np.uint8)
     grades = np.arange(NUM_PHOTOGRAPHS, dtype=np.int32) % 5
     split = Split(images, grades, np.zeros_like(grades), tuple(map(str, range(NUM_PHOTOGRAPHS))))
-    update, init = build.make_update(config, *build_networks(config))
-    return TrainProgram(config, train_step.compile_step(config, update, mesh, split, 0), init, mesh)
+    return TrainProgram(config, train_step.make_train_step(config, mesh, split, 0), mesh)
 
 
 def model_flops(config: ml_collections.ConfigDict) -> float | None:
@@ -72,7 +70,7 @@ def model_flops(config: ml_collections.ConfigDict) -> float | None:
     single.mesh.rows, single.mesh.fsdp, single.dispatch_steps = 1, False, 1
     mesh = sharding.make_mesh(1, devices=cpu[:1])
     with convolution.lowering("native"):
-        jitted, state, data = train_step.abstract_step(single, mesh)
+        jitted, state, data = train_step.abstract_train_step(single, mesh)
         return jitted.lower(state, *data).cost_analysis()["flops"]
 
 

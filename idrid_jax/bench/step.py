@@ -25,7 +25,8 @@ from idrid_jax.bench import peer as peer_lib
 from idrid_jax.bench import program as program_lib
 from idrid_jax.errors import UserError, suggest_name
 from idrid_jax.models import NETWORKS
-from idrid_jax.training import ema, sharding
+from idrid_jax.training import sharding
+from idrid_jax.training.optimizers import ema_decay
 
 BATCH_SIZES = {"dcgan28": 128, "cgan32": 128, "dcgan64": 64, "dcgan128": 32}  # without a configuration
 MIN_ROUND_S = 0.3  # a round has as many updates as this takes
@@ -172,7 +173,7 @@ class _OurSide:
 
     @property
     def updates_per_round(self) -> int:
-        return self.calls_per_round * self.step.steps
+        return self.calls_per_round * self.step.updates
 
     def __call__(self) -> None:
         for _ in range(self.calls_per_round):
@@ -204,7 +205,7 @@ def _measure(case: Case, process: peer_lib.Peer | None, rounds: int, matrix_rate
         process.drop()
 
     rows = [
-        _side_row(config, name, side, rounds, updates[name], program.step.steps) for name, side in times.items()
+        _side_row(config, name, side, rounds, updates[name], program.step.updates) for name, side in times.items()
     ]
     flops = program_lib.model_flops(config)
     flops_per_image = flops and flops / config.batch_size
@@ -260,7 +261,7 @@ def peer_options(config: ml_collections.ConfigDict) -> dict[str, object]:
         clip_norm=optimizer.clip_norm,
         label_smoothing=config.loss.label_smoothing,
         flip=config.data.flip,
-        ema_decay=ema.decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
+        ema_decay=ema_decay(config.batch_size, config.ema_kimg) if config.ema_kimg else None,
         latent=NETWORKS[config.network].latent_size,
     )
 

@@ -40,9 +40,9 @@ def _run(values):
     config = config_lib.validated(values.config)
     from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
     from idrid_jax.models.layer_table import networks_table
-    from idrid_jax.training import snapshot
+    from idrid_jax.training.monitoring import check_best_metric
 
-    snapshot.check_best(config, SnapshotMetrics.names)
+    check_best_metric(config, SnapshotMetrics.names)
 
     if values.dry_run:
         print(networks_table(config))
@@ -72,7 +72,6 @@ def _train(config, workdir, say):
     from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
     from idrid_jax.models.layer_table import networks_table
     from idrid_jax.training import loop
-    from idrid_jax.training.checkpoint import Checkpoints
 
     manifest = find_prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
     tell = lambda text: say(text, file=sys.stderr, flush=True)
@@ -91,15 +90,10 @@ def _train(config, workdir, say):
     )
     if fading := config.conditioning.start_kimg + config.conditioning.ramp_kimg:
         say(f"full conditioning on grades from {fading:g} kimg on; earlier checkpoints are not chosen", flush=True)
-    state = loop.train(config, workdir, on_snapshot=(measures,))
+    state = loop.train(config, workdir, manifest, measures)
     step = int(state.step)
     if step < steps(config.total_kimg, config):
         return  # interrupted, which the loop has logged
-    with Checkpoints(workdir) as checkpoints:
-        chosen = checkpoints.chosen()
-    if chosen is not None:
-        kimg = chosen * config.batch_size / 1000
-        say(f"chosen: step {chosen} ({kimg:g} kimg), which has the lowest {config.checkpoint.best}")
     kimg = step * config.batch_size / 1000
     say(f"step {step} ({kimg:g} kimg): images, stats.jsonl and checkpoints in {workdir}")
     say(f"next: {command_line('evaluate', '--workdir', workdir)}")

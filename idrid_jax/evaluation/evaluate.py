@@ -34,8 +34,9 @@ from idrid_jax.generation import sampling
 from idrid_jax.generation.sampling import Sampler
 from idrid_jax.images import encode_image, image_grid, to_float, to_uint8
 from idrid_jax.models import NETWORKS, build_networks
-from idrid_jax.training import augment, build, saved
-from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training import augment
+from idrid_jax.training.checkpoint import Checkpoints, read_run
+from idrid_jax.training.optimizers import grade_conditioning
 
 NAME = "evaluation.json"
 UNTRAINED = 8  # discriminators that know nobody, for what splits differ by themselves
@@ -195,7 +196,7 @@ def photographs(
     if not any(manifest.counts["grading"]["test"]):
         return manifest, training, training.subset(np.arange(0))
     with _trained_on(workdir, sampler):
-        config = saved.with_its_release(sampler.run, data_dir)
+        config = sampler.run.config_with_release(data_dir)
         return manifest, training, load_split(config, manifest, "test", size)
 
 
@@ -206,7 +207,7 @@ def training_photographs(
 
     data_dir: where the release is prepared; empty: where the run found it. Raises UserError where it is not there.
     """
-    config = saved.with_its_release(sampler.run, data_dir)
+    config = sampler.run.config_with_release(data_dir)
     with _trained_on(workdir, sampler):
         manifest = find_release(config)
         return manifest, load_split(config, manifest, "train", size)
@@ -227,7 +228,7 @@ def _subject(workdir, sampler: Sampler, manifest, step, seed, statistics, pixels
     """What was measured."""
     config, network = sampler.config, sampler.network
     with Checkpoints(Path(workdir)) as checkpoints:
-        best, newest = checkpoints.chosen(), checkpoints.steps()[-1]
+        best, newest = checkpoints.best_step(), checkpoints.steps()[-1]
     strength = sampler.conditioning_strength
     heard = {} if strength == 1 else {"conditioning_strength": strength}
     how = "the newest checkpoint"
@@ -267,9 +268,9 @@ def _earlier(path, result) -> dict | None:
 
 def _scores(workdir, step, training, held_out):
     """The discriminator's logits of training and of held-out photographs, and a list of the same of untrained ones."""
-    run, state = saved.read_run(workdir, step=step)
+    run, state = read_run(workdir, step=step)
     _, discriminator = build_networks(run.config)
-    hears = build.hears(run.config)
+    hears = grade_conditioning(run.config)
     of = jax.jit(lambda arrays, images, grades: discriminator.eval(*arrays, to_float(images), hears(grades, step)))
     # as it was shown them: it would take photographs of the other side for fakes, whoever's they are
     seen = lambda images: laterality.canonicalize_laterality(images, laterality.is_left_eye(images)) if run.config.data.canonicalize_laterality else images

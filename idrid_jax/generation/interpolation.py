@@ -15,7 +15,7 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.generation.sampling import Sampler, check_conditioned, sample_latents
 from idrid_jax.images import encode_image, image_grid, to_uint8
-from idrid_jax.training import build
+from idrid_jax.training.optimizers import grade_conditioning
 
 FRAMES = {".png": 9, ".gif": 24}  # default number of images from one end to the other; a GIF also goes back
 FRAME_MILLISECONDS = 80  # of a GIF
@@ -66,7 +66,7 @@ def generate(sampler: Sampler, z: np.ndarray, grade_weights: np.ndarray) -> np.n
     An unconditional generator ignores the weights. Unlike `Sampler.images`, no image is mirrored under
     `config.data.canonicalize_laterality`, so that neighbouring frames show the same eye.
     """
-    condition = build.hears(sampler.config)
+    condition = grade_conditioning(sampler.config)
 
     @jax.jit
     def forward(params, stats, z, weights):

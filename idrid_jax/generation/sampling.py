@@ -14,8 +14,9 @@ from idrid_jax.errors import UserError
 from idrid_jax.images import mirror_where, to_uint8
 from idrid_jax.models import NETWORKS, Network, build_networks
 from idrid_jax.models.functional import Functional, recompute_batch_stats
-from idrid_jax.training import build, record, saved
-from idrid_jax.training.state import generator_params
+from idrid_jax.training.checkpoint import read_run
+from idrid_jax.training.optimizers import conditioning_strength, grade_conditioning
+from idrid_jax.training.run_dir import RunRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Sampler:
     """
 
     config: ml_collections.ConfigDict
-    run: record.Record
+    run: RunRecord
     step: int
     generator: Functional
     params: dict
@@ -50,7 +51,7 @@ class Sampler:
     @property
     def conditioning_strength(self) -> float:
         """How strongly the generator is conditioned on the grade at this step, in [0, 1]; see `config.conditioning`."""
-        return build.heard(self.config, self.step)
+        return round(float(conditioning_strength(self.config, self.step)), 6)
 
     def images(self, grades: np.ndarray, *, seed: int = 0) -> Iterator[np.ndarray]:
         """Generate one image for each of the grades int32 [N]: an iterator of uint8 [R, R, C].
@@ -69,7 +70,7 @@ class Sampler:
     @functools.cached_property
     def _generate(self) -> Callable:
         """Jitted (params, stats, key, indices int [B], grades int32 [B]) -> uint8 [B, R, R, C]."""
-        condition, left_share = build.hears(self.config), self.run.left_eye_share
+        condition, left_share = grade_conditioning(self.config), self.run.left_eye_share
 
         def generate(params, stats, key, indices, grades):
             z = self.truncation * sample_latents(key, indices, self.network.latent_size)
@@ -84,18 +85,18 @@ def load_sampler(run_dir: Path | str, step: int | None = None, *, batch_statisti
 
     Args:
       run_dir: directory of a run of `idrid-jax train`.
-      step: of the checkpoint; None: the one that `saved.read_run` chooses.
+      step: of the checkpoint; None: the one that `read_run` chooses.
       batch_statistics: "running": BatchNorm statistics as collected in training; "recomputed": of the loaded parameters,
         by `recompute_batch_stats`; "auto": recomputed for a moving average, which no training batch has passed, else
         running.
 
     Raises:
-      UserError: where `saved.read_run` does.
+      UserError: where `read_run` does.
     """
-    run, state = saved.read_run(run_dir, step=step)
+    run, state = read_run(run_dir, step=step)
     network = NETWORKS[run.config.network]
     generator, _ = build_networks(run.config)
-    params, stats = generator_params(state), state.g.stats
+    params, stats = state.sampling_params, state.g.stats
     if batch_statistics == "auto":
         batch_statistics = "recomputed" if state.ema else "running"
     if not stats:

@@ -59,7 +59,7 @@ def compile_stats(config: ml_collections.ConfigDict, mesh: Mesh, effort: str = "
     effort: a key of EFFORTS; "full" is what `train` uses.
     """
     start = time.perf_counter()
-    jitted, state, data = train_step.abstract_step(config, mesh, placeholder_split(config))
+    jitted, state, data = train_step.abstract_train_step(config, mesh, placeholder_split(config))
     try:
         with no_persistent_cache():
             compiled = jitted.lower(state, *data).compile(EFFORTS[effort])

@@ -45,7 +45,7 @@ class Target:
 
     def mesh(self, config: ml_collections.ConfigDict) -> Mesh:
         """Return the mesh of `config.mesh`. Raises UserError if it does not fit the devices, batch or image."""
-        return sharding.of_config(config, NETWORKS[config.network].size, devices=self.devices())
+        return sharding.mesh_from_config(config, NETWORKS[config.network].size, devices=self.devices())
 
     def compile_stats(self, config: ml_collections.ConfigDict, *, use_cache: bool = True) -> compile_lib.CompiledStats:
         """Return the compiler's figures for the train step of `config`, from disk if they are cached.

@@ -122,7 +122,7 @@ def _check_mesh(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for a batch or an image that `config.mesh` cannot split, where no device is needed to tell."""
     data = 1 if config.mesh.data == config_lib.AUTO else config.mesh.data
     size = NETWORKS[config.network].size
-    mesh_lib.check(config.batch_size, size, data, config.mesh.rows, config.accumulate)
+    mesh_lib.check_divisible(config.batch_size, size, data, config.mesh.rows)
 
 
 def folder_name(overrides: dict[str, Any], config: ml_collections.ConfigDict) -> str:

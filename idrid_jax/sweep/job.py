@@ -11,8 +11,8 @@ from typing import Any
 from idrid_jax.sweep import results
 from idrid_jax.sweep.definition import Run, text
 from idrid_jax.sweep.results import FAILED, FINISHED, INTERRUPTED, RUNNING, Status
-from idrid_jax.training.checkpoint import FOLDER as CHECKPOINTS
 from idrid_jax.training.logging import read_stats
+from idrid_jax.training.run_dir import RunDir
 
 COMMAND = [sys.executable, "-m", "idrid_jax"]
 CHILD = Path(__file__).with_name("child.py")
@@ -113,7 +113,7 @@ class Job:
 
     def _trained(self):
         """Whether the command went on to the end: interrupted from outside it ends well, too."""
-        saved = [int(path.name) for path in (self.folder / CHECKPOINTS).glob("[0-9]*") if path.name.isdigit()]
+        saved = [int(path.name) for path in (RunDir(self.folder).checkpoints).glob("[0-9]*") if path.name.isdigit()]
         return max(saved, default=-1) >= results.last_step(self.run)
 
     def _set(self, status, reason=""):

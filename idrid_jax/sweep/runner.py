@@ -16,7 +16,7 @@ from idrid_jax.models import NETWORKS
 from idrid_jax.sweep import report, results
 from idrid_jax.sweep.definition import Run, Sweep
 from idrid_jax.sweep.job import Job
-from idrid_jax.training import record, snapshot
+from idrid_jax.training import monitoring, run_dir
 
 TELL_EVERY = 60  # seconds between lines that say how far the runs are
 ORPHANS_SAVE = 120  # seconds that runs whose sweep was killed are given to save
@@ -34,8 +34,8 @@ def check(sweep: Sweep, workdir: Path) -> dict[str, str]:
             key = run.config.data.data_dir, run.config.data.release
             if key not in known:
                 known[key] = find_prepared(key[0] or None, key[1])
-            record.check_resume(workdir / run.name, run.config, known[key])
-            snapshot.check_best(run.config, SnapshotMetrics.names)
+            run_dir.check_resume(workdir / run.name, run.config, known[key])
+            monitoring.check_best_metric(run.config, SnapshotMetrics.names)
             _check_source(run)
         except UserError as error:
             raise UserError(f"{sweep.path}, run {run.number}: {error}") from error
@@ -45,7 +45,7 @@ def check(sweep: Sweep, workdir: Path) -> dict[str, str]:
 
 def _check_source(run: Run) -> None:
     if run.config.init_from:
-        source = record.read(Path(run.config.init_from).expanduser())
+        source = run_dir.find_record(run.config.init_from)
         family = lambda config: NETWORKS[config.network].family if config.network in NETWORKS else None
         if source is None or family(source.config) != family(run.config):
             found = "no run is there" if source is None else f"its network is {source.config.network}"

@@ -105,7 +105,7 @@ class Augmentation:
         return {"p": p, "r": r}
 
 
-def fresh() -> dict[str, jax.Array]:
+def initial_state() -> dict[str, jax.Array]:
     """The state of an augmentation that adapts: "p", and "r" of `adapt`, float32 []."""
     return {name: jnp.zeros((), jnp.float32) for name in ("p", "r")}
 

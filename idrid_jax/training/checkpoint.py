@@ -1,13 +1,14 @@
-"""Orbax checkpoints: the only file that knows Orbax, whose V1 API still moves.
+"""Checkpoints: the only file that knows Orbax, whose V1 API still moves; and reading a run from its checkpoints.
 
-A checkpoint holds arrays alone, at `workdir/checkpoints/STEP`. It becomes visible when it is whole, so a process killed
-while it saves leaves the one before. Orbax does not notice a changed byte inside a chunk: a CRC-32 of all arrays is
-kept with them. Several processes save and restore together; process 0 says what there is, and alone moves or removes.
+A checkpoint holds arrays alone, at `checkpoints/STEP` of the run directory. It becomes visible when it is whole, so a
+process that is killed while it saves leaves the previous one. Orbax does not notice a changed byte in a chunk, so a
+CRC-32 of all arrays is saved with them. Several processes save and restore together; process 0 lists, moves and removes.
 """
 
-import asyncio
 import contextlib
-import dataclasses
+import functools
+import logging
+import math
 import shutil
 import sys
 import zlib
@@ -16,56 +17,52 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from idrid_jax.errors import UserError
 from idrid_jax.training import multihost
-from idrid_jax.training.run_dir import CHECKPOINTS as FOLDER
-from idrid_jax.training.run_dir import UNREADABLE as SET_ASIDE
-from idrid_jax.training.state import TrainState
+from idrid_jax.training.run_dir import RunDir, RunRecord, read_record
+from idrid_jax.training.state import TrainState, single_device_state
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax's suffix of a checkpoint that is not whole
-
-
-@dataclasses.dataclass(frozen=True)
-class _Preserve(ocp.training.preservation_policies.PreservationPolicy):
-    """Keeps the newest, those marked, and the one with the lowest score."""
-
-    keep_last: int
-
-    def should_preserve(self, checkpoints, *, context):
-        scores = np.array([(info.metrics or {}).get("score", np.inf) for info in checkpoints])
-        finite = np.flatnonzero(np.isfinite(scores))
-        best = finite[np.argmin(scores[finite])] if len(finite) else None
-        newest = len(checkpoints) - self.keep_last
-        return [
-            i >= newest or i == best or bool((info.metrics or {}).get("marked")) for i, info in enumerate(checkpoints)
-        ]
+FILE_MISSING = "os_error_code='2'"  # in TensorStore's errors
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use as a context manager: leaving it waits for the save under way."""
+    """The checkpoints of one run. Use as a context manager: leaving it waits for the save in progress."""
 
-    def __init__(self, workdir: Path, fingerprint: str = "", *, keep_last: int = 3):
-        """Leaves what is there alone until `save` or `restore`.
+    def __init__(self, workdir: Path, fingerprint: str = "", *, keep_last: int = 3, keep_every_steps: int = 0):
+        """Open the folder; nothing in it changes before `save` or `restore`.
 
-        fingerprint: of the data that the run is trained on, written with each checkpoint; one of other data is refused.
-        keep_last: newest ones kept, beside the marked and the best.
+        Args:
+          workdir: the run directory.
+          fingerprint: of the training data, saved with each checkpoint; a checkpoint of other data is refused.
+          keep_last: newest checkpoints to keep.
+          keep_every_steps: keep every checkpoint at a multiple of it too; 0: none. The best one is always kept.
         """
-        self._workdir = Path(workdir)
+        self._run_dir = RunDir(workdir)
         self._fingerprint = fingerprint
-        self._leftovers = multihost.process_index() == 0  # of a process killed while it saved: still to be removed
-        self._failed = False  # whether a failed save has been raised
-        # Orbax logs every step of its own, and tracebacks of errors that it also raises; some it leaves to asyncio
-        logging.set_verbosity(logging.FATAL)
-        asyncio.log.logger.setLevel("CRITICAL")
+        self._remove_partial = multihost.process_index() == 0  # of a process that was killed while it saved
+        self._save_failed = False  # a failed save has been raised
+        _silence_orbax()
+        policies = ocp.training.preservation_policies
+        keep = [
+            policies.LatestN(keep_last),
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics["score"],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        if keep_every_steps:
+            keep.append(policies.EveryNSteps(keep_every_steps))
         context = ocp.Context()
-        context.array.saving.use_compression = False  # saves 8 % of the bytes, and takes longer than all of the rest
+        context.array.saving.use_compression = False  # saves 8 % of the bytes and takes longer than all of the rest
         self._checkpointer = ocp.training.Checkpointer(
-            (self._workdir / FOLDER).absolute(),
+            self._run_dir.checkpoints.absolute(),
             context=context,
-            preservation_policy=_Preserve(keep_last),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
         )
 
@@ -73,9 +70,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, traceback):
-        reported = self._failed
+        reported = self._save_failed
         try:
-            with self._saving("the last one"):
+            with self._save_errors("the last one"):
                 self._checkpointer.close()
         except UserError as failure:
             if error is None:
@@ -84,142 +81,196 @@ class Checkpoints:
                 print(failure, file=sys.stderr)
 
     def steps(self) -> list[int]:
-        """Steps that have a finished checkpoint, oldest first."""
+        """Return the steps that have a finished checkpoint, oldest first."""
         return multihost.run_on_first(self._steps)
 
     def _steps(self):
         return sorted(info.step for info in self._checkpointer.checkpoints)
 
-    def chosen(self) -> int | None:
-        """The step with the lowest score; None where none has one."""
-        scores = {info.step: (info.metrics or {}).get("score", np.inf) for info in self._checkpointer.checkpoints}
-        best = min(scores, key=scores.get, default=None)
-        return best if best is not None and np.isfinite(scores[best]) else None
+    def best_step(self) -> int | None:
+        """Return the step with the lowest score; None if no checkpoint has one."""
+        scores = {info.step: info.metrics["score"] for info in self._checkpointer.checkpoints if info.metrics}
+        return min(scores, key=scores.get, default=None)
 
-    def save(self, step: int, state: Any, *, score: float | None = None, marked: bool = False) -> None:
-        """Saves behind the caller's back; returns once the arrays are copied, so that they may be donated.
+    def save(self, step: int, state: Any, *, score: float | None = None) -> None:
+        """Save in the background; return once the arrays are copied, so that they may be donated.
 
-        score: of the measure that chooses the best, lower is better. marked: kept for good.
-        Raises UserError where the disk is full or cannot be written.
+        score: of the metric that chooses the best checkpoint, lower is better; one that is not finite does not count.
+        Raises UserError if the disk is full or cannot be written.
         """
-        metrics = {"marked": int(marked)} | ({} if score is None else {"score": float(score)})
-        with self._saving(f"step {step}"):
-            self._checkpointer.wait()  # errors of the save before come out here
-            # Orbax would remove them when it opens, and with them what another process is saving
-            for left in (self._workdir / FOLDER).glob(f"*{TEMPORARY}") if self._leftovers else ():
-                shutil.rmtree(left)
-            self._leftovers = False
+        with self._save_errors(f"step {step}"):
+            self._checkpointer.wait()  # raises the errors of the previous save
+            # Orbax would remove partial checkpoints when it opens the folder, and with them another process's save
+            if self._remove_partial:
+                for partial in self._run_dir.checkpoints.glob(f"*{TEMPORARY}"):
+                    shutil.rmtree(partial)
+                self._remove_partial = False
             self._checkpointer.save_async(
                 step,
                 {"state": state, "crc32": _crc32(state)},
-                metrics=metrics,
+                metrics={"score": float(score)} if score is not None and math.isfinite(score) else None,
                 force=True,
                 overwrite=step in self.steps(),
                 custom_metadata={"fingerprint": self._fingerprint},
             )
 
     def wait(self) -> None:
-        """Until the save under way is on the disk. Raises UserError as `save`."""
-        with self._saving("the last one"):
+        """Wait until the save in progress is on the disk. Raises UserError as `save` does."""
+        with self._save_errors("the last one"):
             self._checkpointer.wait()
 
     def restore(self, like: Any, *, step: int | None = None) -> Any | None:
-        """The newest readable checkpoint (or that of `step`) with the structure and the shardings of `like`; None where
-        there is none. A TrainState from before `restarts` were counted comes with 0.
+        """Return the newest intact checkpoint, or that of `step`; None if there is none.
 
-        like: a pytree of arrays or jax.ShapeDtypeStruct with shardings. An unreadable checkpoint is reported on
-        stderr, moved to `workdir/unreadable_checkpoints`, and the one before is taken. Raises UserError, and moves
-        nothing, where none is readable, or the checkpoint is of other data.
+        A damaged checkpoint is reported on stderr and moved to `unreadable_checkpoints/`, and the previous one is
+        restored. With `step` nothing is moved.
+
+        Args:
+          like: a pytree of arrays or jax.ShapeDtypeStruct with shardings: the structure and placement of the result.
+          step: of the checkpoint to restore.
+
+        Raises UserError if no checkpoint is intact (nothing is moved then), or a checkpoint is of other data. Errors of
+        the file system and lack of memory are raised as they are.
         """
-        unreadable = {}
+        damaged = {}
         for candidate in [step] if step is not None else self.steps()[::-1]:
-            state, reasons = self._load_everywhere(candidate, like)
-            if reasons:
-                unreadable[candidate] = reasons[0]
-                continue
-            for damaged, reason in unreadable.items():
-                aside = multihost.run_on_first(lambda: str(self._set_aside(damaged)))
-                self._checkpointer.reload()
-                if multihost.process_index() == 0:
-                    print(
-                        f"checkpoint of step {damaged} is unreadable ({reason}): moved to {aside}, taking the one "
-                        "before",
-                        file=sys.stderr,
-                    )
-            return state
+            state, reason = self._load_on_all(candidate, like)
+            if reason is None:
+                for bad_step, bad_reason in damaged.items():
+                    self._set_aside(bad_step, bad_reason)
+                return state
+            damaged[candidate] = reason
         if step is not None:
-            raise UserError(f"{self._workdir / FOLDER / str(step)}: unreadable: {unreadable[step]}")
-        if unreadable:
+            raise UserError(f"{self._run_dir.checkpoints / str(step)}: unreadable: {damaged[step]}")
+        if damaged:
             raise UserError(
-                f"{self._workdir}: none of its checkpoints is readable ({next(iter(unreadable.values()))}): "
+                f"{self._run_dir.path}: none of its checkpoints is readable ({next(iter(damaged.values()))}): "
                 "start again in another --workdir"
             )
         return None
 
     @contextlib.contextmanager
-    def _saving(self, what):
+    def _save_errors(self, what):
+        """Raise what the operating system refuses as UserError."""
         try:
             yield
         except (OSError, ValueError) as error:  # TensorStore raises ValueError for what the system refuses
             if not isinstance(error, OSError) and "os_error" not in str(error):
                 raise
-            self._failed = True
+            self._save_failed = True
             raise UserError(
-                f"{self._workdir / FOLDER}: cannot save {what}: {_brief(error, 300)}; "
+                f"{self._run_dir.checkpoints}: cannot save {what}: {_first_line(error, 300)}; "
                 "make room or choose another --workdir"
             ) from error
 
-    def _load_everywhere(self, step, like):
-        """-> the state, and why it cannot be read, by each process that cannot."""
-        state = None
-
-        def load():
-            nonlocal state
-            try:
-                state = self._load(step, like)
-            except (KeyboardInterrupt, MemoryError, UserError):
+    def _load_on_all(self, step, like) -> tuple[Any, str | None]:
+        """Return the state and None, or None and why the checkpoint is damaged for one of the processes."""
+        state = reason = None
+        try:
+            state = self._load(step, like)
+        except Exception as error:
+            if not _is_damage(error):
                 raise
-            except Exception as error:  # Orbax raises what it happens to stumble over
-                return _brief(error)
-
-        reasons = multihost.gather(multihost.run_on_each(load))
-        return state, [reason for reason in reasons if reason is not None]
+            reason = _first_line(error)
+        reasons = [reason for reason in multihost.gather(reason) if reason is not None]
+        return (None, reasons[0]) if reasons else (state, None)
 
     def _load(self, step, like):
         if step not in self._steps():
-            self._checkpointer.reload()  # on another host, whose view of the folder is older
-        about = self._checkpointer.metadata(step)
-        # TrainState's count of restarts came later than some runs: those never went back
-        counted = not isinstance(like, TrainState) or "restarts" in about.metadata["state"]
-        wanted = like if counted else dataclasses.replace(like, restarts={})
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
+            self._checkpointer.reload()  # this host's view of the folder may be older
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         loaded = self._checkpointer.load(step, {"state": abstract, "crc32": np.zeros((), np.uint32)})
-        stored, found = int(loaded["crc32"]), int(_crc32(loaded["state"]))
-        if stored and found and stored != found:  # 0: a part was on another process
-            raise ValueError("its checksum does not match its arrays")
-        trained_on = (about.custom_metadata or {}).get("fingerprint", "")
+        saved_crc, crc = int(loaded["crc32"]), int(_crc32(loaded["state"]))
+        if saved_crc and crc and saved_crc != crc:  # 0: a part was on another process
+            raise DamagedCheckpoint("its checksum does not match its arrays")
+        metadata = self._checkpointer.metadata(step).custom_metadata or {}
+        trained_on = metadata.get("fingerprint", "")
         if self._fingerprint and trained_on and trained_on != self._fingerprint:
             raise UserError(
-                f"{self._workdir / FOLDER / str(step)}: trained on release {trained_on[:12]}, not on "
+                f"{self._run_dir.checkpoints / str(step)}: trained on release {trained_on[:12]}, not on "
                 f"{self._fingerprint[:12]}: choose another --workdir"
             )
-        if counted:
-            return loaded["state"]
-        none = jax.make_array_from_callback((), like.restarts.sharding, lambda _: np.zeros((), np.int32))
-        return dataclasses.replace(loaded["state"], restarts=none)
+        return loaded["state"]
 
-    def _set_aside(self, step):
-        target = self._workdir / SET_ASIDE / str(step)
+    def _set_aside(self, step: int, reason: str) -> None:
+        target = multihost.run_on_first(lambda: self._move(step))
+        self._checkpointer.reload()
+        if multihost.process_index() == 0:
+            print(
+                f"checkpoint of step {step} is unreadable ({reason}): moved to {target}, restoring the previous one",
+                file=sys.stderr,
+            )
+
+    def _move(self, step) -> str:
+        source, target = (folder / str(step) for folder in _folders(self._run_dir))
         target.parent.mkdir(exist_ok=True)
         if target.exists():
             shutil.rmtree(target)
-        if (self._workdir / FOLDER / str(step)).exists():  # a run that goes on may have dropped it meanwhile
-            shutil.move(self._workdir / FOLDER / str(step), target)
-        return target
+        if source.exists():  # a training run may have dropped it in the meantime
+            shutil.move(source, target)
+        return str(target)
+
+
+class DamagedCheckpoint(ValueError):
+    """The content of a checkpoint is not what was saved."""
+
+
+def read_run(
+    workdir: Path | str, *, step: int | None = None, sharding: jax.sharding.Sharding | None = None
+) -> tuple[RunRecord, TrainState]:
+    """Return a run's record and the state of a checkpoint: of `step`, else the best one, else the newest.
+
+    Nothing is changed, as another process may be training there: a damaged checkpoint is reported on stderr and stays,
+    and the newest intact one is read. The best is the one with the lowest score (`config.checkpoint.best`).
+
+    sharding: of the arrays (None: whole on the first device).
+    Raises UserError if there is no run, its configuration is invalid, or no checkpoint (of that step) can be read.
+    """
+    record = read_record(workdir)
+    run_dir = RunDir(workdir)
+    like = single_device_state(record.config)
+    if sharding is not None:
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+    unreadable = []
+    with Checkpoints(run_dir.path, record.fingerprint) as checkpoints:
+        steps, best = checkpoints.steps(), checkpoints.best_step()
+        if step is not None and step not in steps:
+            available = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{run_dir.path}: no checkpoint of step {step}; available: {available}")
+        newest_first = sorted(steps, key=lambda candidate: (candidate == best, candidate), reverse=True)
+        for candidate in newest_first if step is None else [step]:
+            try:
+                state = checkpoints.restore(like, step=candidate)
+            except UserError as error:
+                unreadable.append(str(error))
+                continue
+            for message in unreadable:
+                print(f"{message}; reading step {candidate}", file=sys.stderr)
+            return record, state
+    kimg = f"config.snapshot_kimg = {record.config.snapshot_kimg:g}"
+    raise UserError(
+        unreadable[0] if unreadable else f"{run_dir.path}: no checkpoint yet: train until the first snapshot ({kimg})"
+    )
+
+
+def _folders(run_dir: RunDir) -> tuple[Path, Path]:
+    return run_dir.checkpoints, run_dir.unreadable_checkpoints
+
+
+def _is_damage(error: Exception) -> bool:
+    """Return whether an error of loading means damaged content: a format error, a missing file or a wrong checksum.
+
+    Other errors of the operating system and lack of memory are not damage. TensorStore raises both kinds as ValueError.
+    """
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError)
+    text = str(error)
+    refused = "RESOURCE_EXHAUSTED" in text or ("os_error" in text and FILE_MISSING not in text)
+    return isinstance(error, ValueError | KeyError) and not refused
 
 
 def _crc32(state) -> np.ndarray:
-    """uint32 [], of all arrays in order; 0 where another process holds a part that is not here."""
+    """CRC-32 of all arrays in order, uint32 []; 0 if a part is on another process."""
     crc = 0
     for leaf in jax.tree.leaves(state):
         if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
@@ -229,5 +280,23 @@ def _crc32(state) -> np.ndarray:
     return np.array(crc, np.uint32)
 
 
-def _brief(error: Exception, length: int = 120) -> str:
+def _first_line(error: Exception, length: int = 120) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:length]
+
+
+@functools.cache
+def _silence_orbax() -> None:
+    """Drop log records of Orbax, which logs each of its steps, and tracebacks of errors that it also raises."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: not _is_from_orbax(record))
+
+
+def _is_from_orbax(record: logging.LogRecord) -> bool:
+    if "orbax" in record.pathname:
+        return True
+    trace = record.exc_info[2] if record.exc_info else None
+    while trace is not None:
+        if "orbax" in trace.tb_frame.f_code.co_filename:
+            return True
+        trace = trace.tb_next
+    return False

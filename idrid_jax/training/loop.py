@@ -1,195 +1,236 @@
-"""`train`: the training loop, to be read from top to bottom."""
+"""The training loop, to be read from top to bottom. Read it first; `update.py` is what one update computes."""
 
 import contextlib
 import dataclasses
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import ml_collections
-import numpy as np
 
 from idrid_jax.config import steps
+from idrid_jax.data.manifest import Manifest
 from idrid_jax.data.pipeline import choose_pipeline, tfdata
 from idrid_jax.data.splits import find_release, load_training_splits
-from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, build_networks
-from idrid_jax.training import alarm, build, curves, divergence, multihost, record, snapshot, train_step, transfer
-from idrid_jax.training import sharding as mesh_lib
+from idrid_jax.training import curves, monitoring, multihost, run_dir, transfer
 from idrid_jax.training.checkpoint import Checkpoints
-from idrid_jax.training.divergence import TrainingDiverged
 from idrid_jax.training.logging import Log, Quiet, read_stats
-from idrid_jax.training.run_dir import held, saved
-from idrid_jax.training.snapshot import OnSnapshot
-from idrid_jax.training.state import TrainState
+from idrid_jax.training.monitoring import Snapshots, TrainingCollapsed
+from idrid_jax.training.run_dir import RunDir
+from idrid_jax.training.sharding import mesh_from_config
+from idrid_jax.training.state import TrainState, abstract_state, fresh_state
+from idrid_jax.training.train_step import make_train_step
 
-AHEAD = 2  # calls of the step dispatched beyond the one waited for: devices never wait for the host's logging
-
-
-class TrainingCollapsed(UserError):
-    """`alarm` said so, and `config.on_collapse` is "stop"."""
+MAX_PENDING = 2  # calls of the step dispatched beyond the one waited for: devices do not wait for the host's logging
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: Path | str, on_snapshot: tuple[OnSnapshot, ...] = ()
+    config: ml_collections.ConfigDict,
+    workdir: Path | str,
+    manifest: Manifest | None = None,
+    snapshot_metrics: monitoring.SnapshotMetrics | None = None,
 ) -> TrainState:
-    """Trains `config` in `workdir`, or goes on where the newest checkpoint there stops; returns the final state.
+    """Train `config` in `workdir`, or resume from its newest checkpoint; return the final state.
 
-    Raises UserError for a configuration that cannot run or does not fit the workdir, and TrainingDiverged with the
-    step and the network when a loss or gradient is not finite; the last good checkpoint is then untouched. Under
-    `config.on_divergence` = "restore" training goes back to that one before (see `divergence`), or where there is none
-    yet to its start. SIGTERM and Ctrl-C save at the step they interrupt and return.
+    Args:
+      config: validated and resolved (`config.validated`).
+      workdir: the run directory.
+      manifest: the prepared release; None: the one that `config.data` names.
+      snapshot_metrics: computed at every snapshot; one of them may choose the checkpoint.
 
-    Several processes (`multihost.initialize`) all call this with the same arguments; process 0 writes all files but
-    the other processes' shards of a checkpoint.
+    Raises UserError if the configuration does not fit the data, the devices or the run directory; TrainingDiverged if
+    numbers are not finite (the last good checkpoint is then untouched); TrainingCollapsed under `on_collapse` = "stop".
+    SIGTERM and Ctrl-C save at the step that they interrupt, and return.
+
+    With several processes (`multihost.initialize`) each calls this; process 0 writes everything but its share of a
+    checkpoint.
     """
     start = time.monotonic()
-    snapshot.check_best(config, {name for measure in on_snapshot for name in getattr(measure, "names", ())})
-    workdir, first = Path(workdir), multihost.process_index() == 0
-    if config.init_from and not saved(workdir):  # a run that goes on needs it no more
+    monitoring.check_best_metric(config, getattr(snapshot_metrics, "names", ()))
+    paths, network = RunDir(workdir), NETWORKS[config.network]
+    if config.init_from and not paths.has_checkpoints():  # a resumed run does not need it
         transfer.find(config)
 
     # -- What the processes must have in common, and devices
-    manifest = multihost.run_on_each(lambda: find_release(config))
-    if multihost.process_count() > 1:
-        multihost.check_same(record.shared_facts(config, manifest))
-    network = NETWORKS[config.network]
-    mesh = mesh_lib.of_config(config, network.size)
+    manifest = manifest or multihost.run_on_each(lambda: find_release(config))
+    multihost.check_same(run_dir.shared_facts(config, manifest))
+    mesh = mesh_from_config(config, network.size)
     multihost.check_devices(mesh)
-    multihost.run_on_each(lambda: record.check_resume(workdir, config, manifest))
+    multihost.run_on_each(lambda: run_dir.check_resume(paths.path, config, manifest))
 
     with (
-        held(workdir),
-        Checkpoints(workdir, manifest.fingerprint, keep_last=config.checkpoint.keep_last) as checkpoints,
+        run_dir.lock(paths.path),
+        Checkpoints(
+            paths.path,
+            manifest.fingerprint,
+            keep_last=config.checkpoint.keep_last,
+            keep_every_steps=_keep_every_steps(config),
+        ) as checkpoints,
     ):
-        # -- Data: where the cache is shared, process 0 fills it and the others find it
-        loaded = multihost.run_on_each(lambda: load_training_splits(config, manifest) if first else None)
-        loaded = multihost.run_on_each(lambda: loaded or load_training_splits(config, manifest))
-        split, validation = loaded
+        # -- Data: process 0 fills a shared cache before the others read it
+        if multihost.process_count() > 1:
+            multihost.run_on_first(lambda: load_training_splits(config, manifest) and None)
+        split, validation = multihost.run_on_each(lambda: load_training_splits(config, manifest))
         if choose_pipeline(config, split, mesh) == "tfdata":
-            tfdata.check_shares(split.grades, config.data.sampling, multihost.process_count(), config.data.temperature)
-
-        # -- Networks, optimizers, state
-        generator, discriminator = build_networks(config)
-        update, init = build.make_update(config, generator, discriminator)
-
-        # -- Resume, or start: from another run's networks, or fresh
-        if multihost.run_on_first(lambda: record.read(workdir) is None) and checkpoints.steps():
-            raise UserError(f"{workdir}: has checkpoints but no {record.NAME}: restore it, or choose another --workdir")
-
-        def begin():
-            restored = checkpoints.restore(build.abstract_state(config, init, mesh))
-            if restored is not None:
-                return restored, []
-            state = build.fresh_state(config, init, mesh)
-            return transfer.start_from(config, state) if config.init_from else (state, [])
-
-        state, taken = begin()
-        first_step, last_step, restarts = int(state.step), steps(config.total_kimg, config), int(state.restarts)
-        multihost.run_on_first(lambda: record.write(workdir, config, manifest, split.left_eye_share))
-
-        # -- The compiled step
-        step = train_step.compile_step(config, update, mesh, split, first_step)
-        views = snapshot.Views(config, generator, mesh, split, validation, on_snapshot)
-        log_every, snapshot_every = steps(config.log_kimg, config), steps(config.snapshot_kimg, config)
-        with (
-            curves.drawn(workdir) if first else contextlib.nullcontext(),
-            Log(
-                workdir,
-                total_images=last_step * config.batch_size,
-                first_step=first_step,
-                batch_size=config.batch_size,
-                epoch_images=len(split.grades),
-                console=config.log.console,
+            tfdata.check_shares(
+                split.grades, config.data.sampling, multihost.process_count(), config.data.temperature
             )
-            if first
-            else Quiet() as log,
+
+        # -- State: resumed, or fresh, perhaps with another run's networks
+        state, notes = checkpoints.restore(abstract_state(config, mesh)), []
+        if state is None:
+            state = fresh_state(config, mesh)
+            if config.init_from:
+                state, notes = transfer.start_from(config, state)
+        first_step, last_step = int(state.step), steps(config.total_kimg, config)
+        multihost.run_on_first(lambda: run_dir.write_record(paths.path, config, manifest, split.left_eye_share))
+
+        # -- The compiled step, snapshots and the log
+        train_step = make_train_step(config, mesh, split, first_step)
+        snapshots = Snapshots(config, build_networks(config)[0], mesh, split, validation, snapshot_metrics)
+        snapshot_every = steps(config.snapshot_kimg, config)
+        with (
+            curves.drawn(paths.path) if multihost.process_index() == 0 else contextlib.nullcontext(),
+            _open_log(config, paths, first_step, last_step, len(split)) as log,
             multihost.interruption() as interrupted,
         ):
+            run = _Run(config, paths, checkpoints, snapshots, log)
             if first_step:
                 log.say(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
             else:
-                for line in taken:
-                    log.say(line)
-                log.image("reals", views.reals(), 0)
-                log.image(snapshot.fakes_name(0, config), views.fakes(state), 0)
+                for note in notes:
+                    log.say(note)
+                log.image("reals", snapshots.reals(), 0)
+                log.image(monitoring.fakes_name(config, 0), snapshots.fakes(state), 0)
 
-            done = told = first_step  # steps dispatched, and steps told of
-            pending = []  # metrics of the calls between, which may still be on the devices
-            calls, stop = 0, False  # an interruption is told once: it is not forgotten where training goes back
-            while done < last_step:
-                try:
-                    state, metrics = step(state)
-                    pending.append(metrics)
-                    done += step.steps
-                    calls += 1
-                    if calls == 1:
-                        jax.block_until_ready(metrics)  # it compiled
-                        log.say(f"first step after {time.monotonic() - start:.1f} s")
-                        log.start_clock(done)
-                    if len(pending) > AHEAD:
-                        jax.block_until_ready(pending[-1 - AHEAD])
-                    stop = interrupted(calls) or stop
-                    due = done % snapshot_every == 0 or done == last_step
-                    known = done if stop or due else done - AHEAD * step.steps
-                    for point in range(told + step.steps, known + 1, step.steps):
-                        if point % log_every and point < done:
-                            continue
-                        rows = _rows(jax.device_get(pending[: (point - told) // step.steps]))
-                        del pending[: (point - told) // step.steps]
-                        told, rate = point, log.read_clock(point)
-                        divergence.check_metrics(rows, point)
-                        measures = {}
-                        if due and point == done:
-                            log.image(snapshot.fakes_name(done, config), views.fakes(state), done)
-                            if measures := views.measures(state):
-                                log.say(f"{done * config.batch_size / 1000:.1f} kimg: {snapshot.told(measures)}")
-                        log.scalars(point, rows, rate, measures | ({"restarts": restarts} if restarts else {}))
-                    if due or stop:
-                        divergence.check_state(state, done)
-                        score = snapshot.score(config, measures, done) if due else None
-                        if score is not None and score < float(state.best):
-                            best = mesh_lib.everywhere(np.array(score, np.float32), mesh)
-                            state = dataclasses.replace(state, best=best)
-                        checkpoints.save(done, state, score=score, marked=due and _marked(done, config))
-                        if due and config.on_collapse != "ignore":
-                            warning = multihost.run_on_first(lambda: alarm.alarm(read_stats(workdir), config.loss.name))
-                            if warning and config.on_collapse == "stop":
-                                checkpoints.wait()
-                                raise TrainingCollapsed(f"step {done}: stopped, as config.on_collapse says: {warning}")
-                            if warning:
-                                log.say(f"alarm at {done * config.batch_size / 1000:.1f} kimg: {warning}")
-                        log.start_clock(done)
-                    if stop:
-                        checkpoints.wait()
-                        log.say(f"interrupted: saved step {done}; the same command goes on from there")
-                        break
-                except TrainingDiverged as diverged:
+            # -- Train
+            step, pending = first_step, _PendingMetrics(first_step, train_step.updates, steps(config.log_kimg, config))
+            while step < last_step:
+                state, metrics = train_step(state)
+                step += train_step.updates
+                pending.add(metrics)
+                if pending.calls == 1:
+                    jax.block_until_ready(metrics)  # it is compiled now
+                    log.say(f"first step after {time.monotonic() - start:.1f} s")
+                    log.start_clock(step)
+
+                stop = interrupted(pending.calls)
+                snapshot_due = step % snapshot_every == 0 or step == last_step
+                for log_step, rows in pending.log_due(read_all=snapshot_due or stop):
+                    monitoring.check_finite_metrics(config, paths, rows, log_step)
+                    rate = log.read_clock(log_step)
+                    measured = run.snapshot(state, step) if snapshot_due and log_step == step else {}
+                    log.scalars(log_step, rows, rate, measured)
+                if snapshot_due or stop:
+                    run.save(state, step, measured if snapshot_due else {})
+                    log.start_clock(step)
+                if snapshot_due:
+                    run.check_collapse(step)
+                if stop:
                     checkpoints.wait()
-                    if config.on_divergence == "stop" or restarts >= divergence.MOST:
-                        raise diverged.in_the_end(restarts, workdir, config) from None
-                    state, restarts = None, restarts + 1  # the broken one makes room
-                    pending.clear()
-                    state = divergence.restarted(begin()[0], restarts, mesh)
-                    done = told = int(state.step)
-                    step = step.starting_at(done)
-                    log.go_back(done)
-                    log.say(
-                        f"{diverged}: back to step {done}, updates half as large from there on "
-                        f"({restarts} of at most {divergence.MOST} times)"
-                    )
+                    log.say(f"interrupted: saved step {step}; the same command resumes from there")
+                    break
+            else:
+                checkpoints.wait()
+                if (best := checkpoints.best_step()) is not None:
+                    kimg = f"{best * config.batch_size / 1000:g} kimg"
+                    log.say(f"best checkpoint: step {best} ({kimg}), with the lowest {config.checkpoint.best}")
     return state
 
 
+def _open_log(config, paths, first_step, last_step, epoch_images):
+    if multihost.process_index():
+        return Quiet()
+    return Log(
+        paths.path,
+        total_images=last_step * config.batch_size,
+        first_step=first_step,
+        batch_size=config.batch_size,
+        epoch_images=epoch_images,
+        console=config.log.console,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The phases of a snapshot."""
+
+    config: ml_collections.ConfigDict
+    paths: RunDir
+    checkpoints: Checkpoints
+    snapshots: Snapshots
+    log: Log
+
+    def snapshot(self, state: TrainState, step: int) -> dict[str, float]:
+        """Write the grid of generated images; return the metrics."""
+        self.log.image(monitoring.fakes_name(self.config, step), self.snapshots.fakes(state), step)
+        metrics = self.snapshots.metrics(state)
+        if metrics:
+            self.log.say(f"{self._kimg(step)} kimg: {monitoring.format_metrics(metrics)}")
+        return metrics
+
+    def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
+        """Save a checkpoint in the background, if the networks are finite."""
+        monitoring.check_finite_state(self.config, self.paths, state, step)
+        self.checkpoints.save(step, state, score=monitoring.checkpoint_score(self.config, metrics, step))
+
+    def check_collapse(self, step: int) -> None:
+        """Warn, or raise TrainingCollapsed, as `config.on_collapse` says."""
+        if self.config.on_collapse == "ignore":
+            return
+        found = multihost.run_on_first(
+            lambda: monitoring.find_collapse(read_stats(self.paths.path), self.config.loss.name)
+        )
+        if found and self.config.on_collapse == "stop":
+            self.checkpoints.wait()
+            raise TrainingCollapsed(f"step {step}: stopped, because config.on_collapse = 'stop': {found}")
+        if found:
+            self.log.say(f"warning at {self._kimg(step)} kimg: {found}")
+
+    def _kimg(self, step):
+        return f"{step * self.config.batch_size / 1000:.1f}"
+
+
+class _PendingMetrics:
+    """Metrics of calls that may still run on the devices; read late, so that the host does not wait for them."""
+
+    def __init__(self, first_step: int, updates: int, log_every: int):
+        self.calls = 0
+        self._read, self._updates, self._log_every = first_step, updates, log_every  # _read: last step that was read
+        self._metrics = deque()
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Add a call's metrics, each float32 [updates]; wait for the call MAX_PENDING before."""
+        self._metrics.append(metrics)
+        self.calls += 1
+        if len(self._metrics) > MAX_PENDING:
+            jax.block_until_ready(self._metrics[-1 - MAX_PENDING])
+
+    def log_due(self, read_all: bool) -> Iterator[tuple[int, list[dict[str, float]]]]:
+        """Yield the steps that are due to be logged, with the metrics of each update since the one before.
+
+        Due are the multiples of `log_every`, once they are finished; with `read_all` also the newest step.
+        """
+        newest = self._read + len(self._metrics) * self._updates
+        finished = newest if read_all else newest - MAX_PENDING * self._updates
+        for step in range(self._read + self._updates, finished + 1, self._updates):
+            if step % self._log_every == 0 or step == newest:
+                calls = [self._metrics.popleft() for _ in range((step - self._read) // self._updates)]
+                self._read = step
+                yield step, _rows(jax.device_get(calls))
+
+
 def _rows(calls):
-    """Metrics of calls, each float32 [steps] -> those of the updates, one by one."""
+    """Split the metrics of calls, each float32 [updates], into one dict per update."""
     return [{name: value[i] for name, value in call.items()} for call in calls for i in range(len(call["loss_d"]))]
 
 
-def _marked(step, config):
-    """Whether this snapshot is the first at or after a multiple of keep_every_kimg."""
+def _keep_every_steps(config) -> int:
+    """Return the multiple of the snapshot interval that is nearest to `checkpoint.keep_every_kimg`; 0 for none."""
     if not config.checkpoint.keep_every_kimg:
-        return False
-    every, between = steps(config.checkpoint.keep_every_kimg, config), steps(config.snapshot_kimg, config)
-    before = (step - 1) // between * between
-    return step // every > before // every
+        return 0
+    every = max(1, round(config.checkpoint.keep_every_kimg / config.snapshot_kimg))
+    return every * steps(config.snapshot_kimg, config)

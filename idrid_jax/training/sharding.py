@@ -1,8 +1,8 @@
 """Devices -> mesh, shardings, and host batches -> global arrays.
 
-A mesh has two axes. "data" splits the batch; "rows" splits the rows of each image, with the halo exchange that
-convolutions need inserted by the compiler, for images of which one alone is too much for a device. BatchNorm is over
-the global batch and the whole image on any mesh: how many devices there are changes no result.
+A mesh has two axes. "data" splits the batch; "rows" splits the rows of each image, for images of which one alone is too
+large for a device (the compiler inserts the halo exchange that convolutions need). BatchNorm is over the global batch
+and the whole image on any mesh: the number of devices changes no result.
 """
 
 import jax
@@ -14,117 +14,115 @@ from idrid_jax.errors import UserError
 from idrid_jax.models.layers import MIN_ROWS_PER_DEVICE
 
 DATA, ROWS = "data", "rows"
-LEAST_SPLIT = 2**14  # values: smaller arrays stay whole, as gathering them costs a message each and saves nothing
+MIN_SHARDED_SIZE = 2**14  # values: gathering a smaller array costs a message and saves nothing
 
 
 def make_mesh(data: int | str = "auto", rows: int = 1, *, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of `data` times `rows` devices; data = "auto" takes all. Those that split an image are neighbours.
+    """Return a mesh of `data` x `rows` devices; "auto" uses all. Devices that share an image are neighbours.
 
     devices: to choose from (None: those of this run).
-    Raises UserError when there are fewer devices, or they cannot be laid out so.
+    Raises UserError if there are fewer devices, or they cannot be arranged so.
     """
-    given = jax.devices() if devices is None else devices
-    there = f"{len(given)} device{'s are' if len(given) > 1 else ' is'} there"
-    if not 1 <= rows <= len(given):
-        raise UserError(f"config.mesh.rows = {rows}: {there}; take from 1 to {len(given)}")
-    if data == "auto" and len(given) % rows:
-        raise UserError(
-            f"config.mesh.rows = {rows}: {there}, which it does not divide; take a divisor, or set mesh.data"
-        )
-    count = len(given) // rows if data == "auto" else data
-    if count < 1 or count * rows > len(given):
-        by_rows = f", and mesh.rows = {rows} takes as many for each" if rows > 1 else ""
-        raise UserError(f"config.mesh.data = {data}: {there}{by_rows}; auto takes all of them")
+    available = jax.devices() if devices is None else devices
+    count = f"{len(available)} device{'s are' if len(available) > 1 else ' is'} available"
+    if not 1 <= rows <= len(available):
+        raise UserError(f"config.mesh.rows = {rows}: {count}; choose 1 to {len(available)}")
+    if data == "auto" and len(available) % rows:
+        raise UserError(f"config.mesh.rows = {rows}: {count}, not a multiple; choose a divisor, or set mesh.data")
+    columns = len(available) // rows if data == "auto" else data
+    if columns < 1 or columns * rows > len(available):
+        needed = f", and mesh.rows = {rows} needs {rows} for each" if rows > 1 else ""
+        raise UserError(f"config.mesh.data = {data}: {count}{needed}; choose auto for all of them")
     if devices is None and jax.process_count() > 1:
-        if count * rows != len(given):
-            raise UserError(
-                f"config.mesh = {count} x {rows} devices: {there} over {jax.process_count()} processes, and each "
-                "process must take part with all of its own; set mesh.data to auto"
-            )
-        if jax.local_device_count() % rows:
-            raise UserError(
-                f"config.mesh.rows = {rows}: a process has {jax.local_device_count()} devices, and the rows of an "
-                "image stay within a process; take a divisor"
-            )
+        _check_processes(columns, rows, len(available))
     axes = dict(axis_names=(DATA, ROWS), axis_types=(AxisType.Auto,) * 2)
     if rows == 1:
-        return jax.make_mesh((count, 1), devices=given[:count], **axes)
-    # By process: jax.make_mesh lays rows over processes, and refuses to on some TPU slices
-    ordered = sorted(given, key=lambda device: (device.process_index, device.id))[: count * rows]
-    layout = np.empty(count * rows, object)
-    layout[:] = ordered
-    return Mesh(layout.reshape(count, rows), **axes)
+        return jax.make_mesh((columns, 1), devices=available[:columns], **axes)
+    # Sorted by process: jax.make_mesh spreads rows over processes, and refuses to on some TPU slices
+    layout = np.empty(columns * rows, object)
+    layout[:] = sorted(available, key=lambda device: (device.process_index, device.id))[: columns * rows]
+    return Mesh(layout.reshape(columns, rows), **axes)
 
 
-def of_config(config: ml_collections.ConfigDict, size: int, *, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config.mesh` for images of `size` pixels a side, of `devices` or of this run's. Raises UserError
-    where they do not fit together."""
+def _check_processes(columns: int, rows: int, devices: int) -> None:
+    if columns * rows != devices:
+        raise UserError(
+            f"config.mesh = {columns} x {rows} devices: {devices} are available over {jax.process_count()} processes, "
+            "and each process must use all of its own; set mesh.data to auto"
+        )
+    if jax.local_device_count() % rows:
+        raise UserError(
+            f"config.mesh.rows = {rows}: a process has {jax.local_device_count()} devices, and the rows of an image "
+            "stay within a process; choose a divisor"
+        )
+
+
+def mesh_from_config(config: ml_collections.ConfigDict, size: int, *, devices: list[jax.Device] | None = None) -> Mesh:
+    """Return the mesh of `config.mesh` for images of `size` pixels per side, on `devices` or those of this run.
+
+    Raises UserError if batch, image and devices do not fit together.
+    """
     mesh = make_mesh(config.mesh.data, config.mesh.rows, devices=devices)
-    check(config.batch_size, size, **mesh.shape, accumulate=config.accumulate)
+    check_divisible(config.batch_size, size, **mesh.shape)
     return mesh
 
 
-def check(batch_size: int, size: int, data: int, rows: int, accumulate: int = 1) -> None:
-    """Raises UserError unless every device of a mesh gets the same number of images of `size` pixels, in each of the
-    micro-batches that a batch is done in, and of rows of each."""
+def check_divisible(batch_size: int, size: int, data: int, rows: int) -> None:
+    """Raise UserError unless every device of a mesh gets equally many images, and equally many rows of each."""
     if batch_size < 1 or batch_size % data:
         raise UserError(
             f"config.batch_size = {batch_size} is not divisible by {data} devices: "
-            f"take a multiple of {data}, or fewer devices with config.mesh.data"
-        )
-    if batch_size // data % accumulate:
-        raise UserError(
-            f"config.accumulate = {accumulate}: config.batch_size = {batch_size} over {data} "
-            f"device{'s' if data > 1 else ''} is {batch_size // data} images for each, which cannot be parted so: take "
-            f"a divisor of {batch_size // data}, or a batch that is a multiple of {data * accumulate}"
+            f"choose a multiple of {data}, or fewer devices with config.mesh.data"
         )
     if size % rows or size // rows < MIN_ROWS_PER_DEVICE:
         raise UserError(
-            f"config.mesh.rows = {rows}: an image has {size} rows, and each device takes as many of them, "
-            f"{MIN_ROWS_PER_DEVICE} or more: take a divisor up to {size // MIN_ROWS_PER_DEVICE}"
+            f"config.mesh.rows = {rows}: an image has {size} rows, and each device needs an equal part of at least "
+            f"{MIN_ROWS_PER_DEVICE}: choose a divisor up to {size // MIN_ROWS_PER_DEVICE}"
         )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of arrays that are whole on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def everywhere(value: np.ndarray, mesh: Mesh) -> jax.Array:
-    """What every process has alike, whole on each device."""
+def replicate(value: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Place a value that all processes have whole on each device."""
     return jax.make_array_from_callback(value.shape, replicated(mesh), lambda _: value)
 
 
-def split_batch(mesh: Mesh) -> NamedSharding:
-    """The leading axis over the devices."""
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of the leading axis over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def split_images(mesh: Mesh) -> NamedSharding:
-    """Of images [B, R, R, C]: the batch over the devices, and the rows where the mesh splits them."""
+def image_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of images [B, R, R, C]: the batch, and the rows if the mesh splits them."""
     return NamedSharding(mesh, PartitionSpec(DATA, ROWS))
 
 
 def stacked(sharding: NamedSharding) -> NamedSharding:
-    """Of several such arrays along a new leading axis, which is not split."""
+    """Return the sharding of several such arrays along a new leading axis, which is not split."""
     return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
 
 
-def split_arrays(shapes, mesh: Mesh):
-    """For a tree of arrays or shapes, a tree of shardings that leaves each device a part of every large one (fully
-    sharded data parallelism, as ZeRO: Rajbhandari et al. 2020): the longest axis that those along "data" divide."""
-    devices = mesh.shape[DATA]
+def shard_arrays(shapes, mesh: Mesh):
+    """Return a tree of shardings that splits every large array of a tree along its longest divisible axis.
 
-    def of(leaf):
-        fits = [axis for axis, length in enumerate(leaf.shape) if length % devices == 0]
-        if leaf.size < LEAST_SPLIT or not fits:
-            return replicated(mesh)
-        axis = max(fits, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
+    Fully sharded data parallelism, as ZeRO: Rajbhandari et al. 2020.
+    """
+    return jax.tree.map(lambda leaf: _longest_axis(leaf, mesh), shapes)
 
-    return jax.tree.map(of, shapes)
+
+def _longest_axis(leaf, mesh):
+    divisible = [axis for axis, length in enumerate(leaf.shape) if length % mesh.shape[DATA] == 0]
+    if leaf.size < MIN_SHARDED_SIZE or not divisible:
+        return replicated(mesh)
+    axis = max(divisible, key=lambda axis: leaf.shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
 
 
 def to_global(local: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's share of batches of images or numbers, [steps, B / processes, ...] -> global [steps, B, ...]."""
-    sharding = split_images(mesh) if local.ndim == 5 else split_batch(mesh)
+    """Join the processes' shares of batches, [steps, B / processes, ...], to a global array [steps, B, ...]."""
+    sharding = image_sharding(mesh) if local.ndim == 5 else batch_sharding(mesh)
     return jax.make_array_from_process_local_data(stacked(sharding), local)

@@ -19,8 +19,9 @@ import ml_collections
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.models.functional import Tree
-from idrid_jax.training import saved
-from idrid_jax.training.state import NetworkState, TrainState, generator_params
+from idrid_jax.training.checkpoint import read_run
+from idrid_jax.training.run_dir import read_record
+from idrid_jax.training.state import NetworkState, TrainState
 
 LEAST = 0.1  # of the parameters: with fewer from the other run this would be training from scratch under another name
 
@@ -62,7 +63,7 @@ class Fit:
 def find(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where `config.init_from` is no run: sooner than `start_from`, which needs a compiled state."""
     with _named():
-        saved.read_record(config.init_from)
+        read_record(config.init_from)
 
 
 @contextlib.contextmanager
@@ -75,13 +76,13 @@ def _named():
 
 def start_from(config: ml_collections.ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     """A fresh state with what fits of both networks, and of the moving average, of the run `config.init_from`, as
-    `saved.read_run` takes it; and lines that tell what that is.
+    `read_run` takes it; and lines that tell what that is.
 
     What does not fit, optimizers and progress begin fresh. Raises UserError where `read_run` does, and where the run's
     network is of another family or hardly anything of it fits.
     """
     with _named():
-        other, source = saved.read_run(config.init_from, sharding=state.step.sharding)
+        other, source = read_run(config.init_from, sharding=state.step.sharding)
     fits = fit(state.g, source.g, deepest_last=False), fit(state.d, source.d, deepest_last=True)
     _check_fit(config, other.config, fits)
 
@@ -94,7 +95,7 @@ def start_from(config: ml_collections.ConfigDict, state: TrainState) -> tuple[Tr
         params, stats = (take(getattr(mine, name), getattr(theirs, name), which) for name in ("params", "stats"))
         return dataclasses.replace(mine, params=params, stats=stats)
 
-    average = jax.tree.map(jnp.copy, take(state.ema, generator_params(source), 0)) if config.ema_kimg else {}
+    average = jax.tree.map(jnp.copy, take(state.ema, source.sampling_params, 0)) if config.ema_kimg else {}
     start = dataclasses.replace(state, g=begun(state.g, source.g, 0), d=begun(state.d, source.d, 1), ema=average)
     placed = jax.tree.map(lambda x: x.sharding, state)  # split under fsdp, as the other run's need not be
     return jax.jit(lambda state: state, out_shardings=placed)(start), _told(config, other.config, fits)

@@ -20,8 +20,8 @@ from idrid_jax.evaluation import evaluate as evaluation_run
 from idrid_jax.generation import sampling
 from idrid_jax.images import GRID_GAP
 from idrid_jax.models import NETWORKS, Network, build_networks
-from idrid_jax.training import record, saved
 from idrid_jax.training.logging import read_stats
+from idrid_jax.training.run_dir import RunDir, read_record
 
 PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
 PARTS = {  # of evaluation.json, and how deep they are objects of objects
@@ -100,18 +100,18 @@ def names(workdirs: list[Path]) -> list[str]:
 
 def gather(workdir: Path, name: str, data_dir: str = "") -> Run:
     """Reads a run. Raises UserError where no run is there, or config.json or evaluation.json is damaged."""
-    found = saved.read_record(workdir)
+    found = read_record(workdir)
     evaluation, notes = _evaluation(workdir), {}
     seed = evaluation.get("run", {}).get("seed")
     seed = seed if isinstance(seed, int) else 0
     sampler = _sampler(workdir, evaluation.get("run", {}), notes)
-    config = saved.with_its_release(found, data_dir)
+    config = found.config_with_release(data_dir)
     manifest, training = _release(config, workdir, notes)
     return Run(
         name=name,
         workdir=workdir,
         config=found.config,
-        record=json.loads((workdir / record.NAME).read_text()),
+        record=json.loads(RunDir(workdir).config.read_text()),
         evaluation=evaluation,
         stats=read_stats(workdir),
         step=None if sampler is None else sampler.step,
