@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_config, stats, steps
+from conftest import make_config, stats, steps, train
 from launched import ENVIRONMENT, ROOT, command, free_port, lines, run, train
 from test_multihost import assert_same_losses
 
 from idrid_jax import config as config_lib
 from idrid_jax.training import loop, multihost
-from idrid_jax.training.checkpoint import FOLDER
+from idrid_jax.training.run_dir import RunDir
 
 SBIN = os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin"
 SLURM = ("srun", "sbatch", "slurmctld", "slurmd", "munged")
@@ -42,7 +42,7 @@ def test_mpirun_starts_four(phantom_data, tmp_path):
 
 def alone(folder, data_dir, **changes):
     """The same run in this process."""
-    loop.train(make_config(data_dir, "dcgan28", data__crop="letterbox", log_kimg=0.008, **changes), folder)
+    train(make_config(data_dir, "dcgan28", data__crop="letterbox", log_kimg=0.008, **changes), folder)
 
 
 # -- Slurm
@@ -122,8 +122,8 @@ def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory):
         where = ["--parsable", "--ntasks=2", "--cpus-per-task=1", f"--output={tmp_path / 'out'}", f"--chdir={ROOT}"]
         job = ask("sbatch", *where, str(LAUNCH / "slurm.sbatch"), *train(folder, phantom_data, total_kimg=80)).strip()
         told = lambda: (tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""
-        until(lambda: (folder / FOLDER / "4").is_dir() or state()["JobState"] != "RUNNING" and told(), 400)
-        assert (folder / FOLDER / "4").is_dir(), told()
+        until(lambda: (RunDir(folder).checkpoints / "4").is_dir() or state()["JobState"] != "RUNNING" and told(), 400)
+        assert (RunDir(folder).checkpoints / "4").is_dir(), told()
         ask("scancel", "--signal=USR1", "--batch", job)
         until(lambda: state()["Restarts"] == "1", 60)
         ask("scancel", job)

@@ -13,7 +13,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import make_config, stats, steps
+from conftest import make_config, stats, steps, train
 from launched import LOCAL, command, free_port, lines, pid_of, run, run_together, started, train, wait_for
 
 from idrid_jax import cli
@@ -21,7 +21,7 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.data.pipeline import tfdata
 from idrid_jax.errors import UserError
 from idrid_jax.training import loop, multihost, run_dir
-from idrid_jax.training.checkpoint import FOLDER
+from idrid_jax.training.run_dir import RunDir
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
 multiprocess = pytest.mark.multiprocess
@@ -45,7 +45,7 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path):
     """SIGTERM to one, then SIGKILL to one, then other numbers of devices: the losses of one uninterrupted process."""
     folder = tmp_path / "run"
     words = [*LOCAL, 2, "--", *train(folder, phantom_data, total_kimg=80)]
-    saved = lambda step: any(int(path.name) >= step for path in (folder / FOLDER).glob("[0-9]*") if path.name.isdigit())
+    saved = lambda step: any(int(path.name) >= step for path in RunDir(folder).checkpoints.glob("[0-9]*") if path.name.isdigit())
     with started(*words) as process:
         wait_for(lambda: saved(4), process)
         os.kill(pid_of(folder, 1), signal.SIGTERM)
@@ -71,7 +71,7 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path):
 
     # what two have saved, one goes on with on eight devices; then two of four devices each; then one on one
     last = steps(folder)[-1] + 6
-    alone = lambda where, until, devices: loop.train(
+    alone = lambda where, until, devices: train(
         make_config(
             phantom_data,
             "dcgan28",
@@ -111,7 +111,7 @@ def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch)
     monkeypatch.setattr(tfdata, "batches", together)
     options = {"data__crop": "letterbox", "data__pipeline": "tfdata", "total_kimg": 0.048, "log_kimg": 0.008}
     for one in ("four", "one"):  # and goes on with what four have saved
-        loop.train(make_config(phantom_data, "dcgan28", **options), tmp_path / one)
+        train(make_config(phantom_data, "dcgan28", **options), tmp_path / one)
     assert_same_losses(stats(tmp_path / "four"), stats(tmp_path / "one"))
 
 
