@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_config, stats, steps, train
+from conftest import make_config, stats, steps
+from conftest import train as train_here
 from launched import ENVIRONMENT, ROOT, command, free_port, lines, run, train
 from test_multihost import assert_same_losses
 
 from idrid_jax import config as config_lib
-from idrid_jax.training import loop, multihost
+from idrid_jax.training import multihost
 from idrid_jax.training.run_dir import RunDir
 
 SBIN = os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin"
@@ -42,7 +43,7 @@ def test_mpirun_starts_four(phantom_data, tmp_path):
 
 def alone(folder, data_dir, **changes):
     """The same run in this process."""
-    train(make_config(data_dir, "dcgan28", data__crop="letterbox", log_kimg=0.008, **changes), folder)
+    train_here(make_config(data_dir, "dcgan28", data__crop="letterbox", log_kimg=0.008, **changes), folder)
 
 
 # -- Slurm

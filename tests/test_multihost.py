@@ -13,7 +13,8 @@ import types
 
 import numpy as np
 import pytest
-from conftest import make_config, stats, steps, train
+from conftest import make_config, stats, steps
+from conftest import train as train_here
 from launched import LOCAL, command, free_port, lines, pid_of, run, run_together, started, train, wait_for
 
 from idrid_jax import cli
@@ -71,7 +72,7 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path):
 
     # what two have saved, one goes on with on eight devices; then two of four devices each; then one on one
     last = steps(folder)[-1] + 6
-    alone = lambda where, until, devices: train(
+    alone = lambda where, until, devices: train_here(
         make_config(
             phantom_data,
             "dcgan28",
@@ -111,7 +112,7 @@ def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch)
     monkeypatch.setattr(tfdata, "batches", together)
     options = {"data__crop": "letterbox", "data__pipeline": "tfdata", "total_kimg": 0.048, "log_kimg": 0.008}
     for one in ("four", "one"):  # and goes on with what four have saved
-        train(make_config(phantom_data, "dcgan28", **options), tmp_path / one)
+        train_here(make_config(phantom_data, "dcgan28", **options), tmp_path / one)
     assert_same_losses(stats(tmp_path / "four"), stats(tmp_path / "one"))
 
 
