@@ -21,7 +21,7 @@ def _define(values, argv):
 def _run(values):
     from idrid_jax.evaluation import report
 
-    out = report.write(values.workdir, values.out, data_dir=values.data_dir, tell=_log)
+    out = report.write(values.workdir, values.out, data_dir=values.data_dir, log=_log)
     print(f"written to {out}: one self-contained page for a browser")
 
 

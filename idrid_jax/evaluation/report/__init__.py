@@ -1,11 +1,16 @@
-"""`idrid-jax report`: runs' folders -> one HTML file that needs nothing else."""
+"""`idrid-jax report`: run directories -> one HTML file that loads nothing else.
+
+Read in this order: `gather` reads the files of a run, `verdicts` answers the six questions at the top of the page,
+`sections`, `closeness` and `cards` compute the tables and plots (`plots`) below them, and `render` fills `templates/`
+(Jinja2).
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from idrid_jax.data import atomic
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.report import gather, page
+from idrid_jax.evaluation.report import gather, render
 
 NAME = "report.html"
 
@@ -15,25 +20,24 @@ def write(
     out: Path | str | None = None,
     *,
     data_dir: str = "",
-    tell: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Writes the report on the runs in `workdirs` to `out` (None: `workdir/report.html` of the only one), whole or not
-    at all.
+    """Write the report on the runs in `workdirs` to the file `out`, completely or not at all, and return its path.
 
-    data_dir: where the release is prepared; empty: where each run found it. tell: is told which run is being read.
-    What a run lacks is said on the page. Returns where it lies.
-    Raises UserError where no run is in a workdir, or its config.json or evaluation.json is damaged; several workdirs
-    and no `out`; `out` that is a folder, is not named like a page, or cannot be written.
+    out: None for report.html in the only workdir. data_dir: where the release is prepared; empty: where each run found
+    it. log: receives a line for each run. The page names what a run lacks.
+    Raises: UserError if a workdir holds no run or a damaged config.json or evaluation.json, `out` is missing for
+      several workdirs, or `out` is a folder or cannot be written.
     """
     workdirs = [Path(workdir) for workdir in workdirs]
     if out is None and len(workdirs) > 1:
-        raise UserError("several --workdir: name the report's file with --out")
+        raise UserError("several --workdir: name the file to write with --out")
     out = workdirs[0] / NAME if out is None else Path(out)
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; name a file in it, such as {out / NAME}")
     runs = []
-    for workdir, name in zip(workdirs, gather.names(workdirs)):
-        tell(f"reading {workdir}")
-        runs.append(gather.gather(workdir, name, data_dir))
-    atomic.write_text(out.absolute(), page.html(runs))
+    for index, (workdir, name) in enumerate(zip(workdirs, gather.short_names(workdirs))):
+        log(f"reading {workdir}")
+        runs.append(gather.gather(workdir, name, index, data_dir))
+    atomic.write_text(out.absolute(), render.page(runs))
     return out

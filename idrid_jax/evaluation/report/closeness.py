@@ -1,193 +1,157 @@
-"""The section on closeness: every measure beside its reference rows, pooled and by grade."""
+"""The section on closeness: every metric next to its reference rows, overall and by grade."""
 
 from idrid_jax.data.layout import GRADES
 from idrid_jax.evaluation import quality
 from idrid_jax.evaluation.closeness import MEASURES
-from idrid_jax.evaluation.report import figures
-from idrid_jax.evaluation.report.entries import (
-    LACKING,
-    bounds,
-    closeness_of,
-    entry_of,
-    missing,
-    number,
-    unjudged,
-    unmeasured,
-    written,
-)
+from idrid_jax.evaluation.report import plots
 from idrid_jax.evaluation.report.gather import Run
-from idrid_jax.evaluation.report.markup import hint, swatch, table, tag
+from idrid_jax.evaluation.report.results import MISSING, interval, metric, missing_reason, number, text
+from idrid_jax.evaluation.report.sections import Cell, Note, Table, label
 
-ROWS = {  # of closeness, in short
+REFERENCES = {  # rows of closeness, and their short captions
     "held_out_real": "held-out real",
     "halves": "two halves, real",
     "mean_image": "mean image",
     "noise": "noise",
 }
-FEW = "generated_few"  # the row to read against held-out real where the number of images counts
-OUTSIDE = ("mean_image", "noise")  # they shall not stretch a plot's scale
-BY_FEATURES, BY_PIXELS = MEASURES["features"], MEASURES["pixels"]
-HEADINGS = BY_FEATURES | BY_PIXELS
-MEANS = {  # what a measure is, for those who do not know it
-    "kid": "Kernel inception distance of two sets of features: 0 where they are alike, by chance a little below.",
-    "frechet": "Distance of two sets of features, each taken as a normal distribution; grows as images get fewer.",
-    "frechet_ratio": "The same over what two halves of real photographs have, with equal numbers of images.",
-    "precision": "Share of images that lie where real ones lie.",
+FEW = "generated_few"  # as many generated as held-out images
+OFF_SCALE = ("mean_image", "noise")  # they do not extend an axis
+OF_FEATURES, OF_PIXELS = MEASURES["features"], MEASURES["pixels"]
+HEADINGS = OF_FEATURES | OF_PIXELS
+EXPLANATIONS = {
+    "kid": "Kernel inception distance of two sets of features: 0 for equal distributions, by chance slightly below.",
+    "frechet": "Distance of two normal distributions fitted to the features; larger for fewer images.",
+    "frechet_ratio": "The same over that of two halves of the real photographs, with equal numbers of images.",
+    "precision": "Share of generated images that lie where real ones lie.",
     "recall": "Share of real photographs that lie where generated ones lie: variety.",
-    "density": "How deep images lie among real ones, averaged.",
-    "coverage": "Share of real photographs that have a generated one nearby: variety.",
-    "ms_ssim": "How alike the images of a set are among themselves; above real means too alike.",
-    "sliced_wasserstein": "Distance of colours and textures over several scales.",
-    "spectrum": "Difference in detail from coarse to fine (power spectrum).",
+    "density": "Mean density of real photographs around generated images.",
+    "coverage": "Share of real photographs with a generated image nearby: variety.",
+    "ms_ssim": "Similarity among the images of a set; above that of real ones they are too similar.",
+    "sliced_wasserstein": "Distance of colors and textures over several scales.",
+    "spectrum": "Difference of detail from coarse to fine (power spectrum).",
 }
-Found = list[tuple[int, Run, dict]]  # (colour, run, its closeness)
 
 
-def section(runs: list[Run]) -> list:
-    several = len(runs) > 1
-    parts = [
-        tag(
-            "p",
-            "Each measure compares a set of images with the training photographs. A number means something only "
-            "beside what photographs of other patients get by it (held-out real; read it against equally many "
-            "generated images), and what a blurred mean image and noise get. Lines are 95 % intervals over images; an "
-            "arrow points at a value off the scale.",
-        )
-    ]
-    found = [(i, run, closeness_of(run)) for i, run in enumerate(runs)]
-    for _, run, there in found:
-        if not there:
-            older = "was measured by an older version." if run.part("closeness") else "was not measured."
-            parts.append(unmeasured(run, f"Closeness {older}", several))
-        why = run.part("skipped_weights")
-        parts += [unjudged(run, f"by {name}: {reason}", several) for name, reason in why.items()]
-    found = [one for one in found if one[2]]
-    if not found:
-        return [*parts, _protocol(runs)]
-    networks = list(dict.fromkeys(network for *_, there in found for network in there["networks"]))
-    for network in networks:
-        parts.append(tag("h3", "Features: ", tag("code", network)))
-        if "untrained" in network:
-            parts.append(hint("An untrained network: it sees colours, edges and textures, not lesions."))
-        if "ImageNet" in network:
-            parts.append(hint("Trained on everyday photographs: it sees the finest texture, and knows no lesion."))
-        parts.append(_panels(found, BY_FEATURES, network, several))
-    parts.append(tag("h3", "Without a network, from pixels"))
-    parts.append(_panels(found, BY_PIXELS, "", several))
-    counts = [there["images"] for *_, there in found if isinstance(there.get("images"), dict)]
-    sizes = [", ".join(f"{count} {name.replace('_', '-')}" for name, count in one.items()) for one in counts]
-    parts.append(hint(f"Images: {'; '.join(dict.fromkeys(sizes))}.") if sizes else None)
-    return [*parts, _by_grade(found, networks, several), _protocol(runs)]
+def closeness(runs: list[Run]) -> dict:
+    """Panels for each extractor, for pixels and by grade, and the table of SSIM and PSNR."""
+    notes, measured = [], []
+    for run in runs:
+        if found := run.results("closeness"):
+            measured.append((run, found))
+        else:
+            notes.append(Note(run, "Closeness was not measured.", run.command()))
+        for name, reason in run.results("skipped_weights").items():
+            notes.append(Note(run, f"Not measured by {name}: {reason}."))
+    networks = list(dict.fromkeys(name for _, found in measured for name in found.get("networks") or []))
+    by_grade = [(run, found["by_grade"]) for run, found in measured if isinstance(found.get("by_grade"), dict)]
+    counts = [found["images"] for _, found in measured if isinstance(found.get("images"), dict)]
+    sizes = [", ".join(f"{count} {name.replace('_', '-')}" for name, count in each.items()) for each in counts]
+    return {
+        "notes": notes,
+        "sizes": "; ".join(dict.fromkeys(sizes)),
+        "by_network": [(name, _panels(measured, OF_FEATURES, name, runs)) for name in networks],
+        "by_pixels": _panels(measured, OF_PIXELS, "", runs) if measured else [],
+        "by_grade": _grade_panels(by_grade, networks, runs) if by_grade else [],
+        "grade_tables": [_grade_table(by_grade, grade, networks, runs) for grade in GRADES] if by_grade else [],
+        "similarity": _similarity_table(runs),
+    }
 
 
-def _panels(found: Found, measures, network, several):
-    """A panel for each measure: runs, then the references of the data they share."""
-    groups: dict[tuple, Found] = {}
-    for one in found:
-        if not network or network in one[2]["networks"]:
-            groups.setdefault(one[1].data, []).append(one)
+def _panels(measured, names, network, runs):
+    """A panel for each metric: the runs, then the references that runs on the same data share."""
+    groups: dict[tuple, list] = {}
+    for run, found in measured:
+        if not network or network in found["networks"]:
+            groups.setdefault(run.reference_key, []).append((run, found.get("rows") or {}))
     panels = []
-    for name in measures:
+    for name in names:
         rows = []
         for group in groups.values():
-            for colour, run, there in group:
-                labels = {"generated": run.name if several else "generated", FEW: "equally many"}
-                for key, label in labels.items():
-                    if key in there["rows"]:
-                        rows.append(_row(there["rows"], key, name, network, label, colour))
-            shade = group[0][0] if len(groups) > 1 and len(group) == 1 else None
-            for key, label in ROWS.items():
-                rows.append(_row(group[0][2]["rows"], key, name, network, label, shade))
-        panels.append(_panel(name, network, rows, MEANS.get(name, "")))
-    return tag("div", panels, class_="panels")
+            for run, results in group:
+                labels = {"generated": run.name if len(runs) > 1 else "generated", FEW: "equally many"}
+                rows += [_row(results, key, name, network, labels[key], run.index) for key in labels if key in results]
+            color = group[0][0].index if len(groups) > 1 and len(group) == 1 else None
+            rows += [_row(group[0][1], key, name, network, text, color) for key, text in REFERENCES.items()]
+        panels.append(_panel(name, network, rows, EXPLANATIONS.get(name, "")))
+    return panels
 
 
-def _row(rows, key, name, network, label, colour):
-    entry = entry_of(rows, key, name, network)
-    ring = {"reference": key not in ("generated", FEW), "outside": key in OUTSIDE, "missing": LACKING}
-    return figures.Row(label, number(entry), bounds(entry), colour, **ring)
-
-
-def _panel(name, network, rows, means):
-    heading, good, decimals = HEADINGS[name]
-    return tag(
-        "figure",
-        tag("figcaption", tag("b", heading), f" good: {good}. ", tag("span", means, class_="hint")),
-        figures.intervals(f"{heading}, {network or 'pixels'}", rows, decimals=decimals, factor=_factor(name)),
+def _row(results, row, name, network, caption, color):
+    entry = metric(results, row, name, network)
+    return plots.Row(
+        caption,
+        number(entry),
+        interval(entry),
+        color,
+        reference=row not in ("generated", FEW),
+        off_scale=row in OFF_SCALE,
+        missing=MISSING,
     )
 
 
-def _factor(measure):
-    return 1000 if measure == "kid" else 1
+def _panel(name, network, rows, explanation):
+    heading, good, decimals = HEADINGS[name]
+    title = f"{heading}, {network or 'pixels'}"
+    plot = plots.interval_plot(title, rows, decimals=decimals, factor=_factor(name))
+    return {"title": heading, "explanation": f"Good: {good}. {explanation}", "plot": plot}
 
 
-def _by_grade(found: Found, networks, several):
-    graded = [(i, run, there["by_grade"]) for i, run, there in found if isinstance(there.get("by_grade"), dict)]
-    if not graded:
-        return None
+def _factor(name):
+    return 1000 if name == "kid" else 1
+
+
+def _grade_panels(by_grade, networks, runs):
+    """KID within each grade, a panel for each extractor."""
     panels = []
-    by_network = lambda network: [one for one in graded if any(_features(of, network) for of in one[2].values())]
     for network in networks:
-        rows, with_it = [], by_network(network)
-        if not with_it:  # of a run without grades
-            continue
-        for grade in GRADES:
-            rows += [figures.Row(grade, None, missing="")] if several else []
-            for i, run, by_grade in with_it:
-                label = run.name if several else grade
-                rows.append(_row(by_grade.get(grade) or {}, "generated", "kid", network, label, i))
-            rows.append(
-                _row(with_it[0][2].get(grade) or {}, "held_out_real", "kid", network, ROWS["held_out_real"], None)
-            )
-        panels.append(_panel("kid", network, rows, f"By grade, with {network}."))
-    return [
-        tag("h3", "By grade"),
-        hint("Within a grade, against the training photographs of that grade; few images make wide intervals."),
-        tag("div", panels, class_="panels"),
-        tag("div", (_table(graded, grade, networks, several) for grade in GRADES), class_="tables"),
-    ]
+        measured = [(run, grades) for run, grades in by_grade if _has_network(grades.values(), network)]
+        rows = []
+        for grade in GRADES if measured else ():
+            rows += [plots.Row(grade)] if len(runs) > 1 else []
+            for run, grades in measured:
+                caption = run.name if len(runs) > 1 else grade
+                rows.append(_row(grades.get(grade) or {}, "generated", "kid", network, caption, run.index))
+            first = measured[0][1].get(grade) or {}
+            rows.append(_row(first, "held_out_real", "kid", network, REFERENCES["held_out_real"], None))
+        if rows:
+            panels.append(_panel("kid", network, rows, f"By {network}."))
+    return panels
 
 
-def _features(rows, network):
-    return entry_of(rows or {}, "generated", "kid", network)
+def _has_network(results, network):
+    return any(metric(rows or {}, "generated", "kid", network) for rows in results)
 
 
-def _table(graded, grade, networks, several):
-    of_grade = [(i, run, by_grade.get(grade) or {}) for i, run, by_grade in graded]
-    head = ["", *([swatch(i), run.name] if several else "generated" for i, run, _ in of_grade), ROWS["held_out_real"]]
+def _grade_table(by_grade, grade, networks, runs):
+    """(table of every metric within a grade, the reasons for missing values)."""
+    measured = [(run, grades.get(grade) or {}) for run, grades in by_grade]
     rows, reasons = [], set()
-    there = [name for name in networks if any(_features(one, name) for *_, one in of_grade)]
-    for network in [*there, ""]:
-        rows.append([tag("i", network or "pixels")])
-        for name in BY_FEATURES if network else BY_PIXELS:
-            entries = [entry_of(one, "generated", name, network) for *_, one in of_grade]
-            entries.append(entry_of(of_grade[0][2], "held_out_real", name, network))
-            reasons |= {missing(entry) for entry in entries if entry and number(entry) is None}
+    for network in [*(n for n in networks if _has_network([results for _, results in measured], n)), ""]:
+        rows.append([network or "pixels"])
+        for name in OF_FEATURES if network else OF_PIXELS:
+            entries = [metric(results, "generated", name, network) for _, results in measured]
+            entries.append(metric(measured[0][1], "held_out_real", name, network))
+            reasons |= {missing_reason(entry) for entry in entries if entry and number(entry) is None}
             rows.append([HEADINGS[name][0], *(_cell(entry, HEADINGS[name][2], _factor(name)) for entry in entries)])
-    return tag("div", table(head, rows, caption=grade), (hint(f"{LACKING} {why}") for why in sorted(reasons)))
+    head = ["", *(label(run, runs) for run, _ in measured), REFERENCES["held_out_real"]]
+    return Table(head, rows, grade), sorted(reasons)
 
 
 def _cell(entry, decimals, factor):
-    limits = bounds(entry)
-    if limits is None or number(entry) is None:
-        return written(entry, decimals, factor)
-    low, high = (figures.fixed(limit * factor, decimals) for limit in limits)
-    return [written(entry, decimals, factor), " ", tag("small", f"{low} to {high}")]
+    bounds, value = interval(entry), text(entry, decimals, factor)
+    if bounds is None or number(entry) is None:
+        return value
+    low, high = (f"{bound * factor:z.{decimals}f}" for bound in bounds)
+    return Cell(value, small=f"{low} to {high}")
 
 
-def _protocol(runs):
-    """SSIM and PSNR as the thesis takes them."""
-    there = [(i, run) for i, run in enumerate(runs) if run.part("quality.generated")]
-    if not there:
+def _similarity_table(runs):
+    """SSIM and PSNR by the thesis's protocol; None if no run has them."""
+    measured = [run for run in runs if run.results("quality.generated")]
+    if not measured:
         return None
-    head = ["", *([swatch(i), run.name] if len(runs) > 1 else "SSIM / PSNR dB" for i, run in there)]
-    cell = lambda entry: f"{written(entry, 3, key='ssim')} / {written(entry, 2, key='psnr')}"
-    rows = [[caption, *(cell(run.part(f"quality.{key}")) for _, run in there)] for key, caption in quality.CAPTIONS.items()]
-    return [
-        tag("h3", "SSIM and PSNR, for comparison with papers"),
-        hint(
-            "Means over pairs of different images. They say little of a generator: two unrelated photographs score as "
-            "high, and a blurred mean image higher."
-        ),
-        table(head, rows),
-    ]
+    rows = []
+    for key, caption in quality.CAPTIONS.items():
+        entries = [run.results(f"quality.{key}") for run in measured]
+        rows.append([caption, *(f"{text(e, 3, key='ssim')} / {text(e, 2, key='psnr')}" for e in entries)])
+    return Table(["", *(run if len(runs) > 1 else "SSIM / PSNR dB" for run in measured)], rows)

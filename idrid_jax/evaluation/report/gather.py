@@ -1,4 +1,4 @@
-"""What a run's folder holds -> plain data for the page. What is not there is left out, and said in `notes`."""
+"""Read the files of a run for the report. What is missing is left out and named in `Run.notes`."""
 
 import contextlib
 import dataclasses
@@ -10,27 +10,28 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from idrid_jax.data import cache, folds
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import evaluate as evaluation_run
+from idrid_jax.evaluation import evaluate
 from idrid_jax.generation import sampling
 from idrid_jax.images import GRID_GAP
 from idrid_jax.models import NETWORKS, Network, build_networks
 from idrid_jax.training.logging import read_stats
 from idrid_jax.training.run_dir import RunDir, read_record
 
-PER_GRADE, WITHOUT_GRADES = 10, 30  # images shown
-PARTS = {  # of evaluation.json, and how deep they are objects of objects
-    "run": 1, "quality": 1, "quality.collapse": 1, "quality.by_grade": 2, "closeness": 1, "memorization": 1,
-    "membership": 1, "grading": 1, "augmentation_leak": 1,
-    "usefulness": 1, "closeness.rows": 2, "closeness.by_grade": 3, "usefulness.arms": 2, "usefulness.differences": 2,
-    "skipped_weights": 1, "memorization.distances": 2,
+IMAGES_PER_GRADE, IMAGES_WITHOUT_GRADES = 10, 30
+SECTION_DEPTHS = {  # sections of evaluation.json that must be objects, and their levels of nested objects
+    "run": 1, "quality": 1, "quality.collapse": 1, "quality.by_grade": 2,
+    "closeness": 1, "closeness.rows": 2, "closeness.by_grade": 3,
+    "memorization": 1, "memorization.distances": 2, "membership": 1, "grading": 1, "augmentation_leak": 1,
+    "usefulness": 1, "usefulness.arms": 2, "usefulness.differences": 2, "skipped_weights": 1,
 }  # fmt: skip
-DRAWN, MADE_UP = "synthetic", "phantom"  # kinds of release that are no photographs
+PHOTOGRAPHS, SYNTHETIC, PHANTOM = "photographs", "synthetic", "phantom"  # kinds of release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +39,30 @@ class Run:
     """A run as the report shows it.
 
     Attributes:
-      evaluation: evaluation.json, {} where there is none; stats: the lines of stats.jsonl.
-      step: of the checkpoint that `samples` come from; None where none can be read.
-      samples: (caption, generated, real), uint8 [N, R, R, C] both; `real` may be empty.
-      pairs: (generated, its nearest training photograph, their entry in "memorization"), uint8 [R, R, C] both.
-      parameters: of generator and discriminator.
-      shown: how many training photographs the networks were shown; None where that is not known.
-      manifest: of the release, None where it is no longer prepared; kind: DRAWN, MADE_UP, or "" for photographs.
-      notes: {section: what it lacks, and what to do}.
+      name: shortest name that differs from those of the other runs. index: position among the runs.
+      config: the resolved configuration. record: config.json.
+      evaluation: evaluation.json, {} if there is none. stats: the lines of stats.jsonl.
+      sampled_step: step of the checkpoint that generated `samples`; None if no checkpoint can be read.
+      samples: (grade and its name, or "" without grades; generated images; photographs), uint8 [N, R, R, C].
+      pairs: (generated image, its nearest training photograph, its entry in "memorization"), uint8 [R, R, C].
+      parameters: number of parameters of the generator and the discriminator.
+      num_training: number of training photographs without the validation fold; None without a manifest.
+      manifest: of the release; None if it is no longer prepared. kind: PHOTOGRAPHS, SYNTHETIC or PHANTOM.
+      notes: {"samples" or "release": what is missing, and what to do}.
     """
 
     name: str
+    index: int
     workdir: Path
     config: ml_collections.ConfigDict
     record: dict
     evaluation: dict
     stats: list[dict]
-    step: int | None
+    sampled_step: int | None
     samples: list[tuple[str, np.ndarray, np.ndarray]]
     pairs: list[tuple[np.ndarray, np.ndarray, dict]]
     parameters: tuple[int, int]
-    shown: int | None
+    num_training: int | None
     manifest: Manifest | None
     kind: str
     notes: dict[str, str]
@@ -68,17 +72,20 @@ class Run:
         return NETWORKS[self.config.network]
 
     @property
-    def taken(self) -> int | None:
-        """The step that was evaluated; where none was, that of the samples."""
-        step = self.part("run").get("step")
-        return step if isinstance(step, int) else self.step
+    def step(self) -> int | None:
+        """The evaluated step; without an evaluation, that of the samples."""
+        step = self.results("run").get("step")
+        return step if isinstance(step, int) else self.sampled_step
 
     @property
-    def data(self) -> tuple:
-        """What reference rows depend on: runs that share it share them."""
+    def reference_key(self) -> tuple:
+        """What the reference rows depend on: runs with equal keys have equal references."""
         return self.record["data"]["fingerprint"], self.network.size, self.network.channels, self.config.data.crop
 
-    def part(self, name: str) -> dict:
+    def kimg(self, step: int) -> float:
+        return step * self.config.batch_size / 1000
+
+    def results(self, name: str) -> dict:
         """Return `evaluation[name]`, {} if it is absent; "quality.collapse" is `evaluation["quality"]["collapse"]`."""
         found = self.evaluation
         for key in name.split("."):
@@ -87,54 +94,61 @@ class Run:
                 return {}
         return found
 
+    def command(self, flags: str = "") -> str:
+        """Return the command that evaluates this run."""
+        return f"idrid-jax evaluate --workdir {self.workdir}{flags}"
 
-def names(workdirs: list[Path]) -> list[str]:
-    """As short as tells them apart: the last part of each path, or more of it."""
+
+def short_names(workdirs: list[Path]) -> list[str]:
+    """Return the last parts of each path, as few as make all of them different."""
     parts = [workdir.absolute().parts for workdir in workdirs]
     for length in range(1, max(map(len, parts)) + 1):
-        short = ["/".join(p[-length:]) for p in parts]
-        if len(set(short)) == len(short):
-            return short
-    raise UserError("--workdir names one folder twice; name each once")
+        names = ["/".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("--workdir names the same folder twice")
 
 
-def gather(workdir: Path, name: str, data_dir: str = "") -> Run:
-    """Reads a run. Raises UserError where no run is there, or config.json or evaluation.json is damaged."""
-    found = read_record(workdir)
-    evaluation, notes = _evaluation(workdir), {}
-    seed = evaluation.get("run", {}).get("seed")
-    seed = seed if isinstance(seed, int) else 0
-    sampler = _sampler(workdir, evaluation.get("run", {}), notes)
-    config = found.config_with_release(data_dir)
-    manifest, training = _release(config, workdir, notes)
+def gather(workdir: Path, name: str, index: int = 0, data_dir: str = "") -> Run:
+    """Read the run in `workdir`. Raises UserError if there is none, or config.json or evaluation.json is damaged."""
+    record = read_record(workdir)
+    evaluation, notes = _read_evaluation(workdir), {}
+    subject = evaluation.get("run", {})
+    seed = subject.get("seed") if isinstance(subject.get("seed"), int) else 0
+    sampler = _load_sampler(workdir, subject, notes)
+    config = record.config_with_release(data_dir)
+    manifest, training = _load_release(config, notes)
+    in_training = None if manifest is None else ~folds.validation(manifest, config.data.validation_folds)
     return Run(
         name=name,
+        index=index,
         workdir=workdir,
-        config=found.config,
+        config=record.config,
         record=json.loads(RunDir(workdir).config.read_text()),
         evaluation=evaluation,
         stats=read_stats(workdir),
-        step=None if sampler is None else sampler.step,
-        samples=_samples(sampler, training, seed),
-        pairs=_pairs(workdir, evaluation, NETWORKS[config.network].size, training),
-        parameters=_parameters(config),
-        shown=None if manifest is None else _shown(manifest, config),
+        sampled_step=None if sampler is None else sampler.step,
+        samples=[] if sampler is None else _samples(sampler, training, seed),
+        pairs=_memorization_pairs(workdir, evaluation, NETWORKS[config.network].size, training),
+        parameters=_count_parameters(config),
+        num_training=None if in_training is None else int(in_training.sum()),
         manifest=manifest,
-        kind=_kind(manifest, found.release),
+        kind=_release_kind(manifest, record.release),
         notes=notes,
     )
 
 
-def _evaluation(workdir) -> dict:
-    path = workdir / evaluation_run.NAME
+def _read_evaluation(workdir) -> dict:
+    """Return evaluation.json, {} without one. Raises UserError if it cannot be read or a section is no object."""
+    path = workdir / evaluate.NAME
     try:
         evaluation = json.loads(path.read_text())
         if not isinstance(evaluation, dict):
-            raise ValueError("it holds no object")
-        for part, depth in PARTS.items():
-            found = functools.reduce(lambda whole, name: whole.get(name, {}), part.split("."), evaluation)
-            if not _nested(found, depth):
-                raise ValueError(f"{part} is not what idrid-jax evaluate writes")
+            raise ValueError("it is not an object")
+        for name, depth in SECTION_DEPTHS.items():
+            section = functools.reduce(lambda outer, key: outer.get(key, {}), name.split("."), evaluation)
+            if not _is_nested(section, depth):
+                raise ValueError(f"{name} is not what idrid-jax evaluate writes")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
@@ -142,15 +156,14 @@ def _evaluation(workdir) -> dict:
     return evaluation
 
 
-def _nested(value, depth):
-    """Whether it is an object, of objects below `depth` 1."""
-    return isinstance(value, dict) and (depth == 1 or all(_nested(one, depth - 1) for one in value.values()))
+def _is_nested(value, depth):
+    return isinstance(value, dict) and (depth == 1 or all(_is_nested(x, depth - 1) for x in value.values()))
 
 
-def _sampler(workdir, of, notes) -> sampling.Sampler | None:
-    """Of the evaluated checkpoint, as it was evaluated; of the one that a run takes where that is gone or none was."""
-    step = of.get("step") if isinstance(of.get("step"), int) else None
-    statistics = of.get("statistics") if of.get("statistics") in ("running", "recomputed") else "auto"
+def _load_sampler(workdir, subject, notes) -> sampling.Sampler | None:
+    """Load the evaluated checkpoint as it was evaluated; if it is gone or none was, the one that sampling chooses."""
+    step = subject.get("step") if isinstance(subject.get("step"), int) else None
+    statistics = subject.get("statistics") if subject.get("statistics") in ("running", "recomputed") else "auto"
     try:
         return sampling.load_sampler(workdir, step, batch_statistics=statistics)
     except UserError as error:
@@ -159,12 +172,12 @@ def _sampler(workdir, of, notes) -> sampling.Sampler | None:
         return None
     with contextlib.suppress(UserError):
         sampler = sampling.load_sampler(workdir, batch_statistics=statistics)
-        notes["samples"] = f"The evaluated checkpoint (step {step}) is gone: these images are of step {sampler.step}."
+        notes["samples"] = f"the evaluated checkpoint (step {step}) is gone: these images are of step {sampler.step}"
         return sampler
     return None
 
 
-def _release(config, workdir, notes) -> tuple[Manifest | None, cache.Split | None]:
+def _load_release(config, notes) -> tuple[Manifest | None, cache.Split | None]:
     manifest = None
     try:
         manifest = find_release(config)
@@ -175,32 +188,31 @@ def _release(config, workdir, notes) -> tuple[Manifest | None, cache.Split | Non
 
 
 def _samples(sampler, training, seed):
-    if sampler is None:
-        return []
-    none = np.zeros((0, sampler.network.size, sampler.network.size, sampler.network.channels), np.uint8)
-    if not sampler.network.conditional:
-        drawn = np.stack(list(sampler.images(np.zeros(WITHOUT_GRADES, np.int32), seed=seed)))
-        return [("", drawn, none if training is None else _spread(np.asarray(training.images), WITHOUT_GRADES))]
-    grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), PER_GRADE)
-    drawn = np.stack(list(sampler.images(grades, seed=seed)))
-    real = [none if training is None else training.images[training.grades == g] for g in range(len(GRADES))]
-    captions = [f"{grade} {name}" for grade, name in enumerate(GRADES)]
-    return [(text, drawn[grades == grade], _spread(real[grade], PER_GRADE)) for grade, text in enumerate(captions)]
+    network = sampler.network
+    none = np.zeros((0, network.size, network.size, network.channels), np.uint8)
+    if not network.conditional:
+        generated = np.stack(list(sampler.images(np.zeros(IMAGES_WITHOUT_GRADES, np.int32), seed=seed)))
+        real = none if training is None else _spread(np.asarray(training.images), IMAGES_WITHOUT_GRADES)
+        return [("", generated, real)]
+    grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), IMAGES_PER_GRADE)
+    generated = np.stack(list(sampler.images(grades, seed=seed)))
+    samples = []
+    for grade, name in enumerate(GRADES):
+        real = none if training is None else training.images[training.grades == grade]
+        samples.append((f"{grade} {name}", generated[grades == grade], _spread(real, IMAGES_PER_GRADE)))
+    return samples
 
 
 def _spread(images, count):
-    """So many of them, from the first to the last."""
+    """Return at most `count` images at even distances from the first to the last."""
     return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
 
 
-def _pairs(workdir, evaluation, size, training):
-    """The pairs of copies.png, as it was measured; none where it shows other photographs than evaluation.json says."""
-    from PIL import Image
-
-    copies = evaluation.get("memorization")
-    listed = copies.get("pairs") if isinstance(copies, dict) else None
+def _memorization_pairs(workdir, evaluation, size, training):
+    """Cut memorization.png into its pairs; [] if it does not belong to this evaluation.json."""
+    listed = evaluation.get("memorization", {}).get("pairs")
     try:
-        with Image.open(workdir / evaluation_run.PAIRS) as picture:
+        with Image.open(workdir / evaluate.PAIRS) as picture:
             pixels = np.asarray(picture)
     except (OSError, ValueError):
         return []
@@ -208,41 +220,32 @@ def _pairs(workdir, evaluation, size, training):
     if not listed or pixels.shape[:2] != (2 * step - GRID_GAP, len(listed) * step - GRID_GAP):
         return []
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    cut = lambda row, i: pixels[row * step : row * step + size, i * step : i * step + size]
-    pairs = [(cut(0, i), cut(1, i), entry) for i, entry in enumerate(listed)]
-    if training is not None:
-        at = {name: i for i, name in enumerate(training.ids)}
-        shown = lambda real, entry: np.array_equal(real, training.images[at[entry["training"]]])
-        if not all(entry.get("training") in at and shown(real, entry) for _, real, entry in pairs):
-            return []
+    index = {} if training is None else {name: i for i, name in enumerate(training.ids)}
+    pairs = []
+    for i, entry in enumerate(listed):
+        generated, real = (pixels[y : y + size, i * step : i * step + size] for y in (0, step))
+        if training is not None:
+            name = entry.get("training")
+            if name not in index or not np.array_equal(real, training.images[index[name]]):
+                return []
+        pairs.append((generated, real, entry))
     return pairs
 
 
-def _shown(manifest, config) -> int:
-    return int((~folds.validation(manifest, config.data.validation_folds)).sum())
+def _count_parameters(config) -> tuple[int, int]:
+    shapes = [jax.eval_shape(part.init, jax.random.key(0))[0] for part in build_networks(config)]
+    generator, discriminator = (sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in shapes)
+    return generator, discriminator
 
 
-def _parameters(config) -> tuple[int, int]:
-    count = lambda made: sum(
-        math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(made.init, jax.random.key(0))[0])
-    )
-    generator, discriminator = build_networks(config)
-    return count(generator), count(discriminator)
-
-
-def _kind(manifest, name) -> str:
-    """By what the README.txt of the release says, which `phantom` and `sample` write; by its name where it is gone."""
+def _release_kind(manifest, name) -> str:
+    """Return the kind of a release from the README.txt that `phantom` and `sample` write, or from its name."""
     if manifest is not None and (photographs := [p for split in manifest.grading.values() for p in split]):
         for folder in list(photographs[0].source.path.parents)[:8]:
             with contextlib.suppress(OSError):
-                begins = (folder / "README.txt").read_text(errors="replace")[:200]
-                if begins.startswith("A phantom of IDRiD"):
-                    return MADE_UP
-                if begins.startswith("Synthetic images"):
-                    return DRAWN
-    return MADE_UP if "phantom" in name.lower() else ""
-
-
-def command(run: Run, more: str = "") -> str:
-    """What measures a run."""
-    return f"idrid-jax evaluate --workdir {run.workdir}{more}"
+                start = (folder / "README.txt").read_text(errors="replace")[:200]
+                if start.startswith("A phantom of IDRiD"):
+                    return PHANTOM
+                if start.startswith("Synthetic images"):
+                    return SYNTHETIC
+    return PHANTOM if "phantom" in name.lower() else PHOTOGRAPHS

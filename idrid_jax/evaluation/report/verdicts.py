@@ -1,16 +1,21 @@
-"""The questions of a stranger, and what evaluation.json answers, in words."""
+"""Answers to the six questions at the top of the report, from evaluation.json."""
 
 import dataclasses
+from collections.abc import Callable
 
 from idrid_jax.data.layout import GRADES
 from idrid_jax.evaluation.memorization import NEARER
-from idrid_jax.evaluation.report.entries import bounds, closeness_of, entry_of, missing, number
-from idrid_jax.evaluation.report.figures import fixed
-from idrid_jax.evaluation.report.gather import Run, command
+from idrid_jax.evaluation.report.gather import Run
+from idrid_jax.evaluation.report.results import interval, metric, missing_reason, number
 
 GOOD, BAD, OPEN, NONE = "good", "bad", "open", "none"
-NO_GRADES = "{} is unconditional: its images have no grades to learn from"
-SIGNS = {GOOD: "✓", BAD: "!", OPEN: "~", NONE: "?"}  # beside the colour, for those who do not see it
+SIGNS = {GOOD: "✓", BAD: "!", OPEN: "~", NONE: "?"}  # next to the color, for readers who do not see it
+NO_GRADES = "{} is unconditional: its images have no grades"
+
+SAME_PHOTOGRAPHS = (
+    "Generator and grader have the same training photographs: the grades differ visibly, which does not prove them "
+    "right."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,128 +24,144 @@ class Verdict:
     headline: str
     details: tuple[str, ...] = ()
 
+    @property
+    def sign(self) -> str:
+        return SIGNS[self.tone]
+
 
 def closeness(run: Run) -> Verdict:
-    """KID beside that of held-out photographs, of every feature network, and what pixels say of fine detail."""
-    found = closeness_of(run)
+    """Compare the intervals of KID (every extractor) and of the power spectrum with those of held-out photographs."""
+    found = run.results("closeness")
     if not found:
-        return _absent(run, "closeness")
-    apart, told, why = [], [], "not measured"
-    for network in found["networks"]:
-        ours = entry_of(found["rows"], "generated", "kid", network)
-        real = entry_of(found["rows"], "held_out_real", "kid", network)
-        name = "held-out photographs"
+        return _not_measured(run)
+    rows, distinguishable, details, reason = found.get("rows") or {}, [], [], "not measured"
+    for network in found.get("networks") or []:
+        generated, real = (metric(rows, row, "kid", network) for row in ("generated", "held_out_real"))
+        reference = "held-out photographs"
         if number(real) is None:
-            real, name = entry_of(found["rows"], "halves", "kid", network), "two halves of the training photographs"
-        if number(ours) is None or number(real) is None or not bounds(ours) or not bounds(real):
-            why = missing(ours if number(ours) is None else real, why)
+            real, reference = metric(rows, "halves", "kid", network), "two halves of the training photographs"
+        if number(generated) is None or number(real) is None or not interval(generated) or not interval(real):
+            reason = missing_reason(generated if number(generated) is None else real, reason)
             continue
-        apart.append(bounds(ours)[0] > bounds(real)[1])
-        told.append(f"KID ×1000 by {network}: {_interval(ours, 1000)}; {name} have {_interval(real, 1000)}.")
-    if not told:
-        return Verdict(NONE, "not judged", (f"{why}.",))
-    ours, real = (entry_of(found["rows"], row, "spectrum") for row in ("generated", "held_out_real"))
-    if bounds(ours) and bounds(real):
-        apart.append(bounds(ours)[0] > bounds(real)[1])
-        told.append(f"Detail (spectrum, dB): {_interval(ours)}; held-out photographs have {_interval(real)}.")
-    if isinstance(leaked := run.part("augmentation_leak").get("verdict"), str):
-        told.append(f"{leaked[:1].upper()}{leaked[1:]}.")
-    if any(apart):
-        return Verdict(BAD, "told apart from real photographs", tuple(told))
-    look = "Look at them all the same: no number here knows a lesion."
-    return Verdict(GOOD, "not told apart by these measures", (*told, look))
+        distinguishable.append(interval(generated)[0] > interval(real)[1])
+        texts = _interval_text(generated, 1000), _interval_text(real, 1000)
+        details.append("KID x1000 by {}: {}; {}: {}.".format(network, texts[0], reference, texts[1]))
+    if not details:
+        return Verdict(NONE, "not judged", (_sentence(reason),))
+    generated, real = (metric(rows, row, "spectrum") for row in ("generated", "held_out_real"))
+    if interval(generated) and interval(real):
+        distinguishable.append(interval(generated)[0] > interval(real)[1])
+        texts = _interval_text(generated), _interval_text(real)
+        details.append("Power spectrum, dB: {}; held-out photographs: {}.".format(*texts))
+    if isinstance(leak := run.results("augmentation_leak").get("verdict"), str):
+        details.append(_sentence(leak))
+    if any(distinguishable):
+        return Verdict(BAD, "distinguishable from real photographs", tuple(details))
+    caution = "Examine the images all the same: none of these metrics recognizes a lesion."
+    return Verdict(GOOD, "not distinguishable by these metrics", (*details, caution))
 
 
-def _interval(entry, factor=1):
-    value, low, high = (fixed(factor * value, 1) for value in (number(entry), *bounds(entry)))
-    return f"{value} ({low} to {high})"
-
-
-def copies(run: Run) -> Verdict:
-    found = run.part("memorization")
-    share, most = number(found, "copy_rate"), number(found, "threshold")
-    tone = OPEN if share is None or most is None else BAD if share > most else GOOD
+def memorization(run: Run) -> Verdict:
+    """Compare the share of copies with its threshold, and C_T with its own."""
+    found = run.results("memorization")
+    rate, threshold = number(found, "copy_rate"), number(found, "threshold")
+    tone = OPEN if rate is None or threshold is None else BAD if rate > threshold else GOOD
     if tone == GOOD and (number(found, "c_t") or 0) < NEARER:
         tone = OPEN
-    return _worded(run, "memorization", tone)
+    return _stated(run, "memorization", tone)
 
 
 def membership(run: Run) -> Verdict:
-    found = run.part("membership")
-    limits, chance = bounds(found), number(found, "untrained_auc")
-    tone = OPEN if limits is None or chance is None else BAD if limits[0] > chance else GOOD
-    verdict = _worded(run, "membership", tone)
-    if limits is None or number(found, "auc") is None:
+    """Compare the AUC of membership inference with that of untrained discriminators."""
+    found = run.results("membership")
+    bounds, auc, untrained = interval(found), number(found, "auc"), number(found, "untrained_auc")
+    tone = OPEN if bounds is None or untrained is None else BAD if bounds[0] > untrained else GOOD
+    verdict = _stated(run, "membership", tone)
+    if bounds is None or auc is None:
         return verdict
-    low, high = limits
-    detail = f"Its scores tell training from held-out photographs with an AUC of {number(found, 'auc'):.2f} "
-    detail += f"({low:.2f} to {high:.2f}); 0.5 is chance"
-    detail += f", untrained discriminators reach {chance:.2f}." if chance is not None else "."
+    detail = f"Its logits separate training from held-out photographs with an AUC of {auc:.2f} "
+    detail += f"({bounds[0]:.2f} to {bounds[1]:.2f}); 0.5 is chance"
+    detail += f", untrained discriminators reach {untrained:.2f}." if untrained is not None else "."
     return dataclasses.replace(verdict, details=(*verdict.details, detail))
 
 
 def usefulness(run: Run) -> Verdict:
-    found = run.part("usefulness")
-    if not found:
-        if run.evaluation and not run.network.conditional:
-            return Verdict(NONE, "not measured", (NO_GRADES.format(run.config.network) + ".",))
-        return Verdict(NONE, "not measured", (f"Run {command(run, ' --usefulness 5')}.",))
-    said = str(found.get("verdict", ""))
-    return _worded(run, "usefulness", GOOD if said.startswith("a gain") else BAD if said.startswith("a loss") else OPEN)
-
-
-def reading(run: Run) -> Verdict:
-    """Whether a grader of photographs reads the grades that were asked for."""
-    found = run.part("grading")
+    """State the difference of kappa that synthetic training images make."""
+    found = run.results("usefulness")
     if not found and run.evaluation and not run.network.conditional:
-        return Verdict(NONE, "not measured", (NO_GRADES.format(run.config.network) + ".",))
-    limits = bounds(found.get("generated"))
-    # never good: the photographs that taught the grader taught the generator too
-    verdict = _worded(run, "grading", OPEN if limits is None or limits[0] > 0 else BAD)
+        return Verdict(NONE, "not measured", (_sentence(NO_GRADES.format(run.config.network)),))
+    if not found:
+        return Verdict(NONE, "not measured", (f"Run {run.command(' --usefulness 5')}.",))
+    stated = str(found.get("verdict", ""))
+    tone = GOOD if stated.startswith("a gain") else BAD if stated.startswith("a loss") else OPEN
+    return _stated(run, "usefulness", tone)
+
+
+def grading(run: Run) -> Verdict:
+    """State whether a grader of photographs agrees with the requested grades.
+
+    Never GOOD: the photographs that trained the grader trained the generator, too.
+    """
+    found = run.results("grading")
+    if not found and run.evaluation and not run.network.conditional:
+        return Verdict(NONE, "not measured", (_sentence(NO_GRADES.format(run.config.network)),))
+    bounds = interval(found.get("generated"))
+    verdict = _stated(run, "grading", OPEN if bounds is None or bounds[0] > 0 else BAD)
     headline, _, numbers = verdict.headline.partition(" (")
-    real = number(found.get("held_out"), "kappa")
-    details = [f"{numbers[:1].upper()}{numbers[1:].rstrip(')')}."] if numbers else []
-    details += [f"In held-out photographs: kappa {real:.2f}."] if real is not None else []
-    if limits and limits[0] > 0:
-        details.append("The same photographs taught both: grades differ, which does not say that they are right.")
-    return dataclasses.replace(verdict, headline=headline, details=(*verdict.details, *details))
+    held_out = number(found.get("held_out"), "kappa")
+    details = list(verdict.details)
+    if numbers:
+        details.append(_sentence(numbers.rstrip(")")))
+    if held_out is not None:
+        details.append(f"On held-out photographs: kappa {held_out:.2f}.")
+    if bounds and bounds[0] > 0:
+        details.append(SAME_PHOTOGRAPHS)
+    return dataclasses.replace(verdict, headline=headline, details=tuple(details))
 
 
 def collapse(run: Run) -> Verdict:
-    found = run.part("quality.collapse")
-    tone = {True: BAD, False: GOOD}.get(found.get("collapsed"), OPEN)
-    verdict = _worded(run, "quality.collapse", tone)
-    by_grade = run.part("quality.by_grade")
-    within = [g for g in GRADES if ((by_grade.get(g) or {}).get("collapse") or {}).get("collapsed")]
-    if within:
-        details = *verdict.details, f"Collapsed within a grade: {', '.join(within)}."
-        return dataclasses.replace(verdict, details=details, tone=BAD)
-    return verdict
+    """State whether the images are too similar to each other, in all or within a grade."""
+    tone = {True: BAD, False: GOOD}.get(run.results("quality.collapse").get("collapsed"), OPEN)
+    verdict = _stated(run, "quality.collapse", tone)
+    by_grade = run.results("quality.by_grade")
+    collapsed = [g for g in GRADES if ((by_grade.get(g) or {}).get("collapse") or {}).get("collapsed")]
+    if not collapsed:
+        return verdict
+    details = (*verdict.details, f"Collapsed within a grade: {', '.join(collapsed)}.")
+    return dataclasses.replace(verdict, details=details, tone=BAD)
 
 
-QUESTIONS = {  # question: (its section, verdict)
-    "Are they close to real photographs?": ("closeness", closeness),
-    "Are they copies of patients' photographs?": ("copies", copies),
-    "Does the discriminator give away who was trained on?": ("copies", membership),
+QUESTIONS: dict[str, tuple[str, Callable[[Run], Verdict]]] = {  # question: (section of the page, its verdict)
+    "Are the images close to real photographs?": ("closeness", closeness),
+    "Are they copies of training photographs?": ("memorization", memorization),
+    "Does the discriminator reveal which photographs it was trained on?": ("memorization", membership),
     "Do they help to train a grader?": ("usefulness", usefulness),
-    "Do they show the grade that was asked for?": ("reading", reading),
-    "Has the generator collapsed to few images?": ("training", collapse),
+    "Do they show the requested grade?": ("grading", grading),
+    "Has the generator collapsed to a few images?": ("training", collapse),
 }
 
 
-def _worded(run, name, tone) -> Verdict:
-    """What the part says itself: "word: detail"."""
-    found = run.part(name)
+def _stated(run, name, tone) -> Verdict:
+    """Return the verdict that a section of evaluation.json states as "headline: detail"."""
+    found = run.results(name)
     if not found:
-        return _absent(run, name)
+        return _not_measured(run)
     if not isinstance(found.get("verdict"), str):
-        return Verdict(NONE, "not judged", (f"{missing(found)}.",))
+        return Verdict(NONE, "not judged", (_sentence(missing_reason(found)),))
     headline, _, detail = found["verdict"].partition(": ")
     if headline.startswith("not "):  # "not judged", "not measurable"
         tone = NONE
-    return Verdict(tone, headline, (f"{detail[:1].upper()}{detail[1:]}.",) if detail else ())
+    return Verdict(tone, headline, (_sentence(detail),) if detail else ())
 
 
-def _absent(run, name):
-    older = "An older version of idrid-jax wrote evaluation.json: run" if run.evaluation else "Run"
-    return Verdict(NONE, "not measured", (f"{older} {command(run)}.",))
+def _not_measured(run) -> Verdict:
+    return Verdict(NONE, "not measured", (f"Run {run.command()}.",))
+
+
+def _sentence(text) -> str:
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+
+
+def _interval_text(entry, factor=1) -> str:
+    value, low, high = (f"{factor * x:z.1f}" for x in (number(entry), *interval(entry)))
+    return f"{value} ({low} to {high})"
