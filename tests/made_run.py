@@ -1,4 +1,4 @@
-"""What the tests of the commands share: a small made-up release, and a run that nobody trained."""
+"""Fixtures of many tests: a small made-up release, and a run with random weights that took no training."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ TRAIN, TEST = (5, 2, 4, 3, 1), (2, 1, 1, 1, 1)  # photographs by grade
 
 
 def photograph(seed: int, height: int = 64, width: int = 96) -> bytes:
-    """A disc of random brightness and smooth random texture on black, as JPEG; no two seeds correlate."""
+    """Return a JPEG of a disc with random brightness and smooth texture on black; two seeds do not correlate."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     texture = Image.fromarray(rng.integers(0, 90, (12, 18), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
@@ -31,7 +31,7 @@ def photograph(seed: int, height: int = 64, width: int = 96) -> bytes:
 
 
 def write_release(out: Path, train=TRAIN, test=TEST) -> Path:
-    """Part B with so many photographs by grade, and one photograph each in parts A and C."""
+    """Write `train` and `test` photographs by grade as part B, and one each as parts A and C; return `out`."""
     with ReleaseWriter(out, "made up") as writer:
         for split, counts, first in (("train", train, 0), ("test", test, 1000)):
             for i, grade in enumerate(np.repeat(range(5), counts)):
@@ -43,9 +43,10 @@ def write_release(out: Path, train=TRAIN, test=TEST) -> Path:
 
 def make_run(workdir: Path, manifest: Manifest, *, network: str = "cgan32", steps: tuple[int, ...] = (3,),
              **changes) -> Path:
-    """A workdir as training leaves it, its checkpoints full of random numbers: costs no compilation.
+    """Write a run directory as training leaves it, with random checkpoints, without compiling anything; return it.
 
-    Checkpoints of different steps hold different numbers, and the moving average others than the generator itself.
+    Checkpoints of different steps differ, and so do the generator and its moving average. changes: of the default
+    configuration.
     """
     config = config_lib.default_config()
     config.network = network
@@ -53,7 +54,6 @@ def make_run(workdir: Path, manifest: Manifest, *, network: str = "cgan32", step
     config.update_from_flattened_dict(changes)
     workdir.mkdir(parents=True)
     write_record(workdir, config, manifest)
-
     shapes = single_device_state(config)
     with Checkpoints(workdir, keep_last=len(steps)) as checkpoints:
         for step in steps:

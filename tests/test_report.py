@@ -17,10 +17,11 @@ from idrid_jax import cli
 from idrid_jax.data import cache, phantom
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.prepare import prepare
-from idrid_jax.evaluation import closeness, evaluate, memorization, quality, report, usefulness
+from idrid_jax.evaluation import closeness, memorization, quality, report, usefulness
 from idrid_jax.evaluation.report import plots, render
 from idrid_jax.generation import sampling
 from idrid_jax.images import image_grid
+from idrid_jax.training.run_dir import RunDir
 
 NETWORKS = ["efficientnet-lite0:57934424 (trained on ImageNet)", "grader <1>"]
 OF_FEATURES, OF_PIXELS = (closeness.MEASURES[kind] for kind in ("features", "pixels"))
@@ -144,7 +145,7 @@ def evaluation(training, conditional=True):
 
 
 def write_evaluation(workdir, result):
-    (workdir / evaluate.NAME).write_text(json.dumps(result))
+    RunDir(workdir).evaluation().write_text(json.dumps(result))
 
 
 def write_stats(workdir):
@@ -181,7 +182,7 @@ def workdir(folder, manifest, training, result):
     write_evaluation(made, result)
     write_stats(made)
     both = np.concatenate([np.full((3, 32, 32, 3), 7, np.uint8), training.images[:3]])
-    image_grid(both, 3).save(made / evaluate.PAIRS)
+    image_grid(both, 3).save(RunDir(made).memorization_pairs)
     return made
 
 
@@ -410,7 +411,7 @@ def test_memorization_pairs_and_quantiles(page, training):
 
 def test_memorization_pairs_of_another_evaluation_are_not_shown(without_checkpoints, training):
     both = np.concatenate([np.full((3, 32, 32, 3), 7, np.uint8), training.images[1:4]])
-    image_grid(both, 3).save(without_checkpoints / evaluate.PAIRS)
+    image_grid(both, 3).save(RunDir(without_checkpoints).memorization_pairs)
     page = report_on(without_checkpoints)
     assert "belongs to another evaluation" in page.text and not page.pictures("generated image")
 
@@ -520,7 +521,7 @@ def test_an_unwritable_file_is_named(capsys, without_checkpoints):
 @pytest.mark.parametrize("content", ['{"run": ', "[]", '{"memorization": 3}', '{"quality": {"by_grade": {"MILD": 1}}}',
                                      "\x00\xff", '{"closeness": {"rows": [1]}}'])  # fmt: skip
 def test_a_damaged_evaluation_is_named(capsys, without_checkpoints, content):
-    path = without_checkpoints / evaluate.NAME
+    path = RunDir(without_checkpoints).evaluation()
     path.write_bytes(content.encode("latin1"))
     assert_refused(capsys, path, f"--workdir={without_checkpoints}")
     assert not (without_checkpoints / "report.html").exists()

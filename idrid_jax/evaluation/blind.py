@@ -103,7 +103,7 @@ def score(answers: Path | str) -> pd.DataFrame:
 
     Returns: a row for each grade and for "all", with the columns answered; right, the share of correct answers;
       called_real, the share of generated images that were answered "real" (NaN without such answers); p, the
-      probability that guessing gives as many correct answers or more (exact binomial test).
+      probability of as many correct answers or more by guessing (exact binomial test).
     Raises: UserError if a file is missing or malformed, their numbers differ (their order may), an answer is another
       word, or there is no answer.
     """

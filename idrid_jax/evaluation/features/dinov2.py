@@ -101,7 +101,7 @@ def interpolate_positions(table: np.ndarray) -> np.ndarray:
     """float32 [1 + M * M, D], the class token's first -> [1 + 16 * 16, D], interpolated as in the original code.
 
     The original asks for (16 + 0.1) / M times the side, a guard against rounding that also moves the sampled points;
-    later code without it gives slightly different features.
+    features of later code without it differ slightly.
     """
     side = round((len(table) - 1) ** 0.5)
     if side == GRID:

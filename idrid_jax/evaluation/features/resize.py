@@ -1,4 +1,4 @@
-"""The resizes that feature extractors were published with; another resize gives other features.
+"""The resizes that feature extractors were published with; another resize changes the features.
 
 Parmar et al., "On aliased resizing and surprising subtleties in GAN evaluation", CVPR 2022.
 """

@@ -1,7 +1,7 @@
 """Read the tensors of a file that `torch.save` wrote, without PyTorch and without executing what its pickle holds.
 
-Both formats are read: the zip archive (since PyTorch 1.6) and the sequence of pickles before it. Unpickling creates only
-immutable descriptions of tensors; arrays are built from these and the raw bytes afterwards.
+Both formats are read: the zip archive (since PyTorch 1.6) and the sequence of pickles before it. Unpickling creates
+only immutable descriptions of tensors; arrays are built from these and the raw bytes afterwards.
 """
 
 import collections

@@ -11,8 +11,7 @@ from pathlib import Path
 from idrid_jax.data import atomic
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.report import gather, render
-
-NAME = "report.html"
+from idrid_jax.training.run_dir import RunDir
 
 
 def write(
@@ -32,9 +31,9 @@ def write(
     workdirs = [Path(workdir) for workdir in workdirs]
     if out is None and len(workdirs) > 1:
         raise UserError("several --workdir: name the file to write with --out")
-    out = workdirs[0] / NAME if out is None else Path(out)
+    out = RunDir(workdirs[0]).report if out is None else Path(out)
     if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; name a file in it, such as {out / NAME}")
+        raise UserError(f"--out {out}: is a folder; name a file in it, such as {RunDir(out).report}")
     runs = []
     for index, (workdir, name) in enumerate(zip(workdirs, gather.short_names(workdirs))):
         log(f"reading {workdir}")

@@ -17,7 +17,6 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation import evaluate
 from idrid_jax.generation import sampling
 from idrid_jax.images import GRID_GAP
 from idrid_jax.models import NETWORKS, Network, build_networks
@@ -140,7 +139,7 @@ def gather(workdir: Path, name: str, index: int = 0, data_dir: str = "") -> Run:
 
 def _read_evaluation(workdir) -> dict:
     """Return evaluation.json, {} without one. Raises UserError if it cannot be read or a section is no object."""
-    path = workdir / evaluate.NAME
+    path = RunDir(workdir).evaluation()
     try:
         evaluation = json.loads(path.read_text())
         if not isinstance(evaluation, dict):
@@ -212,7 +211,7 @@ def _memorization_pairs(workdir, evaluation, size, training):
     """Cut memorization.png into its pairs; [] if it does not belong to this evaluation.json."""
     listed = evaluation.get("memorization", {}).get("pairs")
     try:
-        with Image.open(workdir / evaluate.PAIRS) as picture:
+        with Image.open(RunDir(workdir).memorization_pairs) as picture:
             pixels = np.asarray(picture)
     except (OSError, ValueError):
         return []
