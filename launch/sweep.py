@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Runs a sweep: many runs of one configuration, as a file in configs/sweeps/ says, then a table and a picture of them.
+"""Run a sweep: several runs of one configuration, then a table and a picture of their results.
 
     python launch/sweep.py configs/sweeps/dcgan28_lr_batch.py --workdir runs/dcgan28_lr_batch [--jobs 2 | --slurm]
 
-It is `idrid-jax sweep --config FILE ...`, whose --help tells the rest. The same command again goes on.
+This is `idrid-jax sweep --config FILE ...`; --help lists the flags. The same command resumes an interrupted sweep.
 """
 
 import sys

@@ -1,30 +1,34 @@
-"""Sweeps: what a file may say, what runs when and beside what, and what is left after any interruption."""
+"""Sweeps: sweep files, the order and resources of runs, results, interruption and resumption, Slurm arrays."""
 
 import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import made_run
 import pandas as pd
 import pytest
+import sweep_command
 
 from idrid_jax import cli
 from idrid_jax import config as config_lib
 from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.prepare import prepare
-from idrid_jax.sweep import definition, job, report, results
+from idrid_jax.sweep import definition, job, plot, results
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
-STAND_IN = [sys.executable, str(ROOT / "tests" / "sweep_command.py")]
+USE_STAND_IN = "import pytest, sweep_command; sweep_command.use(pytest.MonkeyPatch())"
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 TWO = "for rate in (1e-4, 2e-4): yield {'optimizer.g_learning_rate': rate}"
 SLOW, FAST = "g_learning_rate=0.0001", "g_learning_rate=0.0002"  # their folders
 
@@ -38,7 +42,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def file(tmp_path, data):
-    """A sweep file; call it with what sweep() does, and what get_config() does after its own."""
+    """Writes a sweep file with the body of sweep() and a last statement of get_config()."""
 
     def write(body=TWO, common="pass"):
         path.write_text(f"""from idrid_jax.config import base
@@ -67,10 +71,18 @@ def workdir(tmp_path):
     return tmp_path / "out"
 
 
+class Blank:
+    """A figure that takes no time to draw."""
+
+    def savefig(self, path, **_):
+        Path(path).write_bytes(b"\x89PNG")
+
+
 @pytest.fixture
 def sweep(file, tmp_path, workdir, monkeypatch, capsys):
-    """Runs `idrid-jax sweep` on the stand-in -> status, stdout."""
-    monkeypatch.setattr(job, "COMMAND", STAND_IN)
+    """Runs `idrid-jax sweep` with stand-in commands and without a picture; returns status and output."""
+    sweep_command.use(monkeypatch)
+    monkeypatch.setattr(plot, "sweep_figure", lambda *_, **__: Blank())
 
     def run(*arguments):
         capsys.readouterr()
@@ -83,29 +95,26 @@ def sweep(file, tmp_path, workdir, monkeypatch, capsys):
 
 @pytest.fixture
 def process(file, tmp_path, workdir):
-    """Starts the same in a process of its own; whatever is left of it ends with the test."""
-    begun = []
+    """Starts `idrid-jax sweep` with stand-in commands in a process, which ends with the test at the latest."""
+    started = []
 
     def start(*arguments):
-        code = (
-            f"import sys; from idrid_jax.sweep import job; job.COMMAND = {STAND_IN}; from idrid_jax.cli import main; "
-        )
-        code += "sys.exit(main(sys.argv[1:]))"
-        given = ["sweep", f"--config={tmp_path / 'some_sweep.py'}", f"--workdir={workdir}", *arguments]
-        begun.append(
+        code = f"{USE_STAND_IN}; import sys; from idrid_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+        arguments = ["sweep", f"--config={tmp_path / 'some_sweep.py'}", f"--workdir={workdir}", *arguments]
+        started.append(
             subprocess.Popen(
-                [sys.executable, "-c", code, *given],
+                [sys.executable, "-c", code, *arguments],
                 stdout=subprocess.PIPE,
                 text=True,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": PYTHONPATH},
             )
         )
-        return begun[-1]
+        return started[-1]
 
     yield start
-    for each in begun:
+    for each in started:
         each.kill()
         each.communicate()
 
@@ -116,43 +125,43 @@ def starts(workdir, command="train"):
     return [line for line in lines if line["command"] == command]
 
 
-def until(condition, what, seconds=60):
+def wait_until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, what
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.02)
 
 
-def begun(workdir, name=SLOW, steps=2):
-    """Whether a run has saved so many steps."""
-    return lambda: len(list((workdir / name / "checkpoints").glob("*"))) >= steps
+def wait_until_started(workdir, *names, steps=2):
+    """Wait until runs have saved so many steps."""
+    wait_until(lambda: all(len(list((workdir / name / "checkpoints").glob("*"))) >= steps for name in names))
 
 
 def csv(workdir):
-    return pd.read_csv(workdir / report.CSV).set_index("name")
+    return pd.read_csv(workdir / results.CSV).set_index("name")
 
 
-# -- What a file says
+# Sweep files
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_the_project_s_own(path, tmp_path):
+def test_a_shipped_sweep_is_valid(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     name = f"configs/sweeps/{path.name}"
     assert f"python launch/sweep.py {name} --workdir runs/{path.stem}" in module.__doc__
-    runs = definition.read(path, module.get_config()).runs
+    runs = definition.read_sweep(path, module.get_config()).runs
     assert len({run.name for run in runs}) == len(runs) == len(list(module.sweep())) > 1
 
 
-def test_runs_are_the_base_with_what_they_change(file):
+def test_runs_are_the_configuration_with_their_overrides(file):
     path = file(
         "for rate in np.geomspace(1e-4, 1e-2, 3): yield {'optimizer.g_learning_rate': rate, 'ema_kimg': 1}\n"
         "    yield {'data.flip': True, 'batch_size': np.int64(4)}\n    yield {}"
     )
     config = cli.parsing.load_config(str(path))
-    runs = definition.read(path, config).runs
+    runs = definition.read_sweep(path, config).runs
     assert [run.name for run in runs] == [
         *(f"ema_kimg=1.0,g_learning_rate={rate}" for rate in ("0.0001", "0.001", "0.01")),
         "batch_size=4,flip=true",
@@ -162,10 +171,10 @@ def test_runs_are_the_base_with_what_they_change(file):
     for run in runs:
         assert config_lib.flatten(run.config) == before | run.overrides
         assert all(type(value) in (float, int, bool) for value in run.overrides.values())
-    assert config_lib.flatten(config) == before  # nobody's change is anybody else's
+    assert config_lib.flatten(config) == before  # runs do not share changes
 
 
-def test_a_folder_s_name_depends_on_what_the_run_changes_alone():
+def test_a_folder_name_depends_on_the_overrides_only():
     config = config_lib.default_config()
     name = lambda **overrides: definition.folder_name(
         {key.replace("__", "."): value for key, value in overrides.items()}, config
@@ -194,7 +203,7 @@ def test_a_folder_s_name_depends_on_what_the_run_changes_alone():
         ("yield {'optimizer.b1': None}", "run 2: config.optimizer.b1 = None: must be a number"),
         ("yield {'optimizer.g_learning_rate': 'high'}", "run 2: .*g_learning_rate = 'high': must be a number"),
         ("yield {'optimizer.g_learning_rat': 1}", "run 2: .*_rat = 1: no such field; did you mean optimizer.g_lea"),
-        ("yield {'optimizer': {'b1': 0.5}}", "run 2: .*a group of fields; name one of them: optimizer.b1, "),
+        ("yield {'optimizer': {'b1': 0.5}}", "run 2: .*a group of fields; choose one of optimizer.b1, "),
         ("yield {3: 4}", "run 2: config.3 = 4: no such field"),
         ("yield {'network': 'dcgan29'}", "run 2: config.network = 'dcgan29': did you mean dcgan28"),
         ("yield {'mesh.data': 3}", "run 2: config.batch_size = 8 is not divisible by 3 devices"),
@@ -210,7 +219,7 @@ def test_an_invalid_run_is_refused_before_any_begins(file, sweep, workdir, body,
     file(f"yield {{'batch_size': 4}}\n    {body}")
     status, out = sweep()
     assert status == 2 and re.search(r"some_sweep\.py.*" + says, out), out
-    assert out.count("\n") == 1 and not [path for path in workdir.iterdir() if path.name != results.LOCK]
+    assert out.count("\n") == 1 and not [path for path in workdir.iterdir() if path.name != results.LOCK_FILE]
 
 
 @pytest.mark.parametrize(
@@ -219,24 +228,24 @@ def test_an_invalid_run_is_refused_before_any_begins(file, sweep, workdir, body,
         ("def get_config(): pass", "returned NoneType"),
         ("from idrid_jax.config import default_config as get_config", r"has no sweep\(\)"),
         ("from idrid_jax.config import default_config as get_config\nsweep = 3", r"has no sweep\(\)"),
-        ("from idrid_jax.config import default_config as get_config\ndef sweep(): return []", "yields nothing"),
+        ("from idrid_jax.config import default_config as get_config\ndef sweep(): return []", "yields no run"),
         ("from idrid_jax.config import default_config as get_config\ndef sweep(): return 3", "TypeError"),
     ],
 )
-def test_files_that_are_no_sweep(file, sweep, tmp_path, text, says):
+def test_a_file_that_is_not_a_sweep_is_refused(file, sweep, tmp_path, text, says):
     (tmp_path / "some_sweep.py").write_text(text)
     status, out = sweep()
     assert status == 2 and out.count("\n") == 1 and re.search("some_sweep.*" + says, out), out
 
 
-def test_flags_that_do_not_go_together(sweep):
+def test_wrong_flags_are_one_line(sweep):
     for arguments, says in (
         (["--only=3"], "--only 3: no such run"),
         (["--only=g_learning_rate=0.0003"], f"did you mean {FAST}"),
         (["--sbatch=-p gpu"], "--sbatch goes with --slurm"),
         (["--slurm", "--only=1"], "exclude each other"),
         (["--slurm", "--sbatch=gpu"], "belongs to no option"),
-        (["--slurm", "--sbatch=--array=1-3"], "the sweep sets it itself"),
+        (["--slurm", "--sbatch=--array=1-3"], "the sweep sets this option"),
         (["--jobs=0"], "jobs"),
         (["--config.batch_size=0"], "run 1: config.batch_size = 0"),
         (["--config.optimizer.g_learning_rate=1"], "--config.optimizer.g_learning_rate=1.0: every run of "),
@@ -245,7 +254,7 @@ def test_flags_that_do_not_go_together(sweep):
         assert status == 2 and out.count("\n") == 1 and says in out, out
 
 
-def test_dry_run_lists_and_touches_nothing(file, sweep, workdir):
+def test_dry_run_lists_the_runs_and_writes_nothing(file, sweep, workdir):
     file(
         TWO
         + "\n    yield {'optimizer.g_learning_rate': 1e-4}\n    yield {'seed': 0, 'optimizer.g_learning_rate': 2e-4}"
@@ -256,22 +265,22 @@ def test_dry_run_lists_and_touches_nothing(file, sweep, workdir):
     assert f"run 3 ({SLOW}) is the same as run 1" in out and f"run 4 ({FAST},seed=0) is the same as run 2" in out
 
 
-def test_the_thin_entry_is_the_command(file, workdir):
-    entry = lambda *arguments: subprocess.run(
-        [sys.executable, ROOT / "launch" / "sweep.py", *arguments],
-        text=True,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    done = entry(file(), "--workdir", workdir, "--dry_run", "--config.seed=3")
-    assert done.returncode == 0 and SLOW in done.stdout and not done.stderr
-    assert "idrid-jax sweep --config" in entry().stdout
+def test_launch_sweep_is_the_command(file, workdir, monkeypatch, capsys):
+    def launch(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "launch" / "sweep.py"), run_name="__main__")
+        return ended.value.code, capsys.readouterr()
+
+    status, printed = launch(file(), "--workdir", workdir, "--dry_run", "--config.seed=3")
+    assert status == 0 and SLOW in printed.out and not printed.err
+    assert "idrid-jax sweep --config" in launch()[1].out
 
 
-# -- What runs
+# Runs
 
 
-def test_runs_are_trained_measured_and_not_run_again(file, sweep, workdir):
+def test_runs_are_trained_and_evaluated_once(file, sweep, workdir):
     file(TWO + "\n    yield {'batch_size': 4}")
     status, out = sweep("--config.log_kimg=0.008")
     assert status == 0 and out.count("finished after") == 3
@@ -280,7 +289,7 @@ def test_runs_are_trained_measured_and_not_run_again(file, sweep, workdir):
     saved = starts(workdir, "saved")
     assert all(end["time"] <= next["time"] for end, next in zip(saved, began[1:]))
     assert began[0]["fields"]["config.optimizer.g_learning_rate"] == "0.0001"
-    assert {line["fields"]["config.log_kimg"] for line in began} == {"0.008"}  # of the command line, for all
+    assert {line["fields"]["config.log_kimg"] for line in began} == {"0.008"}  # from the command line
     (release,) = {line["fields"]["config.data.release"] for line in began}
     assert len(release) == 64
     table = csv(workdir)
@@ -289,31 +298,31 @@ def test_runs_are_trained_measured_and_not_run_again(file, sweep, workdir):
     assert list(table.kimg) == [0.08, 0.08, 0.08]
     assert list(table.ssim) == [0.51, 0.51, 0.52] and list(table.loss_d) == [1e-4, 2e-4, 0]
     assert list(table.images_per_s) == [105.5, 105.5, 110.5] and list(table.ssim_excess) == [0.05] * 3
-    assert (workdir / report.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert (workdir / results.PICTURE).exists()
     for shown in ("0.510", "20.00", "held-out"):
         assert shown in out
     status, out = sweep()
-    assert status == 0 and "3 of 3 asked for are finished" in out and len(starts(workdir)) == 3
+    assert status == 0 and "3 of 3 runs are finished" in out and len(starts(workdir)) == 3
 
 
-def test_a_sweep_extended_goes_on_with_its_runs(sweep, workdir):
+def test_an_extended_sweep_resumes_its_runs(sweep, workdir):
     assert sweep()[0] == 0 and list(csv(workdir).kimg) == [0.08] * 2
     assert sweep("--config.total_kimg=0.16")[0] == 0
     assert [line["step"] for line in starts(workdir)] == [0, 0, 10, 10]
     assert list(csv(workdir).kimg) == [0.16] * 2 and list(csv(workdir).ssim) == [0.52] * 2
-    assert sweep("--config.total_kimg=0.04")[0] == 0 and len(starts(workdir)) == 4  # they have that behind them
+    assert sweep("--config.total_kimg=0.04")[0] == 0 and len(starts(workdir)) == 4  # they are beyond that
 
 
-def test_a_changed_file_runs_what_is_new_and_deletes_nothing(file, sweep, workdir):
+def test_a_changed_file_starts_new_runs_and_deletes_nothing(file, sweep, workdir):
     assert sweep()[0] == 0
     file("for rate in (2e-4, 4e-4): yield {'optimizer.g_learning_rate': rate}")
     status, out = sweep()
-    assert status == 0 and f"names them no longer: {SLOW}\n" in out
+    assert status == 0 and f"no longer has these runs: {SLOW}\n" in out
     assert [line["run"] for line in starts(workdir)] == [SLOW, FAST, "g_learning_rate=0.0004"]
     assert (workdir / SLOW / "evaluation.json").exists() and SLOW not in csv(workdir).index
 
 
-def test_runs_at_once_divide_the_processors(file, sweep, workdir):
+def test_concurrent_runs_share_the_processors(file, sweep, workdir):
     (workdir / "pace").write_text("0.05")
     file("for seed in range(5): yield {'seed': seed}")
     assert sweep("--jobs=2")[0] == 0
@@ -323,8 +332,8 @@ def test_runs_at_once_divide_the_processors(file, sweep, workdir):
     shares = {tuple(line["processors"]) for line in began}
     there = sorted(os.sched_getaffinity(0))
     if len(there) > 1:
-        assert sorted(sum(shares, ())) == there and len(shares) == 2  # all of them, each once
-    assert sorted(os.sched_getaffinity(0)) == there  # ours
+        assert sorted(sum(shares, ())) == there and len(shares) == 2  # every processor once
+    assert sorted(os.sched_getaffinity(0)) == there  # of this process
 
 
 @pytest.mark.parametrize(
@@ -336,15 +345,15 @@ def test_runs_at_once_divide_the_processors(file, sweep, workdir):
         ("", 2, [(None, None)] * 2),
     ],
 )
-def test_runs_at_once_divide_the_gpus(monkeypatch, visible, slots, expected):
+def test_concurrent_runs_share_the_gpus(monkeypatch, visible, slots, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    given = [job.share(slot, slots)[0] for slot in range(slots)]
+    given = [job.resources(slot, slots)[0] for slot in range(slots)]
     names = "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"
     assert [tuple(map(environment.get, names)) for environment in given] == expected
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(file, sweep, workdir):
+def test_a_failed_run_has_a_reason_and_the_others_continue(file, sweep, workdir):
     file("for rate in (1e-4, 3.0, 2e-4): yield {'optimizer.g_learning_rate': rate}")
     status, out = sweep()
     assert status == 1 and "(g_learning_rate=3.0) failed: training: step 1: loss_g is nan" in out
@@ -354,16 +363,17 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(file, sweep, workdir):
     assert sweep()[0] == 1 and [line["run"] for line in starts(workdir)].count("g_learning_rate=3.0") == 2
 
 
-def test_a_run_that_is_killed_is_told(sweep, workdir, monkeypatch):
+def test_a_killed_run_is_reported(sweep, workdir, monkeypatch):
     monkeypatch.setattr(job, "COMMAND", [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
     status, out = sweep("--only=1")
     assert status == 1 and f"({SLOW}) failed: training: ended by SIGKILL, out of memory?" in out
 
 
-def test_a_run_that_somebody_else_interrupts_is_not_finished(process, sweep, workdir):
+@pytest.mark.multiprocess
+def test_a_run_interrupted_from_outside_is_not_finished(process, sweep, workdir):
     (workdir / "pace").write_text("0.5")
     running = process("--only=1")
-    until(begun(workdir), "it never began")
+    wait_until_started(workdir, SLOW)
     os.kill(starts(workdir)[0]["pid"], signal.SIGTERM)
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 1 and f"{SLOW}: interrupted" in out and csv(workdir).status.loc[SLOW] == "interrupted"
@@ -372,36 +382,58 @@ def test_a_run_that_somebody_else_interrupts_is_not_finished(process, sweep, wor
     assert [line["step"] > 0 for line in starts(workdir) if line["run"] == SLOW] == [False, True]
 
 
-# -- Interruption
+# Interruption
 
 
+def test_sigterm_reaches_the_runs_which_save_and_resume(sweep, workdir):
+    (workdir / "pace").write_text("0.2")
+
+    def terminate():
+        wait_until_started(workdir, SLOW, FAST)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    status, out = sweep("--jobs=2")
+    thread.join()
+    assert status == 143 and "the same command resumes" in out
+    saved = {line["run"]: line["step"] for line in starts(workdir, "saved")}
+    assert saved.keys() == {SLOW, FAST} and all(2 <= step < 10 for step in saved.values())
+    assert list(csv(workdir).status) == ["interrupted"] * 2
+    (workdir / "pace").unlink()
+    assert sweep()[0] == 0
+    assert {line["run"]: line["step"] for line in starts(workdir)[2:]} == saved
+
+
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_reaches_the_runs_which_save(process, sweep, workdir, number, status):
     (workdir / "pace").write_text("0.5")
     running = process("--jobs=2")
-    until(lambda: begun(workdir)() and begun(workdir, FAST)(), "they never began")
+    wait_until_started(workdir, SLOW, FAST)
     os.killpg(running.pid, number)  # as a terminal does
     out, _ = running.communicate(timeout=60)
-    assert running.returncode == status and "the same command goes on" in out and "Traceback" not in out
+    assert running.returncode == status and "the same command resumes" in out and "Traceback" not in out
     saved = {line["run"]: line["step"] for line in starts(workdir, "saved")}
     assert saved.keys() == {SLOW, FAST} and all(2 <= step < 10 for step in saved.values())
-    assert list(csv(workdir).status) == ["interrupted"] * 2 and (workdir / report.PICTURE).exists()
+    assert list(csv(workdir).status) == ["interrupted"] * 2 and (workdir / results.PICTURE).exists()
     (workdir / "pace").unlink()
     assert sweep()[0] == 0
     assert {line["run"]: line["step"] for line in starts(workdir)[2:]} == saved  # went on from there
 
 
-def test_kill_9_of_the_sweep_ends_its_runs_and_the_same_command_goes_on(process, sweep, workdir):
+@pytest.mark.multiprocess
+def test_kill_9_of_the_sweep_lets_its_runs_save_and_the_same_command_resumes(process, sweep, workdir):
     (workdir / "pace").write_text("0.5")
     (workdir / "linger").write_text("4")
     running = process()
-    until(begun(workdir), "it never began")
+    wait_until_started(workdir, SLOW)
     child = starts(workdir)[0]["pid"]
     running.kill()
     running.wait()
     (workdir / "pace").unlink()
-    status, out = sweep()  # at once: the first one's run is still saving
-    assert status == 0 and "waiting for a run that outlived its sweep" in out and len(starts(workdir, "saved")) == 3
+    status, out = sweep()  # the run of the first sweep is still saving
+    assert status == 0 and "waiting for a run of a killed sweep" in out and len(starts(workdir, "saved")) == 3
     first, again, _ = starts(workdir)
     (saved, *_) = starts(workdir, "saved")
     assert (
@@ -411,44 +443,46 @@ def test_kill_9_of_the_sweep_ends_its_runs_and_the_same_command_goes_on(process,
     )
 
 
-def test_a_killed_sweep_s_rows_are_not_running(process, file, workdir):
+@pytest.mark.multiprocess
+def test_the_runs_of_a_killed_sweep_are_interrupted(process, file, workdir):
     (workdir / "pace").write_text("0.5")
     running = process()
-    until(begun(workdir), "it never began")
+    wait_until_started(workdir, SLOW)
     path = file()
-    made = definition.read(path, cli.parsing.load_config(str(path)))
-    assert list(results.table(made, workdir).status) == ["running", "waiting"]
+    made = definition.read_sweep(path, cli.parsing.load_config(str(path)))
+    assert list(results.results_table(made, workdir).status) == ["running", "waiting"]
     running.kill()
     running.wait()
-    until(lambda: not results.in_use(workdir / SLOW), "its run never ended")
-    assert list(results.table(made, workdir).status) == ["interrupted", "waiting"]
+    wait_until(lambda: not results.is_locked(workdir / SLOW))
+    assert list(results.results_table(made, workdir).status) == ["interrupted", "waiting"]
 
 
-def test_the_lowest_kid_of_the_snapshots_is_told(file, workdir):
-    """Of each measure that some run has, x1000 on the screen."""
+def test_the_lowest_kid_of_the_snapshots_is_shown(file, workdir):
+    """For each KID that some run has, times 1000 in the text."""
     path = file()
-    made = definition.read(path, cli.parsing.load_config(str(path)))
+    made = definition.read_sweep(path, cli.parsing.load_config(str(path)))
     line = {"kimg": 1.0, "loss_d": 1.0, "loss_g": 1.0, "images_per_s": 1.0}
     told = [line | {"step": 1, "kid_grader": 0.02, "kid_imagenet": 0.2}, line | {"step": 2}, line | {"step": 3, "kid_grader": 0.03}]
     (workdir / SLOW).mkdir(parents=True)
     (workdir / SLOW / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
-    frame = results.table(made, workdir)
+    frame = results.results_table(made, workdir)
     assert frame.kid_grader[0] == 0.02 and frame.kid_imagenet[0] == 0.2 and frame.kid_grader[1:].isna().all()
-    header, first, second, *_ = report.text(frame, made.fields()).splitlines()
+    header, first, second, *_ = results.format_results(frame, made.fields()).splitlines()
     assert header.split()[-2:] == ["kid_imagenet", "kid_grader"]
     assert first.split()[-2:] == ["200.0", "20.0"] and second.split()[-2:] == ["-", "-"]
     (workdir / SLOW / "stats.jsonl").write_text(json.dumps(line | {"step": 1}) + "\n")
-    assert "kid" not in report.text(results.table(made, workdir), made.fields())
+    assert "kid" not in results.format_results(results.results_table(made, workdir), made.fields())
 
 
-def test_two_at_once_refuse_but_single_runs_go_beside_each_other(process, sweep, workdir):
+@pytest.mark.multiprocess
+def test_a_second_sweep_is_refused_but_single_runs_can_be_concurrent(process, sweep, workdir):
     (workdir / "pace").write_text("0.5")
     running = process("--only=1")
-    until(begun(workdir), "it never began")
+    wait_until_started(workdir, SLOW)
     status, out = sweep()
-    assert status == 2 and f"another sweep is at work there (process {running.pid} on " in out and out.count("\n") == 1
+    assert status == 2 and f"another sweep works there (process {running.pid} on " in out and out.count("\n") == 1
     status, out = sweep("--only", SLOW)
-    assert status == 1 and "another process is at work there" in out
+    assert status == 1 and "another process works there" in out
     (workdir / "pace").unlink()
     assert sweep("--only=2")[0] == 0
     out, _ = running.communicate(timeout=60)
@@ -476,11 +510,12 @@ def test_a_folder_of_another_configuration_or_release_is_refused(file, sweep, wo
     assert not starts(workdir)
 
 
-# -- As a Slurm array
+# Slurm arrays
 
 
-def test_the_array_runs_what_is_not_finished(file, sweep, workdir, monkeypatch, tmp_path):
-    """With an sbatch that runs the tasks of the script one after another, as Slurm would each on a node."""
+@pytest.mark.multiprocess
+def test_the_array_runs_the_unfinished_runs(file, sweep, workdir, monkeypatch, tmp_path):
+    """The stand-in for sbatch runs the tasks of the script one after another."""
     assert sweep("--only=1")[0] == 0
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -493,11 +528,9 @@ echo Submitted batch job 7
 """)
     (folder / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    finish = file(
-        "for rate in (1e-4, 2e-4): yield {'optimizer.g_learning_rate': rate}", "from idrid_jax.sweep import job"
-    )
-    finish.write_text(f"{finish.read_text()}\nfrom idrid_jax.sweep import job\njob.COMMAND = {STAND_IN}\n")
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    path = file()
+    path.write_text(f"{path.read_text()}\n{USE_STAND_IN}\n")
     status, out = sweep(
         "--slurm", "--jobs=3", "--config.seed=0", "--sbatch=--partition=gpu --time 1:00:00 --comment='a b'"
     )
@@ -509,7 +542,7 @@ echo Submitted batch job 7
     assert sweep("--slurm") == (0, "all 2 runs are finished\n")
 
 
-def test_the_script_is_bash_s_and_is_kept_where_there_is_no_sbatch(sweep, workdir, monkeypatch, tmp_path):
+def test_the_script_is_valid_and_remains_where_there_is_no_sbatch(sweep, workdir, monkeypatch, tmp_path):
     status, script = sweep("--slurm", "--dry_run")
     assert status == 0 and not list(workdir.iterdir())
     path = tmp_path / "script"
@@ -517,19 +550,21 @@ def test_the_script_is_bash_s_and_is_kept_where_there_is_no_sbatch(sweep, workdi
     subprocess.run(["bash", "-n", path], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", path], check=True)
-    if shutil.which("sbatch"):  # it reads the options, and says which it does not know, before it asks for a cluster
+    if shutil.which("sbatch"):  # it checks the options before it contacts a cluster
         done = subprocess.run(["sbatch", "--test-only", path], capture_output=True, text=True)
         assert "unrecognized option" not in done.stderr and "nvalid" not in done.stderr, done.stderr
     monkeypatch.setattr(shutil, "which", lambda name: None)
     status, out = sweep("--slurm")
-    assert status == 2 and "sbatch is not on this machine" in out and (workdir / "sweep.sbatch").read_text() == script
+    assert status == 2 and "this machine has no sbatch" in out and (workdir / "sweep.sbatch").read_text() == script
 
 
-# -- The real commands
+# The real commands
 
 
-def test_a_real_run_killed_in_the_middle_ends_as_if_it_had_not_been(file, workdir):
-    """dcgan28, six steps of two images: kill -9 of the sweep and of its run, then the same command again."""
+@pytest.mark.slow  # trains and evaluates dcgan28 in three processes
+@pytest.mark.multiprocess
+def test_a_killed_sweep_of_real_commands_resumes_and_finishes(file, workdir):
+    """dcgan28, six steps of two images: kill -9 of the sweep and of its run, then the same command."""
     path = file(
         "yield {'optimizer.g_learning_rate': 1e-4}",
         "config.batch_size, config.total_kimg = 2, 0.012\n    config.snapshot_kimg = config.log_kimg = 0.002\n"
@@ -539,9 +574,9 @@ def test_a_real_run_killed_in_the_middle_ends_as_if_it_had_not_been(file, workdi
     command = [sys.executable, ROOT / "launch" / "sweep.py", path, f"--workdir={workdir}"]
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     folder = workdir / SLOW
-    until(lambda: (folder / "checkpoints" / "2").exists(), "it never saved", seconds=240)
+    wait_until((folder / "checkpoints" / "2").exists, seconds=240)
     children = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True).stdout
-    running.send_signal(signal.SIGSTOP)  # so that it does not tell of the other's end
+    running.send_signal(signal.SIGSTOP)  # it must not see its run end
     os.kill(int(children), signal.SIGKILL)
     running.kill()
     running.wait()

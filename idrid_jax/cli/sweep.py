@@ -51,32 +51,32 @@ def _run(values) -> int | None:
 
     path = config_flags.get_config_filename(values["config"])
     common = config_flags.get_override_values(values["config"])
-    sweep = definition.read(path, values.config, common)
+    sweep = definition.read_sweep(path, values.config, common)
     workdir = Path(values.workdir)
     only = _find(values.only, sweep) if values.only else None
     if values.slurm:
         return _slurm(values, sweep, workdir)
     if values.dry_run:
-        runner.check(sweep, workdir.absolute())
+        runner.check_runs(sweep, workdir.absolute())
         runs = [run for run in sweep.runs if only in (None, run)]
         print("\n".join([*(f"{run.number:4}  {run.name}" for run in runs), *sweep.repeated]))
         return None
-    return runner.run(sweep, workdir, jobs=values.jobs or 1, only=only)
+    return runner.run_sweep(sweep, workdir, num_jobs=values.jobs or 1, only=only)
 
 
 def _slurm(values, sweep, workdir):
     from idrid_jax.sweep import definition, runner, slurm
 
-    runner.check(sweep, workdir.absolute())
-    fields = [f"--config.{name}={definition.text(value)}" for name, value in sweep.common.items()]
+    runner.check_runs(sweep, workdir.absolute())
+    fields = [f"--config.{name}={definition.flag_text(value)}" for name, value in sweep.common.items()]
     arguments = [f"--config={sweep.path.absolute()}", *fields, f"--workdir={workdir.absolute()}"]
-    script = slurm.script(sweep, workdir, values.sbatch, arguments, at_once=values.jobs)
+    script = slurm.array_script(sweep, workdir, values.sbatch, arguments, max_tasks=values.jobs)
     if script is None:
         print(f"all {len(sweep.runs)} runs are finished")
     elif values.dry_run:
         print(script, end="")
     else:
-        with runner.writable(workdir), runner.locked(workdir, shared=True):
+        with runner.make_writable(workdir), runner.lock_sweep(workdir, shared=True):
             print(slurm.submit(script, workdir))
 
 

@@ -1,5 +1,5 @@
-"""Many runs of one configuration: a file in `configs/sweeps/` -> a folder for each run, one table, one picture.
+"""Several runs of one configuration: a file in `configs/sweeps/` -> a run directory each, one table, one picture.
 
-A sweep file is a configuration file, with get_config(), that also has `sweep()`, which yields for each run what it
-changes, {field: value} with dotted names. Plain Python does the rest: loops for a product, `zip` for a diagonal.
+A sweep file is a configuration file with get_config() and also `sweep()`, which yields for each run the fields that it
+changes, {field: value}. Read `runner.py` first; `README.md` has an example.
 """

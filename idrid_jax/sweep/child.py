@@ -1,9 +1,9 @@
-"""Becomes the command that follows, with what a sweep wants of its processes; run as a file, it imports nothing heavy.
+"""Replace this process by a command that ends with its sweep and uses only some processors.
 
     python child.py PARENT PROCESSORS COMMAND...
 
-PARENT: the sweep's process number. PROCESSORS: those to use, with commas between; "-" for all. (`subprocess` could call
-this between fork and exec, were a process that has started JAX's threads allowed to fork.)
+PARENT: process id of the sweep. PROCESSORS: numbers separated by commas; "-" for all. `job.py` runs this file, which
+imports nothing heavy, because a function between fork and exec is unsafe in a process with JAX's threads.
 """
 
 import ctypes
@@ -15,9 +15,9 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 parent, processors, *command = sys.argv[1:]
 if processors != "-":
-    os.sched_setaffinity(0, map(int, processors.split(",")))  # XLA makes as many threads
-if sys.platform.startswith("linux"):  # elsewhere a run goes on when its sweep is killed
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))  # it saves and ends
-    if os.getppid() != int(parent):  # killed before that
+    os.sched_setaffinity(0, map(int, processors.split(",")))  # XLA starts as many threads
+if sys.platform.startswith("linux"):  # elsewhere a run continues when its sweep is killed
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))  # the run then saves and ends
+    if os.getppid() != int(parent):  # the sweep was killed before prctl
         sys.exit(1)
 os.execv(command[0], command)

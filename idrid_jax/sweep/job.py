@@ -1,4 +1,4 @@
-"""One run of a sweep at work: `idrid-jax train`, then `idrid-jax evaluate`, each a process of its own."""
+"""One run of a sweep: `idrid-jax train`, then `idrid-jax evaluate`, each in its own process."""
 
 import os
 import signal
@@ -9,38 +9,43 @@ from pathlib import Path
 from typing import Any
 
 from idrid_jax.sweep import results
-from idrid_jax.sweep.definition import Run, text
-from idrid_jax.sweep.results import FAILED, FINISHED, INTERRUPTED, RUNNING, Status
+from idrid_jax.sweep.definition import FAILED, FINISHED, INTERRUPTED, RUNNING, Run, flag_text
+from idrid_jax.sweep.results import Status
 from idrid_jax.training.logging import read_stats
 from idrid_jax.training.run_dir import RunDir
 
 COMMAND = [sys.executable, "-m", "idrid_jax"]
 CHILD = Path(__file__).with_name("child.py")
-LOG = "sweep.log"  # in the run's folder: what its commands printed, of all attempts
+LOG = "sweep.log"  # in the run's folder: output of its commands, of all attempts
+TRAINING, EVALUATION = "training", "evaluation"  # the phases of a run
 
 
 class Job:
-    """Call `start`, then `poll` until it returns False.
-
-    `slot` of `slots` says which share of the machine's processors and GPUs the run gets.
-    """
+    """The processes of one run. Call `start`, then `poll` until it returns False."""
 
     def __init__(
-        self, run: Run, workdir: Path, path: Path, common: dict[str, Any], release: str, slot: int, slots: int
+        self, run: Run, workdir: Path, path: Path, common: dict[str, Any], release: str, slot: int, num_slots: int
     ):
-        """path: of the sweep file; common: field -> value for all runs; release: the fingerprint to train on."""
+        """Prepare a run; nothing starts yet.
+
+        Args:
+          run: the run; its folder is in `workdir`.
+          path: of the sweep file.
+          common: field -> value of all runs.
+          release: fingerprint of the release to train on, so that a release prepared meanwhile is not used.
+          slot, num_slots: which share of the processors and GPUs the run gets (`resources`).
+        """
         self.run, self.slot, self.folder = run, slot, workdir / run.name
         self.log = self.folder / LOG
-        # the release by its fingerprint: one that is prepared meanwhile is not for the runs that come later
-        changes = {**common, **run.overrides, "data.release": release}
-        fields = [f"--config.{name}={text(value)}" for name, value in changes.items()]
+        fields = {**common, **run.overrides, "data.release": release}
+        flags = [f"--config.{name}={flag_text(value)}" for name, value in fields.items()]
         self._commands = {
-            "training": ["train", f"--config={path}", f"--workdir={self.folder}", *fields],
-            "evaluating": ["evaluate", f"--workdir={self.folder}"],
+            TRAINING: ["train", f"--config={path}", f"--workdir={self.folder}", *flags],
+            EVALUATION: ["evaluate", f"--workdir={self.folder}"],
         }
-        self._environment, self._processors = share(slot, slots)
-        self._process, self._stopped, self._doing = None, False, ""
-        self._status, self._began = Status.read(self.folder), time.monotonic()
+        self._environment, self._processors = resources(slot, num_slots)
+        self._process, self._stopped, self._phase = None, False, ""
+        self._status, self._start = Status.read(self.folder), time.monotonic()
         self._seconds = self._status.seconds
 
     @property
@@ -48,117 +53,123 @@ class Job:
         return self._process is not None
 
     def start(self, lock: int) -> None:
-        """lock: a file descriptor that holds the run's folder, which the processes inherit."""
+        """Start training. lock: descriptor of the folder's locked file, which the processes inherit."""
         self._lock = os.dup(lock)
         self._set(RUNNING)
-        self._begin("training")
+        self._begin(TRAINING)
 
     def poll(self) -> bool:
-        """Whether it is still at work; goes over to what comes next when a process has ended."""
+        """Return whether the run is at work; start its next phase when a process has ended."""
         if self._process is None:
             return False
-        status = self._process.poll()
-        if status is None:
+        exit_status = self._process.poll()
+        if exit_status is None:
             return True
         self._process = None
-        if self._doing == "training" and status == 0 and not self._stopped and self._trained():
-            self._begin("evaluating")
+        succeeded = exit_status == 0
+        if self._phase == TRAINING and succeeded and not self._stopped and self._trained_to_the_end():
+            self._begin(EVALUATION)
             return True
-        if results.finished(self.run, self.folder) and status == 0:
+        if results.is_finished(self.run, self.folder) and succeeded:
             self._set(FINISHED)
-        elif self._stopped or (self._doing == "training" and status == 0):
+        elif self._stopped or (self._phase == TRAINING and succeeded):
             self._set(INTERRUPTED)
         else:
-            self._set(FAILED, self._reason(status))
+            self._set(FAILED, self._failure(exit_status))
         os.close(self._lock)
         return False
 
     def stop(self, *, kill: bool = False) -> None:
-        """Asks the process to save and end, or ends it at once; what it is then comes by `poll`."""
+        """Ask the process to save and end, or kill it; `poll` then returns False."""
         self._stopped = True
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
 
-    def give_up(self, reason: str) -> None:
-        """Fails before it could start."""
-        # its folder is another's: nothing is written there
+    def fail(self, reason: str) -> None:
+        """Mark a run as failed that could not start. Another process owns its folder, so nothing is written there."""
         self._status = Status(FAILED, reason, self._seconds, self.run.name)
 
     def outcome(self) -> str:
-        """A line's worth of how it ended."""
+        """Return the final status as text."""
         status = self._status
         return f"{status.status} after {status.seconds:.0f} s" + (f": {status.reason}" if status.reason else "")
 
     def progress(self) -> str:
+        """Return how far the run is, as text."""
         lines = read_stats(self.folder)
-        done = f" at {lines[-1]['kimg']:g} of {self.run.config.total_kimg:g} kimg" if lines else ""
-        rate = f", {results.rate(lines):.0f} images/s" if lines and self._doing == "training" else ""
-        return f"{self.run.name}: {self._doing}{done}{rate}"
+        done = f", {lines[-1]['kimg']:g} of {self.run.config.total_kimg:g} kimg" if lines else ""
+        rate = f", {results.median_images_per_s(lines):.0f} images/s" if lines and self._phase == TRAINING else ""
+        return f"{self.run.name}: {self._phase}{done}{rate}"
 
-    def _begin(self, doing):
-        self._doing = doing
+    def _begin(self, phase: str) -> None:
+        self._phase = phase
+        command = self._commands[phase]
         with self.log.open("ab") as log:
-            self._log_from = log.tell()
-            log.write(f"$ idrid-jax {' '.join(self._commands[doing])}\n".encode())
+            self._log_start = log.tell()
+            log.write(f"$ idrid-jax {' '.join(command)}\n".encode())
             log.flush()
             self._process = subprocess.Popen(
-                [sys.executable, str(CHILD), str(os.getpid()), self._processors, *COMMAND, *self._commands[doing]],
+                [sys.executable, str(CHILD), str(os.getpid()), self._processors, *COMMAND, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | self._environment | {"PYTHONUNBUFFERED": "1"},
                 pass_fds=(self._lock,),
-                start_new_session=True,  # a terminal's Ctrl-C is for the sweep, which tells its runs once
+                start_new_session=True,  # a terminal's Ctrl-C reaches the sweep, which forwards it once
             )
 
-    def _trained(self):
-        """Whether the command went on to the end: interrupted from outside it ends well, too."""
-        saved = [int(path.name) for path in (RunDir(self.folder).checkpoints).glob("[0-9]*") if path.name.isdigit()]
+    def _trained_to_the_end(self) -> bool:
+        """Return whether the last step is saved; a training that was interrupted from outside also exits with 0."""
+        saved = [int(path.name) for path in RunDir(self.folder).checkpoints.glob("[0-9]*") if path.name.isdigit()]
         return max(saved, default=-1) >= results.last_step(self.run)
 
-    def _set(self, status, reason=""):
-        self._status = Status(status, reason, self._seconds + time.monotonic() - self._began, self.run.name)
+    def _set(self, status: str, reason: str = "") -> None:
+        self._status = Status(status, reason, self._seconds + time.monotonic() - self._start, self.run.name)
         self._status.write(self.folder)
 
-    def _reason(self, status):
-        """Why the process ended, from what it printed: a command's own line where there is one."""
-        if status < 0:
-            name = signal.Signals(-status).name
-            return f"{self._doing}: ended by {name}" + (", out of memory?" if name == "SIGKILL" else "")
+    def _failure(self, exit_status: int) -> str:
+        """Return why the process failed: the signal, its own error message, or the last line that it printed."""
+        if exit_status < 0:
+            name = signal.Signals(-exit_status).name
+            return f"{self._phase}: ended by {name}" + (", out of memory?" if name == "SIGKILL" else "")
         with self.log.open("rb") as log:
-            log.seek(self._log_from)
+            log.seek(self._log_start)
             lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()[1:] if line.strip()]
-        told = [line.removeprefix("idrid-jax: ") for line in lines if line.startswith("idrid-jax: ")]
-        return f"{self._doing}: {[f'ended with status {status}', *lines[-1:], *told[-1:]][-1]}"
+        errors = [line.removeprefix("idrid-jax: ") for line in lines if line.startswith("idrid-jax: ")]
+        return f"{self._phase}: {[f'exit status {exit_status}', *lines[-1:], *errors[-1:]][-1]}"
 
 
-def share(slot: int, slots: int) -> tuple[dict[str, str], str]:
-    """The environment, and the processors as `child` takes them, for one of `slots` runs at once.
+def resources(slot: int, num_slots: int) -> tuple[dict[str, str], str]:
+    """Return the environment and the processors (as `child.py` expects them) of one of `num_slots` concurrent runs.
 
-    Each gets its own processors, and its own GPUs where there are enough, else a share of the memory of one.
+    Each run gets its own processors, and its own GPUs if there are enough, else a share of one GPU's memory.
     """
-    if slots == 1:
+    if num_slots == 1:
         return {}, "-"
     environment, processors = {}, "-"
     if hasattr(os, "sched_getaffinity"):
-        there = sorted(os.sched_getaffinity(0))
-        mine = there[slot * len(there) // slots : (slot + 1) * len(there) // slots] or [there[slot % len(there)]]
-        processors = ",".join(map(str, mine))
-    gpus = _gpus()
-    if len(gpus) >= slots:
-        gpus = gpus[slot * len(gpus) // slots : (slot + 1) * len(gpus) // slots]
+        available = sorted(os.sched_getaffinity(0))
+        share = _share(available, slot, num_slots) or [available[slot % len(available)]]
+        processors = ",".join(map(str, share))
+    gpus = _visible_gpus()
+    if len(gpus) >= num_slots:
+        gpus = _share(gpus, slot, num_slots)
     elif gpus:
-        at_once = -(-slots // len(gpus))  # on one GPU
+        runs_per_gpu = -(-num_slots // len(gpus))
         gpus = [gpus[slot % len(gpus)]]
-        if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # JAX takes 0.75 of a GPU's memory at once
-            environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / at_once:.3f}"
+        if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # by default JAX takes 0.75 of a GPU's memory
+            environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / runs_per_gpu:.3f}"
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return environment, processors
 
 
-def _gpus() -> list[str]:
-    """Names of the NVIDIA GPUs that a process here would see."""
+def _share(items: list, slot: int, num_slots: int) -> list:
+    return items[slot * len(items) // num_slots : (slot + 1) * len(items) // num_slots]
+
+
+def _visible_gpus() -> list[str]:
+    """Return the names of the NVIDIA GPUs that a process here would use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]

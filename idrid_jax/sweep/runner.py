@@ -1,4 +1,4 @@
-"""Runs a sweep's runs, some at once, each as the real commands in processes of their own; interrupted, it goes on."""
+"""Run a sweep: several runs at a time, each as the real commands in its own processes. The same command resumes it."""
 
 import contextlib
 import fcntl
@@ -13,190 +13,201 @@ from idrid_jax.data.manifest import find_prepared
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
 from idrid_jax.models import NETWORKS
-from idrid_jax.sweep import report, results
+from idrid_jax.sweep import results
 from idrid_jax.sweep.definition import Run, Sweep
 from idrid_jax.sweep.job import Job
 from idrid_jax.training import monitoring, run_dir
 
-TELL_EVERY = 60  # seconds between lines that say how far the runs are
-ORPHANS_SAVE = 120  # seconds that runs whose sweep was killed are given to save
+PROGRESS_S = 60  # seconds between lines of progress
+ORPHAN_S = 120  # seconds that runs of a killed sweep get to save
+POLL_S = 0.2
 
 
-def check(sweep: Sweep, workdir: Path) -> dict[str, str]:
-    """Run's name -> fingerprint of the release that it trains on, the one prepared last where it names none.
+def check_runs(sweep: Sweep, workdir: Path) -> dict[str, str]:
+    """Return the fingerprint of the release for each run's name: the newest prepared one if the run names none.
 
-    Raises UserError, naming the run, where there is none, or what its folder holds is of another configuration or
-    release.
+    Raises UserError, naming the run, if there is no release, or if its folder has another configuration or release.
     """
-    prints, known = {}, {}
+    fingerprints, releases = {}, {}
     for run in sweep.runs:
         try:
             key = run.config.data.data_dir, run.config.data.release
-            if key not in known:
-                known[key] = find_prepared(key[0] or None, key[1])
-            run_dir.check_resume(workdir / run.name, run.config, known[key])
+            if key not in releases:
+                releases[key] = find_prepared(key[0] or None, key[1])
+            run_dir.check_resume(workdir / run.name, run.config, releases[key])
             monitoring.check_best_metric(run.config, SnapshotMetrics.names)
-            _check_source(run)
+            _check_init_from(run)
         except UserError as error:
             raise UserError(f"{sweep.path}, run {run.number}: {error}") from error
-        prints[run.name] = known[key].fingerprint
-    return prints
+        fingerprints[run.name] = releases[key].fingerprint
+    return fingerprints
 
 
-def _check_source(run: Run) -> None:
-    if run.config.init_from:
-        source = run_dir.find_record(run.config.init_from)
-        family = lambda config: NETWORKS[config.network].family if config.network in NETWORKS else None
-        if source is None or family(source.config) != family(run.config):
-            found = "no run is there" if source is None else f"its network is {source.config.network}"
-            wanted = f"it takes {run.config.network}, or another size of it"
-            raise UserError(f"config.init_from = {run.config.init_from!r}: {found}; {wanted}")
+def _check_init_from(run: Run) -> None:
+    if not run.config.init_from:
+        return
+    source = run_dir.find_record(run.config.init_from)
+    if source is None:
+        raise UserError(f"config.init_from = {run.config.init_from!r}: no run is there")
+    network = NETWORKS.get(source.config.network)
+    if network is None or network.family != NETWORKS[run.config.network].family:
+        raise UserError(
+            f"config.init_from = {run.config.init_from!r}: its network is {source.config.network}; choose a run of "
+            f"{run.config.network}, or of another size of it"
+        )
 
 
-def run(sweep: Sweep, workdir: Path, *, jobs: int = 1, only: Run | None = None) -> int:
-    """Trains and evaluates what is not finished, `jobs` at once; returns the exit status.
+def run_sweep(sweep: Sweep, workdir: Path, *, num_jobs: int = 1, only: Run | None = None) -> int:
+    """Train and evaluate the unfinished runs, `num_jobs` at a time; return the exit status.
 
-    0: all are finished; 1: some are not (each run's reason is printed; sweep.csv has it for those that began); 130 or
-    143: interrupted by Ctrl-C or a signal, which reached the runs, and they have saved. `only`: this run alone, others
-    may be at work beside it.
-    Raises UserError where `check` does, and where another sweep is at work in `workdir`.
+    only: run this one alone; other processes may run others at the same time.
+
+    The exit status is 0 if all runs are finished, 1 if some are not (their reasons are printed and in sweep.csv), and
+    130 or 143 after Ctrl-C or SIGTERM, which is forwarded to the runs so that they save.
+
+    Raises UserError where `check_runs` does, and if another sweep works in `workdir`.
     """
     workdir = workdir.absolute()
-    with writable(workdir), locked(workdir, shared=only is not None):
-        prints = check(sweep, workdir)
-        if left := results.forgotten(sweep, workdir):
-            print(f"left alone, as {sweep.path} names them no longer: {', '.join(left)}")
+    with make_writable(workdir), lock_sweep(workdir, shared=only is not None):
+        releases = check_runs(sweep, workdir)
+        if abandoned := results.abandoned_folders(sweep, workdir):
+            print(f"ignored, because {sweep.path} no longer has these runs: {', '.join(abandoned)}")
         for line in sweep.repeated:
             print(line)
-        asked = [only] if only else list(sweep.runs)
-        todo = [run for run in asked if not results.finished(run, workdir / run.name)]
-        print(f"{len(sweep.runs)} runs, {len(asked) - len(todo)} of {len(asked)} asked for are finished", flush=True)
-        working = []
-        with _signals() as received:
+        selected = [only] if only else list(sweep.runs)
+        todo = [run for run in selected if not results.is_finished(run, workdir / run.name)]
+        print(f"{len(selected) - len(todo)} of {len(selected)} runs are finished", flush=True)
+        jobs = []
+        with _collect_signals() as received:
             try:
-                _work(sweep, workdir, todo, prints, jobs, received, working)
+                _run_jobs(sweep, workdir, todo, releases, num_jobs, received, jobs)
             finally:
-                for job in working:  # a full disk, say: nothing is left behind that nobody looks after
+                for job in jobs:  # after an error, such as a full disk: leave no process behind
                     job.stop()
-                while any([job.poll() for job in working]):
-                    time.sleep(0.2)
-        frame = report.write(sweep, workdir)
-    written = f"written to {workdir / report.CSV} and {workdir / report.PICTURE}"
-    print(f"\n{report.text(frame, sweep.fields())}\n\n{written}")
+                while any([job.poll() for job in jobs]):
+                    time.sleep(POLL_S)
+        frame = results.write_results(sweep, workdir)
+    files = f"written: {workdir / results.CSV}, {workdir / results.PICTURE}"
+    print(f"\n{results.format_results(frame, sweep.fields())}\n\n{files}")
     if received:
-        print("interrupted: the same command goes on from there", flush=True)
+        print("interrupted: the same command resumes", flush=True)
         return 128 + received[0]
-    return 0 if all(results.finished(run, workdir / run.name) for run in asked) else 1
+    return 0 if all(results.is_finished(run, workdir / run.name) for run in selected) else 1
 
 
-def _work(sweep, workdir, todo, prints, jobs, received, working):
-    """Keeps `jobs` runs at work, those in `working`, until none is left to do, or a signal was received."""
-    waiting, free, forwarded = list(todo), list(range(jobs)), 0
-    told = time.monotonic()
-    while working or (waiting and not received):
-        while waiting and free and not received:
-            begun = waiting.pop(0)
-            job = Job(begun, workdir, sweep.path, sweep.common, prints[begun.name], free.pop(0), jobs)
-            try:
-                with hold(job.folder, wait=ORPHANS_SAVE, stop=received) as lock:
-                    job.start(lock)
-            except UserError as error:
-                job.give_up(str(error))
-            working.append(job)
-            if job.running:
-                print(f"[run {begun.number}] {begun.name}: begins, see {job.log}", flush=True)
-        while forwarded < len(received):
-            forwarded += 1
-            verb = "being saved" if forwarded == 1 else "killed"
-            print(f"{signal.Signals(received[forwarded - 1]).name}: runs at work are {verb}", flush=True)
-            for job in working:
-                job.stop(kill=forwarded > 1)
-        for job in list(working):
-            if job.poll():
-                continue
-            working.remove(job)
-            free.append(job.slot)
+def _run_jobs(sweep, workdir, todo, releases, num_jobs, received, jobs) -> None:
+    """Keep `num_jobs` runs at work, listed in `jobs`, until all are done or a signal is received."""
+    waiting, free_slots, num_forwarded = list(todo), list(range(num_jobs)), 0
+    last_progress = time.monotonic()
+    while jobs or (waiting and not received):
+        while waiting and free_slots and not received:
+            jobs.append(_start_job(sweep, workdir, waiting.pop(0), releases, free_slots.pop(0), num_jobs, received))
+        while num_forwarded < len(received):
+            num_forwarded += 1
+            action = "saving" if num_forwarded == 1 else "killing"
+            print(f"{signal.Signals(received[num_forwarded - 1]).name}: {action} the current runs", flush=True)
+            for job in jobs:
+                job.stop(kill=num_forwarded > 1)
+        for job in [job for job in jobs if not job.poll()]:
+            jobs.remove(job)
+            free_slots.append(job.slot)
             print(f"[run {job.run.number}] {job.run.name}: {job.outcome()}", flush=True)
-            if working or waiting:  # else it is written at the end
-                report.write(sweep, workdir)
-        if working and time.monotonic() - told > TELL_EVERY:
-            told = time.monotonic()
-            for job in working:
+            if jobs or waiting:  # after the last one they are written by `run_sweep`
+                results.write_results(sweep, workdir)
+        if jobs and time.monotonic() - last_progress > PROGRESS_S:
+            last_progress = time.monotonic()
+            for job in jobs:
                 print(f"[run {job.run.number}] {job.progress()}", flush=True)
-        if working:
-            time.sleep(0.2)
+        if jobs:
+            time.sleep(POLL_S)
+
+
+def _start_job(sweep, workdir, run, releases, slot, num_slots, received) -> Job:
+    job = Job(run, workdir, sweep.path, sweep.common, releases[run.name], slot, num_slots)
+    try:
+        with lock_run(job.folder, wait_s=ORPHAN_S, stop=received) as lock:
+            job.start(lock)
+        print(f"[run {run.number}] {run.name}: started, log in {job.log}", flush=True)
+    except UserError as error:
+        job.fail(str(error))
+    return job
 
 
 @contextlib.contextmanager
-def writable(workdir: Path) -> Iterator[None]:
-    """Makes the folder. Raises UserError where that fails, or something cannot be written there within the block."""
+def make_writable(workdir: Path) -> Iterator[None]:
+    """Create the folder. Raises UserError if that fails, or if something cannot be written within the block."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         place = error.filename or workdir
-        raise UserError(f"--workdir {place}: {error.strerror or error}; make room or choose another") from error
+        raise UserError(f"--workdir {place}: {error.strerror or error}; free some space or choose another") from error
 
 
 @contextlib.contextmanager
-def locked(workdir: Path, *, shared: bool) -> Iterator[None]:
-    """Holds the sweep's folder: alone, or beside others that each run one run of it (`shared`).
+def lock_sweep(workdir: Path, *, shared: bool) -> Iterator[None]:
+    """Lock the sweep's folder: exclusively, or together with others that each run one run of it (`shared`).
 
-    Raises UserError where another process holds it.
+    Raises UserError if another process has locked it.
     """
-    with (workdir / results.LOCK).open("a+") as file:
+    with (workdir / results.LOCK_FILE).open("a+") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"--workdir {workdir}: another sweep is at work there ({_holder(file)}): wait for it, or end it"
+                f"--workdir {workdir}: another sweep works there ({_owner_text(file)}): wait for it, or stop it"
             ) from error
-        _sign(file)
+        _write_owner(file)
         yield
 
 
 @contextlib.contextmanager
-def hold(folder: Path, *, wait: float, stop: list = ()) -> Iterator[int]:
-    """Holds a run's folder by a file descriptor that the run's processes inherit: it stays held until they end, even
-    if the sweep is killed. Ones that outlived their sweep have `wait` seconds to save and end.
+def lock_run(folder: Path, *, wait_s: float, stop: list = ()) -> Iterator[int]:
+    """Lock a run's folder and return the file descriptor, which the run's processes inherit.
 
-    Raises UserError where the folder stays held, and at once where a living sweep holds it.
+    The lock lasts until these processes end, even if the sweep is killed; orphans of a killed sweep get `wait_s` seconds
+    to save and end. Raises UserError if the folder stays locked, and immediately if its sweep is alive.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / results.LOCK).open("a+") as file:
-        until, said = time.monotonic() + wait, False
+    with (folder / results.LOCK_FILE).open("a+") as file:
+        deadline, announced = time.monotonic() + wait_s, False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
-                if _holder_lives(file) or time.monotonic() > until or stop:
-                    raise UserError(f"{folder}: another process is at work there ({_holder(file)})") from error
-            if not said:
-                print(f"{folder}: waiting for a run that outlived its sweep to save", flush=True)
-                said = True
-            time.sleep(0.2)
-        _sign(file)
+                if _owner_is_alive(file) or time.monotonic() > deadline or stop:
+                    raise UserError(f"{folder}: another process works there ({_owner_text(file)})") from error
+            if not announced:
+                print(f"{folder}: waiting for a run of a killed sweep to save", flush=True)
+                announced = True
+            time.sleep(POLL_S)
+        _write_owner(file)
         yield file.fileno()
 
 
-def _sign(file):
+def _write_owner(file) -> None:
     file.truncate(0)
     file.write(f"{socket.gethostname()} {os.getpid()}\n")
     file.flush()
 
 
-def _holder(file) -> str:
+def _read_owner(file) -> tuple[str, str]:
+    """Return host and process id of a lock's owner; empty strings if the file has none."""
     file.seek(0)
     host, _, process = file.read().strip().partition(" ")
-    return f"process {process} on {host}" if process else "no name left"
+    return host, process
 
 
-def _holder_lives(file) -> bool:
-    file.seek(0)
-    host, _, process = file.read().strip().partition(" ")
+def _owner_text(file) -> str:
+    host, process = _read_owner(file)
+    return f"process {process} on {host}" if process else "unknown process"
+
+
+def _owner_is_alive(file) -> bool:
+    host, process = _read_owner(file)
     if host != socket.gethostname() or not process.isdigit():
-        return host != ""  # of another machine nobody here can tell
+        return host != ""  # a process of another machine may be alive
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
@@ -207,11 +218,11 @@ def _holder_lives(file) -> bool:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Within the block Ctrl-C, SIGTERM and a closed terminal only add their number to the list."""
+def _collect_signals() -> Iterator[list[int]]:
+    """Yield a list to which Ctrl-C, SIGTERM and SIGHUP append their number instead of ending the process."""
     received = []
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
     try:

@@ -1,4 +1,4 @@
-"""A sweep as a Slurm array: a script of which each task runs one run."""
+"""Submit a sweep as a Slurm array, of which each task runs one run."""
 
 import re
 import shlex
@@ -12,51 +12,55 @@ from idrid_jax.errors import UserError
 from idrid_jax.sweep import results
 from idrid_jax.sweep.definition import Sweep
 
-NAME = "sweep.sbatch"
+SCRIPT = "sweep.sbatch"
 
 
-def script(
-    sweep: Sweep, workdir: Path, options: str, arguments: list[str], *, at_once: int | None = None
+def array_script(
+    sweep: Sweep, workdir: Path, options: str, arguments: list[str], *, max_tasks: int | None = None
 ) -> str | None:
-    """What `sbatch` takes; None where every run is finished.
+    """Return the script for `sbatch`; None if every run is finished.
 
-    options: of sbatch, such as "--partition=gpu --gres=gpu:1 --time=4:00:00". arguments: of `idrid-jax sweep` for all
-    tasks. at_once: at most so many tasks run at a time. A task finds its run by name, so that the sweep file may change
-    while it waits. Raises UserError for options that are none.
+    Args:
+      sweep, workdir: the runs and their folder.
+      options: for sbatch, such as "--partition=gpu --gres=gpu:1 --time=4:00:00".
+      arguments: of `idrid-jax sweep` in all tasks.
+      max_tasks: how many tasks may run at a time; None: no limit.
+
+    A task finds its run by name, so the sweep file may change while it waits. Raises UserError for invalid options.
     """
     workdir = workdir.absolute()
-    todo = [run for run in sweep.runs if not results.finished(run, workdir / run.name)]
+    todo = [run for run in sweep.runs if not results.is_finished(run, workdir / run.name)]
     if not todo:
         return None
-    limit = f"%{at_once}" if at_once else ""
-    named = "\n".join(f"  [{run.number}]={shlex.quote(run.name)}" for run in todo)
-    given = "\n".join(f"#SBATCH {option}" for option in _options(options))
+    limit = f"%{max_tasks}" if max_tasks else ""
+    names = "\n".join(f"  [{run.number}]={shlex.quote(run.name)}" for run in todo)
+    options = "\n".join(f"#SBATCH {option}" for option in _options(options))
     numbers = ",".join(str(run.number) for run in todo)
     command = shlex.join([sys.executable, "-m", "idrid_jax", "sweep", *arguments])
     return f"""#!/usr/bin/env bash
-# The runs of {sweep.path} that are not finished; written by `idrid-jax sweep --slurm`. Submitted again it goes on.
+# The unfinished runs of {sweep.path}; written by `idrid-jax sweep --slurm`. Submitting it again resumes them.
 #SBATCH --job-name={re.sub(r"[^A-Za-z0-9_.-]", "_", sweep.path.stem)}
 #SBATCH --array={numbers}{limit}
 #SBATCH --output={shlex.quote(str(workdir).replace("%", "%%"))}/slurm-%A_%a.out
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
-{given}
+{options}
 set -euo pipefail
 names=(
-{named}
+{names}
 )
-# exec: Slurm's SIGTERM, two minutes before the time limit, reaches the sweep, whose run then saves
+# exec, so that the SIGTERM that Slurm sends two minutes before the time limit reaches the sweep, whose run then saves
 exec {command} --only "${{names[$SLURM_ARRAY_TASK_ID]}}"
 """
 
 
 def submit(text: str, workdir: Path) -> str:
-    """Writes the script and submits it -> what sbatch says. Raises UserError where it refuses, or is not there."""
-    path = workdir.absolute() / NAME
+    """Write the script, submit it and return sbatch's message. Raises UserError if sbatch refuses or is missing."""
+    path = workdir.absolute() / SCRIPT
     atomic.write_text(path, text)
     if shutil.which("sbatch") is None:
-        raise UserError(f"--slurm: sbatch is not on this machine; the script is {path}: submit it where it is")
+        raise UserError(f"--slurm: this machine has no sbatch; submit {path} where it is installed")
     done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise UserError(f"sbatch {path}: {' '.join(done.stderr.split())}")
@@ -64,7 +68,7 @@ def submit(text: str, workdir: Path) -> str:
 
 
 def _options(options: str) -> list[str]:
-    """Each option of sbatch with its value, as a line of the script takes it."""
+    """Return each option of sbatch with its value, as in a line of the script."""
     try:
         words = shlex.split(options)
     except ValueError as error:
@@ -76,8 +80,8 @@ def _options(options: str) -> list[str]:
         elif lines and "=" not in lines[-1]:
             lines[-1] += f" {shlex.quote(word)}"
         else:
-            raise UserError(f"--sbatch: {word!r} belongs to no option; write them as '--partition=gpu --time=4:00:00'")
+            raise UserError(f"--sbatch: {word!r} belongs to no option; write '--partition=gpu --time=4:00:00'")
     for line in lines:
         if re.match(r"(--array|-a|--output|-o|--signal)\b", line):
-            raise UserError(f"--sbatch: {line}: the sweep sets it itself; for fewer at once take --jobs")
+            raise UserError(f"--sbatch: {line}: the sweep sets this option; --jobs limits the tasks that run at a time")
     return lines
