@@ -62,8 +62,8 @@ def test_rows_and_table_show_slow_data_and_slow_snapshots(config, capsys, monkey
 
 def test_without_a_prepared_release_a_phantom_is_made(config, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    small = functools.partial(bench.phantom.draw_release, train=(2,) * 5, test=(1,) * 5)
-    monkeypatch.setattr(bench.phantom, "draw_release", small)
+    small = functools.partial(bench.phantom.make_release, train=(2,) * 5, test=(1,) * 5)
+    monkeypatch.setattr(bench.phantom, "make_release", small)
     config = changed(config, data__data_dir="")
     found, manifest = bench._find_or_make_release(config, tmp_path / "scratch")
     assert "phantom" in capsys.readouterr().err and sum(manifest.counts["grading"]["train"]) == 10

@@ -1,4 +1,4 @@
-"""The TFDS builder: TFDS's own test case for every config, bytes untouched, labels and masks as released."""
+"""The TFDS builder: TFDS's own test case for every config, unchanged bytes, labels and masks as released."""
 
 import io
 import os
@@ -50,7 +50,7 @@ def examples(builder, split, **options):
     return {example["source_id"].decode(): example for example in found}
 
 
-def test_bytes_and_grades_pass_through_untouched(tmp_path):
+def test_bytes_and_grades_are_unchanged(tmp_path):
     release = read_release(DUMMY)
     builder = build(release, "grading", tmp_path)
     for split in ("train", "test"):
@@ -61,7 +61,7 @@ def test_bytes_and_grades_pass_through_untouched(tmp_path):
             assert found[key]["image"] == record.image.read()
             assert (found[key]["grade"], found[key]["macular_edema_risk"]) == (record.grade, record.edema)
     assert builder.info.features["grade"].names == ["NO_DR", "MILD", "MODERATE", "SEVERE", "PROLIFERATIVE"]
-    assert -1 in [record.edema for record in release.grading]  # the form holds an unknown risk
+    assert -1 in [record.edema for record in release.grading]  # an unknown risk is stored
 
 
 def test_masks_and_their_presence(tmp_path):
@@ -81,7 +81,7 @@ def test_masks_and_their_presence(tmp_path):
     assert seen == {True, False}
 
 
-def test_centres_are_x_y_pixels(tmp_path):
+def test_centers_are_x_y_pixels(tmp_path):
     release = read_release(DUMMY)
     found = examples(build(release, "localization", tmp_path), "test")
     for record in (record for record in release.localization if record.split == "test"):
@@ -95,7 +95,7 @@ def image_bytes(shape=(60, 90, 3), format="JPEG"):
     return file.getvalue()
 
 
-def one_line_cause(error: BaseException) -> UserError:
+def user_error(error: BaseException) -> UserError:
     while not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
@@ -106,7 +106,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
         writer.add_segmented("train", image_bytes(), {"MA": np.ones((60, 80), bool)})
     with pytest.raises(Exception) as error:
         build(read_release(tmp_path / "release"), "segmentation", tmp_path / "data")
-    assert "IDRiD_01_MA.tif" in str(one_line_cause(error.value))
+    assert "IDRiD_01_MA.tif" in str(user_error(error.value))
 
 
 def test_a_config_whose_part_is_absent_is_refused(tmp_path):
@@ -114,10 +114,10 @@ def test_a_config_whose_part_is_absent_is_refused(tmp_path):
         writer.add_graded("train", image_bytes(), 3)
     with pytest.raises(Exception) as error:
         build(read_release(tmp_path / "release"), "segmentation", tmp_path / "data")
-    assert "'segmentation'" in str(one_line_cause(error.value))
+    assert "'segmentation'" in str(user_error(error.value))
 
 
-def test_png_passes_through_and_tiff_becomes_png(tmp_path):
+def test_png_is_unchanged_and_tiff_becomes_png(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
     files = {}
     for format, suffix in (("PNG", ".png"), ("TIFF", ".tif")):
@@ -134,13 +134,14 @@ def test_png_passes_through_and_tiff_becomes_png(tmp_path):
         np.testing.assert_array_equal(example["image"], pixels)
 
 
-def test_the_builder_module_imports_no_tensorflow():
+def test_importing_the_builder_imports_no_tensorflow():
     code = "import sys, idrid_jax.data.idrid; assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.multiprocess  # imports TensorFlow in another process
 def test_tfds_build_works_from_the_folder(tmp_path):
-    """TFDS's own `build`, as the builder's README gives it for an environment without apache_beam."""
+    """The command in the builder's README for an environment without apache_beam."""
     readme = (DUMMY.parent / "README.md").read_text()
     code = readme.split('python -c "')[1].split('" --manual_dir')[0]
     flags = [f"--manual_dir={DUMMY}", f"--data_dir={tmp_path}"]

@@ -1,4 +1,4 @@
-"""Preparing and caching: whole or not at all, whoever is killed, races, changes or damages it."""
+"""Preparing and caching: complete or not at all under kills, races, damage and full disks."""
 
 import dataclasses
 import io
@@ -80,13 +80,13 @@ def test_a_prepared_release_is_found_again(release, tmp_path):
     assert manifest.fingerprint == read_release(release).fingerprint() and manifest.name == "made up"
     assert manifest.counts["grading"] == {"train": [3, 1, 1, 1, 1], "test": [0, 0, 0, 1, 0]}
     assert manifest.counts["segmentation"]["train"]["MA"] == 1 and manifest.counts["localization"]["train"] == 1
-    assert manifest.groups == (("train/IDRiD_001", "train/IDRiD_007"),)
+    assert manifest.duplicate_groups == (("train/IDRiD_001", "train/IDRiD_007"),)
     assert manifest.fingerprint[:16] in text and "already" not in text
     again, text = prepare(release, tmp_path, tfds=False)
     assert again == manifest and "already prepared" in text
 
 
-def test_what_the_audit_leaves_out_is_written_down_and_is_another_release(tmp_path):
+def test_exclusions_are_recorded_and_change_the_fingerprint(tmp_path):
     with ReleaseWriter(tmp_path / "leaky", "made up") as writer:
         for grade in (0, 1):
             writer.add_graded("train", photograph(grade), grade)
@@ -99,23 +99,23 @@ def test_what_the_audit_leaves_out_is_written_down_and_is_another_release(tmp_pa
     assert find_prepared(tmp_path / "data", str(tmp_path / "leaky")) == leaky  # the last of one path
 
 
-def test_validation_photographs_are_no_copies_of_those_that_are_trained_on(manifest):
-    """Of 7 photographs, of which the first and the last are one, with enough of every grade that is asked."""
+def test_copies_of_a_photograph_are_held_out_together(manifest):
+    """The first and the last of the 7 photographs are copies."""
     for n in (2, 3):
-        held = folds.validation(manifest, n)
+        held = folds.validation_mask(manifest, n)
         assert held.shape == (7,) and held.dtype == bool and held[0] == held[6]
-    assert not folds.validation(manifest, 0).any() and not folds.validation(manifest, 8).any()
+    assert not folds.validation_mask(manifest, 0).any() and not folds.validation_mask(manifest, 8).any()
     grades = np.array([photograph.grade for photograph in manifest.grading["train"]])
     scarce = np.bincount(grades, minlength=5)[grades] < 2
-    assert scarce.any() and not folds.validation(manifest, 2)[scarce].any() and folds.validation(manifest, 2).any()
+    assert scarce.any() and not folds.validation_mask(manifest, 2)[scarce].any() and folds.validation_mask(manifest, 2).any()
 
 
-def test_train_before_prepare(tmp_path):
-    with pytest.raises(UserError, match="no release has been prepared under .*: run idrid-jax prepare --release PATH"):
+def test_nothing_prepared(tmp_path):
+    with pytest.raises(UserError, match="idrid-jax prepare --release PATH"):
         find_prepared(tmp_path)
 
 
-def test_other_releases_and_vanished_ones_are_refused(manifest):
+def test_unknown_damaged_and_missing_releases_are_refused(manifest):
     data_dir = manifest.folder.parent.parent
     with pytest.raises(UserError, match="has not been prepared.*made up"):
         find_prepared(data_dir, "0123abcd")
@@ -127,12 +127,12 @@ def test_other_releases_and_vanished_ones_are_refused(manifest):
         find_prepared(data_dir)
 
 
-def test_a_damaged_manifest_or_none_noted_last_hides_no_named_release(manifest, release):
+def test_a_damaged_manifest_does_not_hide_a_named_release(manifest, release):
     root = manifest.folder.parent
     (root / ("f" * 64)).mkdir()
     (root / ("f" * 64) / "release.json").write_text("{")
     assert find_prepared(root.parent, str(release)) == manifest
-    with pytest.raises(UserError, match="damaged: .*fff: if it is that, run idrid-jax prepare"):
+    with pytest.raises(UserError, match="damaged: .*fff"):
         find_prepared(root.parent, "/another")
     (root / "latest").unlink()
     assert find_prepared(root.parent, manifest.fingerprint[:8]) == manifest
@@ -140,16 +140,16 @@ def test_a_damaged_manifest_or_none_noted_last_hides_no_named_release(manifest, 
         find_prepared(root.parent)
 
 
-def test_copies_of_a_scarce_grade_s_photographs_stay_with_them(manifest):
-    """A pair whose grades contradict each other, one of them scarce: both are trained on."""
+def test_copies_of_a_scarce_photograph_are_not_held_out(manifest):
+    """Both copies stay training examples, although the other copy's grade is not scarce."""
     first, *others = manifest.grading["train"]
     many = [dataclasses.replace(first, id=f"train/more_{i}", grade=2) for i in range(9)]
     one = dataclasses.replace(first, id="train/one", grade=1)
     for place in range(10):
         photographs = tuple([*many[:place], one, *many[place:]])
         pair = (one.id, many[place - 1].id)
-        changed = dataclasses.replace(manifest, grading={"train": photographs, "test": ()}, groups=(pair,))
-        held = dict(zip((photograph.id for photograph in photographs), folds.validation(changed, 4)))
+        changed = dataclasses.replace(manifest, grading={"train": photographs, "test": ()}, duplicate_groups=(pair,))
+        held = dict(zip((photograph.id for photograph in photographs), folds.validation_mask(changed, 4)))
         assert not held[pair[0]] and not held[pair[1]] and any(held.values())
 
 
@@ -164,7 +164,7 @@ def test_a_damaged_manifest_is_written_again(manifest, release):
 
 def test_pixels_labels_and_order(manifest, release):
     for split, count in (("train", 7), ("test", 1)):
-        for _ in range(2):  # made, then read
+        for _ in range(2):  # filled, then read
             found = cache.load(manifest, split, **OPTIONS)
             np.testing.assert_array_equal(found.images, expected(release, split))
             assert found.images.shape == (count, 16, 16, 3) and found.images.dtype == np.uint8
@@ -214,7 +214,7 @@ def empty(folder):
 
 
 @pytest.mark.parametrize("damage", [truncate, lengthen, other_shape, no_meta, other_meta, empty])
-def test_a_damaged_cache_is_reported_and_made_again(manifest, release, damage, caplog):
+def test_a_damaged_cache_is_logged_and_filled_again(manifest, release, damage, caplog):
     cache.load(manifest, "train", **OPTIONS)
     damage(folder_of(manifest))
     np.testing.assert_array_equal(cache.load(manifest, "train", **OPTIONS).images, expected(release, "train"))
@@ -224,7 +224,7 @@ def test_a_damaged_cache_is_reported_and_made_again(manifest, release, damage, c
     assert not caplog.text
 
 
-def test_a_changed_or_vanished_photograph_is_refused(tmp_path):
+def test_a_changed_or_missing_photograph_is_refused(tmp_path):
     with ReleaseWriter(tmp_path / "release", "made up") as writer:
         for i in range(3):
             writer.add_graded("train", photograph(i), i)
@@ -248,8 +248,7 @@ def test_a_split_without_photographs_and_bad_options_are_refused(manifest):
         cache.load(manifest, "train", **OPTIONS | {"crop": "squash"})
 
 
-def test_a_release_in_zips(release, manifest, tmp_path):
-    """The same fingerprint and pixels as from folders, without unpacking."""
+def test_a_zipped_release_has_the_same_fingerprint_and_pixels(release, manifest, tmp_path):
     (tmp_path / "zips").mkdir()
     for part in ("A. Segmentation", "B. Disease Grading", "C. Localization"):
         shutil.make_archive(str(tmp_path / "zips" / part), "zip", release, part)
@@ -259,7 +258,7 @@ def test_a_release_in_zips(release, manifest, tmp_path):
     np.testing.assert_array_equal(cache.load(zipped, "train", **OPTIONS).images, expected(release, "train"))
 
 
-# --- killed, raced, out of space
+# --- killed processes, races, full disks
 
 LOAD = """
 import os, sys, time
@@ -279,16 +278,16 @@ def load_elsewhere(manifest, action: str, before: str = ""):
     return python(before + LOAD.format(action=action, data_dir=str(manifest.folder.parent.parent)))
 
 
-def test_a_kill_in_the_middle_leaves_nothing_that_is_read(manifest, release):
+def test_a_killed_process_leaves_no_cache(manifest, release):
     process = load_elsewhere(manifest, "len(calls) > 3 and os.kill(os.getpid(), 9)")
     process.communicate()
     assert process.returncode == -9
     assert not folder_of(manifest).exists() and len(leftovers(manifest.folder)) == 1
     np.testing.assert_array_equal(cache.load(manifest, "train", **OPTIONS).images, expected(release, "train"))
-    assert not leftovers(manifest.folder)  # cleaned on the way
+    assert not leftovers(manifest.folder)  # removed by the next process
 
 
-def test_two_processes_at_once_both_end_well(manifest, release):
+def test_two_processes_fill_the_same_cache(manifest, release):
     processes = [load_elsewhere(manifest, "time.sleep(0.1)") for _ in range(2)]
     for process in processes:
         assert process.communicate()[1] == "" and process.returncode == 0
@@ -296,8 +295,8 @@ def test_two_processes_at_once_both_end_well(manifest, release):
     np.testing.assert_array_equal(cache.load(manifest, "train", **OPTIONS).images, expected(release, "train"))
 
 
-def test_a_full_disk_is_one_line(manifest):
-    """A limit on the size of files stands in for the disk: the write fails in the same place."""
+def test_a_full_disk_is_a_user_error(manifest):
+    """A limit on the size of files makes the same write fail."""
     before = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
     process = load_elsewhere(manifest, "pass", before)
     error = process.communicate()[1].splitlines()[-1]
@@ -305,13 +304,13 @@ def test_a_full_disk_is_one_line(manifest):
     assert not folder_of(manifest).exists() and not leftovers(manifest.folder)
 
 
-def test_an_unwritable_data_dir_is_one_line(release, tmp_path):
+def test_an_unwritable_data_dir_is_refused(release, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write under"):
         prepare(release, tmp_path / "file", tfds=False)
 
 
-def test_folders_of_living_processes_are_left_alone(tmp_path):
+def test_folders_of_running_processes_are_not_removed(tmp_path):
     with atomic.partial_folder(tmp_path) as mine:
         other = tmp_path / ".partial-another-host-17-abcdef12"
         other.mkdir()
@@ -323,10 +322,9 @@ def test_folders_of_living_processes_are_left_alone(tmp_path):
 
 
 def test_neither_tensorflow_nor_tfds_is_needed(release, tmp_path):
-    """Prepared, cached and read in a process where importing either fails."""
+    """Prepare, cache and read in a process in which importing either fails."""
     code = f"""
 import sys
-import tracemalloc
 sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
 from idrid_jax.data import cache, prepare
 from idrid_jax.data.manifest import find_prepared
@@ -347,7 +345,7 @@ def built(release, tmp_path_factory) -> Manifest:
     return prepare(release, tmp_path_factory.mktemp("tfds"))[0]
 
 
-def test_both_ways_to_fill_give_the_same_bytes(built, manifest):
+def test_a_cache_filled_from_tfds_has_the_same_pixels(built, manifest):
     from idrid_jax.data.idrid import Builder
 
     assert str(Builder.VERSION) == TFDS_VERSION
@@ -361,7 +359,7 @@ def test_both_ways_to_fill_give_the_same_bytes(built, manifest):
     assert a.ids == b.ids and a.grades.tolist() == b.grades.tolist()
 
 
-def test_a_second_prepare_builds_nothing_and_a_vanished_config_again(built, release):
+def test_preparing_again_builds_only_missing_configs(built, release):
     data_dir = built.folder.parent.parent
     info = {path: path.stat().st_mtime_ns for path in (built.folder / "idrid").rglob("dataset_info.json")}
     again, text = prepare(release, data_dir)
@@ -374,7 +372,8 @@ def test_a_second_prepare_builds_nothing_and_a_vanished_config_again(built, rele
     assert [path.parent.parent.name for path in changed] == ["localization"]
 
 
-def test_a_build_that_was_killed_is_built_again(release, tmp_path):
+@pytest.mark.multiprocess  # imports TensorFlow in another process
+def test_a_killed_build_is_built_again(release, tmp_path):
     pytest.importorskip("tensorflow")
     code = f"""
 import os
@@ -395,7 +394,7 @@ prepare.prepare({str(release)!r}, {str(tmp_path)!r})
     assert {path.name for path in (manifest.folder / "idrid").iterdir()} == {"grading", "segmentation", "localization"}
 
 
-def test_a_damaged_or_vanished_tfds_dataset_is_one_line(release, tmp_path):
+def test_a_damaged_or_missing_tfds_dataset_is_refused(release, tmp_path):
     pytest.importorskip("tensorflow")
     manifest, _ = prepare(release, tmp_path)
     record = next((manifest.folder / "idrid" / "grading").rglob("*train.tfrecord*"))
@@ -410,13 +409,13 @@ def test_a_damaged_or_vanished_tfds_dataset_is_one_line(release, tmp_path):
 # --- the real photographs
 
 
+@pytest.mark.real_data
 def test_real_release(tmp_path):
     if not os.environ.get("IDRID_SAMPLE_DIR"):
         pytest.skip("IDRID_SAMPLE_DIR is not set")
     manifest, text = prepare(os.environ["IDRID_SAMPLE_DIR"], tmp_path, tfds=False)
-    kept, wanted = sum(map(sum, manifest.counts["grading"].values())), 23 - len(
-        [one for one in manifest.exclusions if one.startswith("B ")])
-    assert kept == wanted and "part C" in text
+    excluded = [one for one in manifest.exclusions if one.startswith("B ")]
+    assert sum(map(sum, manifest.counts["grading"].values())) == 23 - len(excluded) and "part C" in text
     train = cache.load(manifest, "train", size=64, channels=3, crop="field_of_view")
     assert train.images.shape[1:] == (64, 64, 3)
     middle = train.images[:, 24:40, 24:40].mean(axis=(1, 2, 3))

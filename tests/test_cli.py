@@ -22,7 +22,7 @@ from idrid_jax import cli
 from idrid_jax.cli.command import Group
 from idrid_jax.data import layout
 from idrid_jax.data.manifest import read_manifest
-from idrid_jax.data.masks import palette_tiff
+from idrid_jax.data.masks import encode_mask
 from idrid_jax.data.prepare import prepare
 from idrid_jax.evaluation import grader
 from idrid_jax.evaluation.features import trained_grader
@@ -268,7 +268,7 @@ def test_the_whole_way(folder, capsys, monkeypatch):
     assert "made up" in run("phantom", "--out", out / "phantom", "--height=64", "--train=3,1,2,1,1", "--test=1,1,0,0,0",
                             "--segmentation=1,0")
     said = run("prepare", "--release", out / "phantom", "--notfds", "--overlap")
-    for words in ("PROLIFERATIVE", "left out: nothing", "part A photographs that are in part B: 0", "prepared as",
+    for words in ("PROLIFERATIVE", "excluded: nothing", "part A photographs that are in part B: 0", "prepared as",
                   "next: idrid-jax train --config"):
         assert words in said, words
     train = ["train", "--config", CGAN, "--workdir", out / "run", *SMALL, "--config.data.flip",
@@ -360,7 +360,7 @@ BAD = {
     "empty image": (lambda r: (photographs(r) / "IDRiD_004.jpg").write_bytes(b""), ["IDRiD_004.jpg"]),
     "decompression bomb": (lambda r: bomb(photographs(r) / "IDRiD_004.jpg"), ["IDRiD_004.png", "decompression bomb"]),
     "zip that climbs out": (climbing, [".zip", "../../out.txt", "climbs out"]),
-    "mask of another size": (lambda r: (r / MASK).write_bytes(palette_tiff(np.eye(32, 48, dtype=bool))),
+    "mask of another size": (lambda r: (r / MASK).write_bytes(encode_mask(np.eye(32, 48, dtype=bool))),
                              ["IDRiD_01_MA.tif", "48", "96"]),
     "truncated mask": (lambda r: (r / MASK).write_bytes((r / MASK).read_bytes()[:60]), ["IDRiD_01_MA.tif"]),
     "no label file": (lambda r: labels(r).unlink(), ["Training Labels.csv", "missing"]),
@@ -522,7 +522,7 @@ def test_an_empty_or_damaged_workdir(workdir, refused, tmp_path, name):
 def test_out_that_holds_something(workdir, refused, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     said = refused("sample", "--workdir", workdir, "--out", tmp_path, "--per_grade=1")
-    assert "already holds something" in said
+    assert "exists and is not an empty folder" in said
 
 
 def test_evaluate_when_the_release_is_no_longer_prepared(folder, manifest, refused, tmp_path):

@@ -240,7 +240,7 @@ def release_of_150(tmp_path_factory):
     """A prepared release of photographs of 150 x 226 pixels."""
     folder = tmp_path_factory.mktemp("150")
     few = dict(train=(2, 1, 1, 1, 1), test=(1, 0, 0, 0, 0), segmentation=(0, 0), localization=False)
-    return prepare(phantom.draw_release(folder / "release", height=150, **few), folder / "data", tfds=False)[0]
+    return prepare(phantom.make_release(folder / "release", height=150, **few), folder / "data", tfds=False)[0]
 
 
 @pytest.mark.parametrize(
@@ -278,12 +278,12 @@ def test_the_resolution_of_real_photographs(folder, side, tmp_path):
     if folder not in os.environ:
         pytest.skip(f"{folder} is not set")
     manifest, _ = prepare(os.environ[folder], tmp_path, tfds=False)
-    assert abs(cache.size_held(manifest, "field_of_view", 1024) - side) <= 0.01 * side
-    assert cache.size_held(manifest, "field_of_view", 128) >= 128
+    assert abs(cache.available_training_size(manifest, "field_of_view", 1024) - side) <= 0.01 * side
+    assert cache.available_training_size(manifest, "field_of_view", 128) >= 128
     config = make_config("", "dcgan1024")
     if side > 1024:
         splits.check_size(config, manifest)
     else:
         with pytest.raises(UserError, match="is 512; choose dcgan512"):
             splits.check_size(config, manifest)
-    assert cache.size_held(manifest, "letterbox", 1024) == {712: 1072, 2848: 4288}[side]
+    assert cache.available_training_size(manifest, "letterbox", 1024) == {712: 1072, 2848: 4288}[side]

@@ -231,7 +231,7 @@ def test_a_finished_run_without_its_checkpoints_is_no_failed_start(config, tmp_p
 
 def test_other_data_are_refused(config, tmp_path):
     train(changed(config, total_kimg=0.008), tmp_path / "run")
-    release = phantom.draw_release(
+    release = phantom.make_release(
         tmp_path / "other", seed=2, train=(2, 2, 2, 2, 2), test=(1, 1, 1, 1, 1), segmentation=(0, 0), height=64
     )
     other, _ = prepare(release, tmp_path / "data", tfds=False)
@@ -242,7 +242,7 @@ def test_other_data_are_refused(config, tmp_path):
 
 
 def test_a_grade_that_is_missing_stops_balanced_training_alone(tiny, tmp_path):
-    release = phantom.draw_release(
+    release = phantom.make_release(
         tmp_path / "release", train=(4, 0, 4, 4, 4), test=(1, 1, 1, 1, 1), segmentation=(0, 0), height=64
     )
     prepare(release, tmp_path / "data", tfds=False)

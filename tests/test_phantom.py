@@ -9,7 +9,7 @@ import optax
 import pytest
 from PIL import Image
 
-from idrid_jax.data.phantom import ASPECT, CENTRE, DIAMETER, draw_photograph, draw_release
+from idrid_jax.data.phantom import ASPECT, CENTER, DIAMETER, make_photograph, make_release
 from idrid_jax.data.phantom_eye import DISC_DIAMETER
 from idrid_jax.data.release import read_mask, read_release
 from idrid_jax.errors import UserError
@@ -19,7 +19,7 @@ SMALL = {"train": (3, 1, 3, 2, 2), "test": (1, 1, 1, 1, 1), "segmentation": (5, 
 
 
 def draw(seed, grade, height=HEIGHT, width=WIDTH):
-    return draw_photograph(np.random.default_rng(seed), grade, height, width)
+    return make_photograph(np.random.default_rng(seed), grade, height, width)
 
 
 def decode(source):
@@ -38,7 +38,7 @@ def photographs():
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
-    return read_release(draw_release(tmp_path_factory.mktemp("phantom") / "release", seed=3, **SMALL))
+    return read_release(make_release(tmp_path_factory.mktemp("phantom") / "release", seed=3, **SMALL))
 
 
 def test_same_generator_same_photograph_another_generator_another():
@@ -69,7 +69,7 @@ def test_field_of_view_lies_off_centre_cut_above_and_below():
 
 def test_masks_lie_in_the_field_of_view(photographs):
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-    radius = np.hypot(x - CENTRE * WIDTH, y - HEIGHT / 2) / (DIAMETER * HEIGHT)
+    radius = np.hypot(x - CENTER * WIDTH, y - HEIGHT / 2) / (DIAMETER * HEIGHT)
     for phantom in photographs:
         for name, mask in phantom.masks.items():
             assert mask.dtype == bool and mask.shape == (HEIGHT, WIDTH) and mask.any(), name
@@ -159,18 +159,18 @@ def test_masks_of_the_release_fit_its_photographs(release):
 
 
 def test_ids_do_not_tell_the_grade(tmp_path):
-    release = read_release(draw_release(tmp_path / "r", train=(4,) * 5, test=(0,) * 5, height=64))
+    release = read_release(make_release(tmp_path / "r", train=(4,) * 5, test=(0,) * 5, height=64))
     grades = [record.grade for record in release.grading]
     assert grades != sorted(grades) and abs(np.corrcoef(np.arange(20), grades)[0, 1]) < 0.6
 
 
 def test_release_is_a_function_of_its_options(tmp_path):
     counts = {"train": (1, 0, 1, 0, 1), "test": (0, 0, 0, 1, 0), "segmentation": (1, 0), "height": 64}
-    first = tree(draw_release(tmp_path / "a", seed=1, **counts))
-    assert first == tree(draw_release(tmp_path / "b", seed=1, **counts))
-    other = tree(draw_release(tmp_path / "c", seed=2, **counts))
+    first = tree(make_release(tmp_path / "a", seed=1, **counts))
+    assert first == tree(make_release(tmp_path / "b", seed=1, **counts))
+    other = tree(make_release(tmp_path / "c", seed=2, **counts))
     assert not set(first.values()) & {digest for name, digest in other.items() if name.endswith(".jpg")}
-    assert not any("C. Loc" in name for name in tree(draw_release(tmp_path / "d", localization=False, **counts)))
+    assert not any("C. Loc" in name for name in tree(make_release(tmp_path / "d", localization=False, **counts)))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_release_is_a_function_of_its_options(tmp_path):
 )
 def test_options_out_of_range_are_refused(tmp_path, options, message):
     with pytest.raises(UserError, match=message) as error:
-        draw_release(tmp_path / "r", **options)
+        make_release(tmp_path / "r", **options)
     assert "\n" not in str(error.value) and not (tmp_path / "r").exists()
 
 
@@ -206,7 +206,7 @@ def classes():
 
 def crops(images, size):
     """The middle of the field of view, cut square, at `size` pixels: float32 [N, R, R, 3] in [0, 1]; and the grades."""
-    left = CENTRE * WIDTH - HEIGHT / 2
+    left = CENTER * WIDTH - HEIGHT / 2
     box = (left, 0, left + HEIGHT, HEIGHT)
     small = [np.asarray(image.resize((size, size), Image.Resampling.BOX, box)) for image in images]
     return np.array(small, np.float32) / 255, np.arange(len(small)) % 5

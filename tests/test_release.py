@@ -1,4 +1,4 @@
-"""Reading IDRiD in every form it comes in, refusing what is wrong with it, and writing it back in its own form."""
+"""Reading IDRiD from folders and zips, refusing faulty releases, and writing IDRiD's layout."""
 
 import errno
 import io
@@ -43,7 +43,7 @@ def a_mask(seed: int) -> np.ndarray:
 
 @pytest.fixture
 def made(tmp_path) -> Path:
-    """A release of made-up photographs with all three parts."""
+    """A synthetic release with all three parts."""
     out = tmp_path / "made"
     with ReleaseWriter(out, "Made up.") as writer:
         for split, grades, first in (("train", TRAIN, 0), ("test", TEST, 100)):
@@ -64,7 +64,7 @@ def zip_folder(folder: Path, file: Path, top: str = "", compression=zipfile.ZIP_
 
 
 def zipped(release: Path, out: Path) -> Path:
-    """The three zips, each with one folder of its own name at the top, as distributed."""
+    """The three zips, each with one folder of its own name, as distributed."""
     out.mkdir()
     for name in layout.PARTS.values():
         if (release / name).is_dir():
@@ -72,7 +72,8 @@ def zipped(release: Path, out: Path) -> Path:
     return out
 
 
-def without_places(release):
+def content(release):
+    """What a release contains, wherever it lies."""
     return (
         [(one.split, one.id, one.grade, one.edema, one.image.read()) for one in release.grading],
         [(x.split, x.id, {k: m.read() for k, m in x.masks.items()}, x.image.read()) for x in release.segmentation],
@@ -80,14 +81,11 @@ def without_places(release):
     )
 
 
-def refused(path, *words) -> str:
+def refused(path, *words) -> None:
     with pytest.raises(UserError) as caught:
         read_release(path)
-    message = str(caught.value)
-    assert "\n" not in message
     for word in words:
-        assert str(word) in message, message
-    return message
+        assert str(word) in str(caught.value), caught.value
 
 
 # The writer
@@ -113,11 +111,11 @@ def test_round_trip(made):
 
 
 def test_official_form(made):
-    """Names, header, commas and line ends letter by letter, as in the official files."""
+    """Names, headers, commas and line ends are those of the official files."""
     files = {str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()}
     assert "B. Disease Grading/1. Original Images/b. Testing Set/IDRiD_002.jpg" in files
     assert "A. Segmentation/2. All Segmentation Groundtruths/a. Training Set/3. Hard Exudates/IDRiD_01_EX.tif" in files
-    assert not any("4. Soft Exudates" in name for name in files)  # an empty mask is no file
+    assert not any("4. Soft Exudates" in name for name in files)  # no file for an empty mask
     assert (made / "README.txt").read_text() == "Made up.\n"
 
     truths = made / "B. Disease Grading/2. Groundtruths"
@@ -145,6 +143,7 @@ def test_official_form(made):
         assert set(np.unique(np.asarray(image))) == {0, 1}
 
 
+@pytest.mark.real_data
 @sample
 def test_headers_are_the_official_ones(made):
     official = Path(os.environ["IDRID_SAMPLE_DIR"])
@@ -170,7 +169,7 @@ def test_more_than_999_photographs(tmp_path):
     assert len(read_release(tmp_path / "out").grading) == 1001
 
 
-def test_writer_leaves_nothing_after_a_crash(tmp_path):
+def test_the_writer_leaves_nothing_after_an_exception(tmp_path):
     with pytest.raises(RuntimeError):
         with ReleaseWriter(tmp_path / "out", "") as writer:
             writer.add_graded("train", photograph(0), 0)
@@ -178,8 +177,8 @@ def test_writer_leaves_nothing_after_a_crash(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writer_and_what_is_there(made, tmp_path):
-    with pytest.raises(UserError, match="already holds something"):
+def test_the_writer_needs_a_new_or_empty_folder(made, tmp_path):
+    with pytest.raises(UserError, match=str(made)):
         ReleaseWriter(made, "").__enter__()
     (tmp_path / "empty").mkdir()
     with ReleaseWriter(tmp_path / "empty", "") as writer:
@@ -187,9 +186,9 @@ def test_writer_and_what_is_there(made, tmp_path):
     assert read_release(tmp_path / "empty").grading[0].grade == 3
 
 
-def test_writer_where_nothing_can_be_written(tmp_path, monkeypatch):
+def test_the_writer_refuses_unwritable_folders_and_full_disks(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write under"):
         ReleaseWriter(tmp_path / "file" / "out", "").__enter__()
 
     def full(*_):
@@ -203,18 +202,18 @@ def test_writer_where_nothing_can_be_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("grade, edema", ((5, 0), (-1, 0), (0, 3)))
-def test_writer_refuses_labels_that_are_none(tmp_path, grade, edema):
+def test_the_writer_refuses_unknown_labels(tmp_path, grade, edema):
     with ReleaseWriter(tmp_path / "out", "") as writer, pytest.raises(ValueError):
         writer.add_graded("train", photograph(0), grade, edema)
 
 
-# Where a release can lie
+# Folders and zips
 
 
-def test_zips_are_the_same_release(made, tmp_path):
+def test_zips_hold_the_same_release(made, tmp_path):
     zips = zipped(made, tmp_path / "zips")
     before = sorted(zips.iterdir())
-    assert without_places(read_release(zips)) == without_places(read_release(made))
+    assert content(read_release(zips)) == content(read_release(made))
     assert read_release(zips).fingerprint() == read_release(made).fingerprint()
     assert sorted(zips.iterdir()) == before
 
@@ -228,12 +227,12 @@ def test_one_part_alone(made, tmp_path):
     assert len(read_release(zips / "A. Segmentation.zip").segmentation) == 3
 
 
-def test_folders_around_doubled_and_quoted(made, tmp_path):
+def test_outer_doubled_and_quoted_folders(made, tmp_path):
     around = tmp_path / "around" / "downloads" / "idrid"
     around.mkdir(parents=True)
     shutil.move(made / B, around / "B.%20Disease%20Grading" / B)
     shutil.move(made / "A. Segmentation", around / "A.%20Segmentation")
-    (around / "notes.zip").write_text("a damaged zip that is none of IDRiD's")
+    (around / "notes.zip").write_text("a damaged zip that is not IDRiD's")
     release = read_release(tmp_path / "around")
     assert (len(release.grading), len(release.segmentation)) == (8, 3)
     assert release.root == around
@@ -241,10 +240,10 @@ def test_folders_around_doubled_and_quoted(made, tmp_path):
 
 def test_one_archive_of_everything(made, tmp_path):
     zip_folder(made, tmp_path / "archive.zip", "IDRiD%20data/")
-    assert without_places(read_release(tmp_path / "archive.zip")) == without_places(read_release(made))
+    assert content(read_release(tmp_path / "archive.zip")) == content(read_release(made))
 
 
-def test_too_deep_is_not_found(made, tmp_path):
+def test_a_release_too_deep_is_not_found(made, tmp_path):
     deep = tmp_path / "1" / "2" / "3" / "4" / "5"
     deep.mkdir(parents=True)
     shutil.move(made, deep)
@@ -252,7 +251,7 @@ def test_too_deep_is_not_found(made, tmp_path):
     assert read_release(tmp_path / "1" / "2" / "3").grading
 
 
-def test_zip_beside_its_folder(made, tmp_path):
+def test_a_folder_is_preferred_to_its_zip(made, tmp_path):
     zipped(made, tmp_path / "zips")
     for file in (tmp_path / "zips").iterdir():
         shutil.move(file, made)
@@ -270,15 +269,16 @@ def test_two_releases_are_refused(made, tmp_path):
     refused(tmp_path / "second", "holds 2 releases", "other.zip")
 
 
+@pytest.mark.real_data
 @real
-def test_shared_folder_holds_two_releases():
+def test_a_folder_with_both_real_releases_is_refused():
     idrid = Path(os.environ["IDRID_DIR"])
     if not (idrid.parent / "sample").is_dir():
-        pytest.skip("nothing beside it")
+        pytest.skip("there is only one release")
     refused(idrid.parent, idrid, idrid.parent / "sample")
 
 
-def test_reads_from_many_threads(made, tmp_path):
+def test_reading_from_many_threads(made, tmp_path):
     release = read_release(zipped(made, tmp_path / "zips"))
     sources = [one.image for one in release.records()] * 20
     with ThreadPoolExecutor(8) as pool:
@@ -316,7 +316,7 @@ def test_fingerprint(made, tmp_path):
     assert len({first, second, third, read_release(made).fingerprint()}) == 4
 
 
-# Odd but good
+# Unusual but valid
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_odd_csv(made, change):
     assert read_release(made).fingerprint() == before
 
 
-def test_other_suffixes_and_files_that_are_none_of_ours(made):
+def test_other_suffixes_and_unrelated_files(made):
     folder = made / TRAINING_IMAGES
     (folder / "IDRiD_001.jpg").rename(folder / "IDRiD_001.PNG")
     (folder / "Thumbs.db").write_bytes(b"x")
@@ -375,7 +375,7 @@ def test_masks(tmp_path, form):
 def test_bad_masks(tmp_path):
     data = save_mask("255", a_mask(5))
     (tmp_path / "mask.tif").write_bytes(data)
-    with pytest.raises(UserError, match="mask.tif: a mask of 60x40 pixels for a photograph of 61x40"):
+    with pytest.raises(UserError, match="mask.tif.*60x40.*61x40"):
         read_mask(Source(tmp_path / "mask.tif"), (40, 61))
     for bad in (data[: len(data) // 3], b"no image", b""):
         (tmp_path / "mask.tif").write_bytes(bad)
@@ -383,14 +383,14 @@ def test_bad_masks(tmp_path):
             read_mask(Source(tmp_path / "mask.tif"))
 
 
-# Bad input
+# Faulty releases
 
 
 def test_no_release(tmp_path):
     for path in (tmp_path, tmp_path / "absent"):
         refused(path, "no release at", path, "10.21227/H25W98", "CC BY 4.0", "B. Disease Grading")
     (tmp_path / "file.txt").write_text("x")
-    refused(tmp_path / "file.txt", "neither a folder nor a zip")
+    refused(tmp_path / "file.txt", tmp_path / "file.txt")
 
 
 def edit_csv(old: bytes, new: bytes):
@@ -424,12 +424,12 @@ def misnamed_mask(root: Path) -> None:
 @pytest.mark.parametrize(
     "change, words",
     (
-        (lambda root: (root / TRAINING_IMAGES / "IDRiD_004.jpg").unlink(), ("IDRiD_004", "no photo", TRAINING_CSV)),
+        (lambda root: (root / TRAINING_IMAGES / "IDRiD_004.jpg").unlink(), ("IDRiD_004", TRAINING_CSV)),
         (
             lambda root: (root / TRAINING_IMAGES / "IDRiD_07.jpg").write_bytes(b""),
-            ("IDRiD_07.jpg", "no row in", TRAINING_CSV),
+            ("IDRiD_07.jpg", TRAINING_CSV),
         ),
-        (lambda root: (root / TRAINING_IMAGES / "IDRiD_001.png").write_bytes(b""), ("IDRiD_001", "second time")),
+        (lambda root: (root / TRAINING_IMAGES / "IDRiD_001.png").write_bytes(b""), ("IDRiD_001.jpg", "IDRiD_001.png")),
         (edit_csv(b"IDRiD_004,3", b"IDRiD_004,5"), (TRAINING_CSV, "IDRiD_004", "'5'", "0 to 4")),
         (edit_csv(b"IDRiD_004,3", b"IDRiD_004,-1"), (TRAINING_CSV, "IDRiD_004", "'-1'")),
         (edit_csv(b"IDRiD_004,3", b"IDRiD_004,2.5"), (TRAINING_CSV, "IDRiD_004", "'2.5'")),
@@ -437,19 +437,19 @@ def misnamed_mask(root: Path) -> None:
         (edit_csv(b"IDRiD_004,3", b"IDRiD_004,nan"), (TRAINING_CSV, "IDRiD_004", "'nan'")),
         (edit_csv(b"IDRiD_004,3", b"IDRiD_004,"), (TRAINING_CSV, "IDRiD_004", "''")),
         (edit_csv(b"IDRiD_004,3,2", b"IDRiD_004,3,7"), (TRAINING_CSV, "IDRiD_004", "'7'", "macular edema")),
-        (edit_csv(b"IDRiD_004,", b"IDRiD_003,"), (TRAINING_CSV, "IDRiD_003", "row 5", "second time")),
-        (edit_csv(b"IDRiD_004,", b","), (TRAINING_CSV, "row 5", "no id")),
+        (edit_csv(b"IDRiD_004,", b"IDRiD_003,"), (TRAINING_CSV, "IDRiD_003", "row 5")),
+        (edit_csv(b"IDRiD_004,", b","), (TRAINING_CSV, "row 5")),
         (edit_csv(b"Retinopathy grade", b"Grade"), (TRAINING_CSV, "Retinopathy grade")),
-        (lambda root: (root / TRAINING_CSV).unlink(), (layout.GRADING_CSV["train"], "missing")),
-        (lambda root: (root / TRAINING_CSV).write_bytes(b""), (TRAINING_CSV, "not a CSV")),
-        (lambda root: (root / TRAINING_CSV).write_bytes(b"\xff\xfe\0\x9d"), (TRAINING_CSV, "not a CSV")),
-        (lambda root: (root / TRAINING_CSV).write_bytes(b'a,"b\nc'), (TRAINING_CSV, "not a CSV")),
+        (lambda root: (root / TRAINING_CSV).unlink(), (layout.GRADING_CSV["train"],)),
+        (lambda root: (root / TRAINING_CSV).write_bytes(b""), (TRAINING_CSV,)),
+        (lambda root: (root / TRAINING_CSV).write_bytes(b"\xff\xfe\0\x9d"), (TRAINING_CSV,)),
+        (lambda root: (root / TRAINING_CSV).write_bytes(b'a,"b\nc'), (TRAINING_CSV,)),
         (edit_markup(b"50.5", b"left"), ("Fovea", "IDRiD_001", "'left'")),
         (edit_markup(b"50.5", b"-2"), ("Fovea", "IDRiD_001", "'-2'")),
-        (edit_markup(b"IDRiD_001", b"IDRiD_009"), ("Fovea", "IDRiD_009", "no photograph")),
-        (stray_mask, ("IDRiD_77_MA.tif", "without its photograph")),
-        (misnamed_mask, ("MA_IDRiD_01.tif", "rename it")),
-        (lambda root: shutil.rmtree(root / B / layout.IMAGES), ("IDRiD_001", "no photograph", "5 more")),
+        (edit_markup(b"IDRiD_001", b"IDRiD_009"), ("Fovea", "IDRiD_009")),
+        (stray_mask, ("IDRiD_77_MA.tif",)),
+        (misnamed_mask, ("MA_IDRiD_01.tif",)),
+        (lambda root: shutil.rmtree(root / B / layout.IMAGES), ("IDRiD_001", "5 more")),
     ),
 )  # fmt: skip
 def test_bad_release(made, change, words):
@@ -462,33 +462,30 @@ def test_damaged_zips(made, tmp_path):
     file = zips / f"{B}.zip"
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
-    refused(zips, f"{B}.zip", "not a readable zip")
-    refused(file, f"{B}.zip", "not a readable zip")
+    refused(zips, f"{B}.zip")
+    refused(file, f"{B}.zip")
     at = data.index(b"IDRiD_001.jpg") + 200  # in the middle of a photograph: the directory is still whole
     file.write_bytes(data[:at] + bytes(50) + data[at + 50 :])
-    with pytest.raises(UserError, match="IDRiD_001.jpg: cannot be read"):
+    with pytest.raises(UserError, match="IDRiD_001.jpg"):
         read_release(zips).fingerprint()
 
 
 @pytest.mark.parametrize("name", ("../../x.jpg", f"{B}/../../x.jpg", "/etc/x.jpg", "..\\x.jpg", "C:\\x.jpg"))
-def test_zip_that_climbs_out(made, tmp_path, name):
+def test_a_zip_with_members_outside_of_it_is_refused(made, tmp_path, name):
     zips = zipped(made, tmp_path / "zips")
     with zipfile.ZipFile(zips / f"{B}.zip", "a") as file:
         file.writestr(name, b"x")
-    refused(zips, f"{B}.zip", "climbs out")
-    refused(zips / f"{B}.zip", "climbs out")
+    refused(zips, f"{B}.zip", repr(name))
+    refused(zips / f"{B}.zip", repr(name))
 
 
-def test_mirror_with_other_grades(tmp_path):
+def test_the_kaggle_mirror_is_refused(tmp_path):
     (tmp_path / "mirror" / "Imagenes" / "Imagenes").mkdir(parents=True)
     (tmp_path / "mirror" / "Imagenes" / "Imagenes" / "IDRiD_001.jpg").write_bytes(photograph(0))
     (tmp_path / "mirror" / "idrid_labels.csv").write_text("id_code,diagnosis\nIDRiD_001,3\n")
     zip_folder(tmp_path / "mirror", tmp_path / "archive.zip")
     for path in ("mirror", "mirror/Imagenes", "archive.zip", "."):
-        refused(tmp_path / path, "455", "27 of its grades differ", "10.21227/H25W98")
-
-
-# What must not be imported
+        refused(tmp_path / path, "Kaggle", "10.21227/H25W98")
 
 
 def test_imports_neither_tensorflow_nor_jax():
@@ -501,6 +498,7 @@ def test_imports_neither_tensorflow_nor_jax():
 # The real release
 
 
+@pytest.mark.real_data
 @real
 def test_official_counts():
     release = read_release(os.environ["IDRID_DIR"])
@@ -517,6 +515,7 @@ def test_official_counts():
     assert release.localization == ()
 
 
+@pytest.mark.real_data
 @sample
 def test_official_files_at_full_size(tmp_path):
     release = read_release(os.environ["IDRID_SAMPLE_DIR"])
@@ -527,11 +526,11 @@ def test_official_files_at_full_size(tmp_path):
         for mask in record.masks.values():
             share = read_mask(mask, (2848, 4288)).mean()
             assert 0 < share < 0.1
-    zips = zipped_fast(Path(os.environ["IDRID_SAMPLE_DIR"]), tmp_path / "zips")
+    zips = zipped_uncompressed(Path(os.environ["IDRID_SAMPLE_DIR"]), tmp_path / "zips")
     assert read_release(zips).fingerprint() == release.fingerprint()
 
 
-def zipped_fast(release: Path, out: Path) -> Path:
+def zipped_uncompressed(release: Path, out: Path) -> Path:
     out.mkdir()
     for name in layout.PARTS.values():
         zip_folder(release / name, out / f"{name}.zip", f"{name}/", zipfile.ZIP_STORED)

@@ -157,7 +157,7 @@ def test_validation_photographs_are_not_trained_on(config, tmp_path):
     manifest = splits.find_release(config)
     assert len(training.ids) + len(validation.ids) == 32 and 5 <= len(validation.ids) <= 8
     assert not set(training.ids) & set(validation.ids) and len(training.images) == len(training.ids)
-    held = folds.validation(manifest, 4)
+    held = folds.validation_mask(manifest, 4)
     whole = splits.load_split(config, manifest, "train")
     np.testing.assert_array_equal(whole.images[held], validation.images)
     assert np.bincount(training.grades, minlength=5).min() > 0

@@ -92,7 +92,7 @@ def _find_or_make_release(config, scratch: Path):
         if config.data.release or config.data.data_dir:
             raise
     report.log("no release is prepared on this machine: generating a phantom")
-    phantom.draw_release(scratch / "phantom", height=64, segmentation=(0, 0), localization=False)
+    phantom.make_release(scratch / "phantom", height=64, segmentation=(0, 0), localization=False)
     manifest, _ = prepare(scratch / "phantom", scratch / "data", tfds=False)
     config = config.copy_and_resolve_references()
     config.data.data_dir = str(scratch / "data")

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from idrid_jax.bench import report, timing
-from idrid_jax.data.cache import in_threads
-from idrid_jax.data.phantom import draw_photograph, encode
-from idrid_jax.data.preprocess import OVERSAMPLING, check_options, load, preprocess
+from idrid_jax.data.cache import map_in_threads
+from idrid_jax.data.phantom import encode, make_photograph
+from idrid_jax.data.preprocess import OVERSAMPLING, check_options, decode_image, preprocess
 from idrid_jax.data.release import GRADES, read_release
 from idrid_jax.errors import UserError
 
@@ -31,8 +31,8 @@ def run(release: str, *, size: int, channels: int, crop: str, rounds: int) -> No
     photographs = _photographs(release)
     sides = {
         "prepare": lambda data, name: preprocess(data, name, size=size, channels=channels, crop=crop),
-        "decode at that scale": lambda data, name: load(data, name, math.ceil(OVERSAMPLING * size)),
-        "decode in full": load,
+        "decode at that scale": lambda data, name: decode_image(data, name, math.ceil(OVERSAMPLING * size)),
+        "decode in full": decode_image,
     }
     machine = report.describe_machine()
     times = timing.time_interleaved({name: _in_threads(photographs, work) for name, work in sides.items()}, rounds)
@@ -69,14 +69,14 @@ def _photographs(release: str) -> list[tuple[bytes, str]]:
         return [(record.image.read(), str(record.image)) for record in records]
     report.log(f"no --release: {NUM_PHANTOMS} phantoms of {WIDTH}x{HEIGHT}, which decode faster than photographs")
     phantoms = [
-        draw_photograph(np.random.default_rng(seed), seed % len(GRADES), HEIGHT, WIDTH) for seed in range(NUM_PHANTOMS)
+        make_photograph(np.random.default_rng(seed), seed % len(GRADES), HEIGHT, WIDTH) for seed in range(NUM_PHANTOMS)
     ]
     return [(encode(phantom.image), f"phantom {number}") for number, phantom in enumerate(phantoms)]
 
 
 def _in_threads(photographs, work: Callable) -> Callable[[], None]:
     def side():
-        for _ in in_threads(work, iter(photographs)):
+        for _ in map_in_threads(work, iter(photographs)):
             pass
 
     return side

@@ -22,7 +22,7 @@ def _define(values, argv):
 def _run(values):
     from idrid_jax.data import phantom
 
-    out = phantom.draw_release(
+    out = phantom.make_release(
         values.out,
         seed=values.seed,
         train=_counts(values, "train"),

@@ -1,4 +1,4 @@
-"""Folders and files that are there whole or not at all, whoever is killed and whoever else writes the same."""
+"""Folders and files that appear completely or not at all, even if a process is killed or another one writes the same."""
 
 import os
 import shutil
@@ -12,16 +12,16 @@ from pathlib import Path
 from idrid_jax.errors import UserError
 
 _PREFIX = ".partial-"
-_ABANDONED_SECONDS = 24 * 3600  # of a folder whose owner runs on another machine, where we cannot ask for it
+_ABANDONED_SECONDS = 24 * 3600  # age of a folder of another machine, whose processes cannot be queried from here
 
 
 @contextmanager
 def partial_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent` to write in, on the same file system; whatever is left in it at the end is removed.
+    """Yield a new temporary folder in `parent`, on the same file system; remove it and its content at the end.
 
-    Its name begins with ".partial-", which no reader looks at. Folders that killed processes left are removed on the
-    way in. `publish` moves what is finished to where it is read. Raises UserError where `parent` cannot be written or
-    the disk is full, also from within the block.
+    Its name begins with ".partial-", which readers ignore. `publish` moves finished results to their final place.
+    Folders of killed processes are removed first. Raises UserError if `parent` cannot be written or the disk is full,
+    also within the block.
     """
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -35,9 +35,9 @@ def partial_folder(parent: Path) -> Iterator[Path]:
 
 
 def publish(folder: Path, target: Path) -> bool:
-    """Moves a finished folder to `target` in one step, its files on the disk before its name is.
+    """Move a finished folder to `target` in one step, after its files have been flushed to disk.
 
-    Returns False, and leaves `folder` alone, where another process has put a `target` there first.
+    Returns False, and leaves `folder` where it is, if another process has made `target` first.
     """
     for path in folder.rglob("*"):
         if not path.is_dir():
@@ -56,9 +56,9 @@ def publish(folder: Path, target: Path) -> bool:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write in, which is `out` once the block ends well, and nothing where it raises.
+    """Yield a folder that becomes `out` when the block ends; if the block raises, nothing is left.
 
-    Raises UserError where `out` exists and is not an empty folder, or cannot be written.
+    Raises UserError if `out` exists and is not an empty folder, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is not an empty folder; choose another")
@@ -69,16 +69,16 @@ def new_folder(out: Path) -> Iterator[Path]:
         if out.exists():
             out.rmdir()
         if not publish(folder, out):
-            raise UserError(f"--out {out}: another process has written it meanwhile; choose another")
+            raise UserError(f"--out {out}: another process has written it in the meantime; choose another")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes or replaces a file in one step. Raises UserError where it cannot be written."""
+    """Write or replace a text file in one step. Raises UserError if it cannot be written."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same."""
+    """Write or replace a binary file in one step. Raises UserError if it cannot be written."""
     with partial_folder(path.parent) as folder:
         (folder / path.name).write_bytes(content)
         _sync(folder / path.name)
@@ -88,12 +88,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what the file system says while something is written under `path` into one line for the user."""
+    """Turn an OSError in the block, which writes under `path`, into a UserError."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write under {path}: {reason}; free some space or name another folder") from error
+        raise UserError(f"cannot write under {path}: {reason}; free some space or choose another folder") from error
 
 
 def _remove_abandoned(parent: Path) -> None:
@@ -104,7 +104,7 @@ def _remove_abandoned(parent: Path) -> None:
                 abandoned = not _alive(int(rest))
             else:
                 abandoned = time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS
-        except (OSError, ValueError):  # gone meanwhile, or not a name of ours
+        except (OSError, ValueError):  # removed in the meantime, or not a folder of ours
             continue
         if abandoned:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""Preprocessed photographs of a prepared release on disk, below its manifest's folder:
+"""The cache of preprocessed photographs on disk, in the folder of a prepared release's manifest:
 
     cache/<size>_<channels>_<crop>_v<VERSION>/<split>/{images.npy,meta.json}
 
-The key is all that the pixels depend on: the release's fingerprint, size, channels, crop, `preprocess.VERSION`. Neither
-TensorFlow nor TFDS is imported unless a cache is filled from TFDS.
+The path contains everything that the pixels depend on: the release's fingerprint, size, channels, crop and
+`preprocess.VERSION`. TensorFlow and TFDS are imported only to fill a cache from the TFDS dataset.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ import numpy as np
 
 from idrid_jax.data import atomic
 from idrid_jax.data.layout import SPLITS
-from idrid_jax.data.manifest import AGAIN, Manifest, Photograph, tfds_path
-from idrid_jax.data.preprocess import VERSION, check_options, preprocess, side_held
+from idrid_jax.data.manifest import PREPARE_AGAIN, Manifest, Photograph, tfds_path
+from idrid_jax.data.preprocess import VERSION, available_size, check_options, preprocess
 from idrid_jax.data.tensorflow import import_tfds
 from idrid_jax.errors import UserError
 
@@ -96,10 +96,10 @@ class Split:
 
 
 def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str) -> Split:
-    """A split of the graded photographs, preprocessed; from the cache, which is filled first where it is not there.
+    """Load a split of the graded photographs, preprocessed, from the cache; fill the cache first if needed.
 
-    It is filled from the TFDS dataset when the manifest says that it was built (and TensorFlow is installed to read
-    it), else straight from the release, whose bytes must be those that were prepared. The pixels are the same.
+    The cache is filled from the TFDS dataset if that was built and TensorFlow is installed, otherwise directly from the
+    release, whose files must not have changed since it was prepared. The pixels are the same.
 
     Args:
       manifest: a prepared release.
@@ -107,15 +107,15 @@ def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str)
       size, channels, crop: see `preprocess`.
 
     Raises:
-      UserError: a split without graded photographs; options that cannot be; a release or TFDS dataset that is gone or
+      UserError: a split without graded photographs; options out of range; a release or TFDS dataset that is gone or
         has changed since it was prepared; a folder that cannot be written, or a full disk.
     """
     check_options(size, channels, crop)
     if split not in SPLITS:
-        raise UserError(f"split {split!r} is not known; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
     photographs = manifest.grading[split]
     if not photographs:
-        raise UserError(f"{manifest.release}: no graded photograph in the split {split!r}; prepare one that has some")
+        raise UserError(f"{manifest.release}: its split {split!r} has no graded photograph; prepare a release that has some")
     folder = manifest.folder / "cache" / f"{size}_{channels}_{crop}_v{VERSION}" / split
     meta = {
         "fingerprint": manifest.fingerprint, "size": size, "channels": channels, "crop": crop, "version": VERSION,
@@ -126,7 +126,7 @@ def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str)
         _fill(folder, meta, manifest, split)
         images = _read(folder, meta)
         if images is None:
-            raise UserError(f"{folder}: still cannot be read after it was written; look at the disk")
+            raise UserError(f"{folder}: cannot be read right after it was written; check the disk")
     return Split(
         images=images,
         grades=np.array([photograph.grade for photograph in photographs], np.int32),
@@ -135,37 +135,40 @@ def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str)
     )
 
 
-def size_held(manifest: Manifest, crop: str, enough: int) -> int | None:
-    """The size that the training photographs hold, the median of three: see `preprocess.side_held`. None where they
-    cannot be read, and a cache is all that is left."""
+def available_training_size(manifest: Manifest, crop: str, enough: int) -> int | None:
+    """Return the median of `preprocess.available_size` over three training photographs.
+
+    None if the photographs cannot be read: a filled cache can be used without the release.
+    """
     photographs = manifest.grading["train"]
     some = [photographs[i] for i in sorted({0, len(photographs) // 2, len(photographs) - 1})] if photographs else []
     try:
-        sides = [side_held(one.source.read(), str(one.source), crop, enough) for one in some]
+        sizes = [available_size(one.source.read(), str(one.source), crop, enough) for one in some]
     except UserError:
         return None
-    return sorted(sides)[len(sides) // 2] if sides else None
+    return sorted(sizes)[len(sizes) // 2] if sizes else None
 
 
 def _read(folder: Path, meta: dict) -> np.ndarray | None:
-    """The images, memory-mapped; None where they are not there or are not what was written (which is reported)."""
+    """Return the images, memory-mapped; None if they are missing or, which is logged, damaged."""
     if not folder.is_dir():
         return None
     try:
         if json.loads((folder / "meta.json").read_text()) != meta:
-            raise ValueError("meta.json says that it is something else")
+            raise ValueError("meta.json does not match")
         images = np.load(folder / "images.npy", mmap_mode="r")  # refuses a file shorter than its header says
         if images.dtype != np.uint8 or list(images.shape) != meta["shape"]:
             raise ValueError(f"images.npy is {images.dtype} {images.shape}")
         if (folder / "images.npy").stat().st_size != images.offset + images.nbytes:
-            raise ValueError("images.npy has another length")
+            raise ValueError("images.npy has the wrong length")
         return images
     except (OSError, ValueError, EOFError) as error:
-        logger.warning("%s: a damaged cache (%s); made again", folder, error)
+        logger.warning("%s: damaged cache (%s); filling it again", folder, error)
         return None
 
 
 def _fill(folder: Path, meta: dict, manifest: Manifest, split: str) -> None:
+    """Preprocess all photographs of a split and publish them as `folder`."""
     from_tfds = manifest.tfds and importlib.util.find_spec("tensorflow") is not None
     reads = (_reads_from_tfds if from_tfds else _reads_from_release)(manifest, split)
     size, channels, crop = meta["size"], meta["channels"], meta["crop"]
@@ -181,24 +184,24 @@ def _fill(folder: Path, meta: dict, manifest: Manifest, split: str) -> None:
             header = {"descr": "|u1", "fortran_order": False, "shape": tuple(meta["shape"])}
             np.lib.format.write_array_header_1_0(file, header)
             start = file.tell()
-            # Written, not memory-mapped: on a full disk a write says so, where a mapped page would end the process.
-            for index, pixels in _progress(in_threads(work, reads), f"{split} at {size}", len(meta["ids"])):
+            # Not memory-mapped: on a full disk a write raises an error, but a mapped page would kill the process.
+            for index, pixels in _progress(map_in_threads(work, reads), f"{split} at {size}", len(meta["ids"])):
                 file.seek(start + index * len(pixels))
                 file.write(pixels)
         (new / "meta.json").write_text(json.dumps(meta))
         if folder.is_dir() and _read(folder, meta) is None:
             os.rename(folder, partial / "damaged")
-        atomic.publish(new, folder)  # where another process was first, its cache is as good as ours
+        atomic.publish(new, folder)  # if another process was faster, its cache is the same
 
 
 def _reads_from_release(manifest: Manifest, split: str) -> Iterator[tuple[int, Callable[[], bytes]]]:
     def read(photograph: Photograph) -> bytes:
         try:
             data = photograph.source.read()
-        except (OSError, KeyError) as error:  # KeyError: no such member in the zip
-            raise UserError(f"{photograph.source}: gone since it was prepared ({error}); {AGAIN}") from error
+        except (OSError, KeyError) as error:  # KeyError: the zip has no such member
+            raise UserError(f"{photograph.source}: gone since the release was prepared ({error}); {PREPARE_AGAIN}") from error
         if hashlib.sha256(data).hexdigest() != photograph.sha256:
-            raise UserError(f"{photograph.source}: has changed since the release was prepared; {AGAIN}")
+            raise UserError(f"{photograph.source}: has changed since the release was prepared; {PREPARE_AGAIN}")
         return data
 
     for index, photograph in enumerate(manifest.grading[split]):
@@ -208,28 +211,28 @@ def _reads_from_release(manifest: Manifest, split: str) -> Iterator[tuple[int, C
 def _reads_from_tfds(manifest: Manifest, split: str) -> Iterator[tuple[int, Callable[[], bytes]]]:
     folder = manifest.folder / tfds_path("grading")
     if not folder.is_dir():
-        raise UserError(f"{folder}: the TFDS dataset is gone; {AGAIN}")
+        raise UserError(f"{folder}: the TFDS dataset is gone; {PREPARE_AGAIN}")
     tensorflow, tfds = import_tfds()
     from idrid_jax.data.idrid import Builder
 
     index_of = {photograph.id: index for index, photograph in enumerate(manifest.grading[split])}
-    left = set(index_of)
+    missing = set(index_of)
     builder = Builder(config="grading", data_dir=manifest.folder)
     try:
         dataset = builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()}, shuffle_files=False)
         for example in tfds.as_numpy(dataset):
             name = example["source_id"].decode()
-            left.discard(name)
+            missing.discard(name)
             yield index_of[name], lambda data=example["image"]: data
     except (tensorflow.errors.OpError, AssertionError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{folder}: a damaged TFDS dataset ({reason}); delete it and {AGAIN}") from error
-    if left:
-        raise UserError(f"{folder}: a damaged TFDS dataset (without {min(left)}); delete it and {AGAIN}")
+        raise UserError(f"{folder}: a damaged TFDS dataset ({reason}); delete it and {PREPARE_AGAIN}") from error
+    if missing:
+        raise UserError(f"{folder}: a damaged TFDS dataset (without {min(missing)}); delete it and {PREPARE_AGAIN}")
 
 
-def in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:
-    """work(*item) for each item, in order, in threads (Pillow lets go of the GIL), few in memory at once."""
+def map_in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:
+    """Yield work(*item) for each item, in order, computed in threads (Pillow releases the GIL), few at a time."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
@@ -244,7 +247,8 @@ def in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:
             pool.shutdown(cancel_futures=True)
 
 
-def _progress(items: Iterator, what: str, total: int) -> Iterator:
-    from tqdm import tqdm  # late: a cache that is there needs no bar
+def _progress(items: Iterator, description: str, total: int) -> Iterator:
+    from tqdm import tqdm  # imported late: a filled cache needs no progress bar
 
-    return tqdm(items, desc=what, total=total, unit="photograph", disable=None)  # on stderr; None: on a terminal only
+    # Writes to stderr; disable=None shows the bar only on a terminal.
+    return tqdm(items, desc=description, total=total, unit="photograph", disable=None)

@@ -1,4 +1,4 @@
-"""A split parted into folds that are alike in their grades and never share a photograph."""
+"""Cross-validation folds, stratified by grade, that keep copies of one photograph together."""
 
 from collections.abc import Sequence
 
@@ -9,44 +9,50 @@ from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 
 
-def folds(grades: np.ndarray, groups: Sequence[Sequence[int]], n: int, seed: int) -> np.ndarray:
-    """The fold 0..n-1 of each photograph: int [N].
+def assign_folds(grades: np.ndarray, groups: Sequence[Sequence[int]], num_folds: int, seed: int) -> np.ndarray:
+    """Return the fold 0..num_folds-1 of each photograph: int [N], a function of the arguments.
 
-    Stratified by grade: folds differ by at most one photograph a grade where there are no groups. Photographs of one
-    group share a fold. A function of its arguments alone.
+    Folds are stratified by grade: without groups, they differ by at most one photograph per grade. Photographs of one
+    group are in the same fold.
 
-    grades: int [N] in 0..4. groups: places of copies of one photograph, each place in at most one group.
-    Raises UserError for fewer than 2 folds or fewer photographs than folds.
+    Args:
+      grades: int [N], 0 to 4.
+      groups: indices of copies of one photograph; each index is in at most one group.
+      num_folds: at least 2.
+      seed: of the assignment.
+
+    Raises UserError for fewer than 2 folds, or fewer photographs than folds.
     """
-    if not 2 <= n <= len(grades):
-        raise UserError(f"{len(grades)} photographs cannot be parted into {n} folds; choose from 2 to {len(grades)}")
-    grouped = {place for group in groups for place in group}
+    if not 2 <= num_folds <= len(grades):
+        raise UserError(
+            f"{len(grades)} photographs cannot be split into {num_folds} folds; choose from 2 to {len(grades)}"
+        )
+    grouped = {index for group in groups for index in group}
     units = [list(group) for group in groups if len(group)] + [[i] for i in range(len(grades)) if i not in grouped]
     shuffled = [units[i] for i in np.random.default_rng(seed).permutation(len(units))]
-    counts = np.zeros((n, len(GRADES)), int)
+    counts = np.zeros((num_folds, len(GRADES)), int)
     result = np.empty(len(grades), int)
-    for unit in sorted(shuffled, key=len, reverse=True):  # large ones first: single photographs then level the folds
-        of_unit = np.asarray(grades)[unit]
-        fold = min(range(n), key=lambda k: (counts[k, of_unit].sum(), counts[k].sum()))
+    for unit in sorted(shuffled, key=len, reverse=True):  # large groups first: single photographs then even the folds
+        unit_grades = np.asarray(grades)[unit]
+        fold = min(range(num_folds), key=lambda k: (counts[k, unit_grades].sum(), counts[k].sum()))
         result[unit] = fold
-        np.add.at(counts[fold], of_unit, 1)
+        np.add.at(counts[fold], unit_grades, 1)
     return result
 
 
-def validation(manifest: Manifest, n: int) -> np.ndarray:
-    """Which training photographs are kept from the networks, to choose a checkpoint by: bool [N], in the order of
-    `cache.load`.
+def validation_mask(manifest: Manifest, num_folds: int) -> np.ndarray:
+    """Return which training photographs are held out for checkpoint selection: bool [N], in the order of `cache.load`.
 
-    One of n folds, in which copies of a photograph stay together; 0: none. A grade of fewer than n photographs gives
-    none away, nor their copies of other grades.
+    They are one of `num_folds` folds, in which copies of a photograph stay together; none for 0. Grades with fewer than
+    `num_folds` photographs are not held out, nor are copies of their photographs that have other grades.
     """
     photographs = manifest.grading["train"]
     grades = np.array([photograph.grade for photograph in photographs], int)
-    if not n or len(photographs) < n:
+    if not num_folds or len(photographs) < num_folds:
         return np.zeros(len(photographs), bool)
-    place = {photograph.id: i for i, photograph in enumerate(photographs)}
-    groups = [[place[name] for name in group if name in place] for group in manifest.groups]
-    scarce = (np.bincount(grades, minlength=len(GRADES)) < n)[grades]
+    index = {photograph.id: i for i, photograph in enumerate(photographs)}
+    groups = [[index[name] for name in group if name in index] for group in manifest.duplicate_groups]
+    is_scarce = (np.bincount(grades, minlength=len(GRADES)) < num_folds)[grades]
     for group in groups:
-        scarce[group] = scarce[group].any()
-    return (folds(grades, groups, n, seed=0) == 0) & ~scarce
+        is_scarce[group] = is_scarce[group].any()
+    return (assign_folds(grades, groups, num_folds, seed=0) == 0) & ~is_scarce

@@ -16,7 +16,7 @@ training photographs 204 have the disc on the right.
 import numpy as np
 from PIL import Image
 
-from idrid_jax.data.preprocess import field_of_view, square_within
+from idrid_jax.data.preprocess import centered_square, field_of_view
 
 # All lengths are in sides of the square within the field of view.
 SIDE = 32  # pixels to which the square is reduced; more do not make the decision more accurate
@@ -88,6 +88,6 @@ def _reduced_square(image: np.ndarray) -> np.ndarray:
     Of RGB it takes red and some green, in which discs stand out from exudates.
     """
     image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    square = image.resize((SIDE, SIDE), Image.Resampling.BOX, square_within(field_of_view(image)))
+    square = image.resize((SIDE, SIDE), Image.Resampling.BOX, centered_square(field_of_view(image)))
     pixels = np.asarray(square, np.float32)
     return pixels if pixels.ndim == 2 else pixels[..., :2] @ RED_GREEN

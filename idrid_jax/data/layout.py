@@ -1,11 +1,11 @@
-"""IDRiD's own names: grades, splits, lesions, folders and the header lines of its CSV files.
+"""IDRiD's own names: grades, splits, lesions, folders, and the header lines of its CSV files.
 
 Porwal et al., "Indian Diabetic Retinopathy Image Dataset (IDRiD)", Data 2018, 3(3):25, doi:10.3390/data3030025. The
-reader (`release`) and the writer (`release_writer`) share them, so that what is written is what is read.
+reader (`release`) and the writer (`release_writer`) share these names, so what is written can be read again.
 """
 
 GRADES = ("NO_DR", "MILD", "MODERATE", "SEVERE", "PROLIFERATIVE")  # the ICDR scale, 0 to 4
-EDEMA = (0, 1, 2)  # risk of macular oedema
+EDEMA = (0, 1, 2)  # risk of macular edema
 SPLITS = ("train", "test")
 LESIONS = {
     "MA": "1. Microaneurysms",
@@ -27,12 +27,12 @@ DISC_CSV = {
     "train": "1. Optic Disc Center Location/a. IDRiD_OD_Center_Training Set_Markups.csv",
     "test": "1. Optic Disc Center Location/b. IDRiD_OD_Center_Testing Set_Markups.csv",
 }
-FOVEA_CSV = {  # without the a. and b. of all the others, as distributed
+FOVEA_CSV = {  # without the a. and b. of all other files, as distributed
     "train": "2. Fovea Center Location/IDRiD_Fovea_Center_Training Set_Markups.csv",
     "test": "2. Fovea Center Location/IDRiD_Fovea_Center_Testing Set_Markups.csv",
 }
 GRADING_HEADER = "Image name,Retinopathy grade,Risk of macular edema "  # with the trailing space, as distributed
-GRADING_PADDING = {"train": "," * 9, "test": ""}  # nine empty columns in the training labels alone
+GRADING_PADDING = {"train": "," * 9, "test": ""}  # nine empty columns in the training labels only
 MARKUP_HEADER = "Image No,X- Coordinate,Y - Coordinate"
 MARKUP_PADDING = "," * 45
 

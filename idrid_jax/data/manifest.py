@@ -1,11 +1,11 @@
-"""The manifest of a prepared release: what its caches and its TFDS dataset are made from, and where it lies.
+"""The manifest of a prepared release: its photographs, labels, duplicates and exclusions, and where it lies.
 
-    <data_dir>/idrid_jax/latest                         the fingerprint of the release prepared last
+    <data_dir>/idrid_jax/latest                         the fingerprint of the release prepared most recently
     <data_dir>/idrid_jax/<fingerprint>/release.json     Manifest
                                        idrid/<config>/<version>/     the TFDS dataset
                                        cache/                        see `cache`
 
-`prepare` writes it.
+`prepare` writes it; caches and the TFDS dataset are made from it.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ from pathlib import Path
 
 from idrid_jax.data import atomic
 from idrid_jax.data.layout import SPLITS
-from idrid_jax.data.source import Source
+from idrid_jax.data.release_files import Source
 from idrid_jax.errors import UserError
 
 MANIFEST = "release.json"
-TFDS_VERSION = "1.0.0"  # Builder.VERSION, for those who do not import TFDS
-AGAIN = "run idrid-jax prepare --release PATH again"
+TFDS_VERSION = "1.0.0"  # equal to Builder.VERSION, which needs TFDS to be imported
+PREPARE_AGAIN = "run idrid-jax prepare --release PATH again"
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A graded photograph of a prepared release: id "train/IDRiD_001", labels, where its bytes lie and their sha256."""
+    """A graded photograph of a prepared release: an id such as "train/IDRiD_001", labels, file, and its sha256."""
 
     id: str
     grade: int
@@ -38,34 +38,34 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A prepared release, as `prepare` wrote it down."""
+    """A prepared release."""
 
     folder: Path  # <data_dir>/idrid_jax/<fingerprint>
     release: Path  # where the release was read from
-    name: str  # the name of its root folder, so that a user sees which one it is
-    fingerprint: str  # of what is left after the audit
-    source: str  # the fingerprint of the release as read
+    name: str  # the name of the release's root folder, for people
+    fingerprint: str  # of the release after the audit's exclusions
+    source_fingerprint: str  # of the release as read
     options: dict[str, bool]  # of the audit
     counts: dict[str, dict]  # {"grading": {"train": [a count for each grade], ...}, "segmentation": ..., ...}
-    report: str  # the audit's text for the user
-    exclusions: tuple[str, ...]  # what was left out, and why
-    groups: tuple[tuple[str, ...], ...]  # ids of the same photograph, for folds
+    report: str  # the audit's report
+    exclusions: tuple[str, ...]  # what the audit excluded, and why
+    duplicate_groups: tuple[tuple[str, ...], ...]  # ids of copies of one photograph, which folds keep together
     grading: dict[str, tuple[Photograph, ...]]  # by split, sorted by id
     tfds: bool  # whether the TFDS dataset was built
 
 
 def default_data_dir() -> Path:
-    """$TFDS_DATA_DIR, else ~/tensorflow_datasets: where TFDS itself would look."""
+    """Return $TFDS_DATA_DIR, or ~/tensorflow_datasets, as TFDS itself does."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find_prepared(data_dir: Path | str | None = None, release: str = "") -> Manifest:
-    """The release prepared last under `data_dir` (None: the default one), or the one that `release` names.
+    """Return the prepared release under `data_dir` that `release` names, or if it is "", the most recent one.
 
-    release: the beginning of a fingerprint, or the path that was prepared; of several prepared from one path (it has
-    changed since, or with other options) the last is taken.
+    `data_dir` is by default `default_data_dir()`. `release` is the beginning of a fingerprint, or the path that was
+    prepared; if that was prepared several times (changed, or with other options), the last one is returned.
 
-    Raises UserError where nothing (or nothing of that name, or more than one) was prepared, or where it has vanished.
+    Raises UserError if no release, none of that name, or more than one was prepared, or its folder is gone.
     """
     data_dir = Path(data_dir).expanduser() if data_dir else default_data_dir()
     root = data_dir / "idrid_jax"
@@ -78,7 +78,7 @@ def find_prepared(data_dir: Path | str | None = None, release: str = "") -> Mani
         return read_manifest(latest)
     if found := [folder for folder in folders if folder.name.startswith(release)]:
         if len(found) > 1:
-            raise UserError(f"release {release!r} begins {len(found)} fingerprints under {root}; give more of it")
+            raise UserError(f"release {release!r} is the beginning of {len(found)} fingerprints under {root}; give more digits")
         return read_manifest(found[0])
     path = Path(release).expanduser().resolve()
     all_manifests = list(readable_manifests(root))
@@ -87,20 +87,20 @@ def find_prepared(data_dir: Path | str | None = None, release: str = "") -> Mani
         known = ", ".join(f"{manifest.fingerprint[:8]} ({manifest.release})" for manifest in all_manifests)
         readable = {manifest.folder for manifest in all_manifests}
         damaged = ", ".join(str(folder) for folder in folders if folder not in readable)
-        found = (known or "none") + (f"; damaged: {damaged}: if it is that, {AGAIN}" if damaged else "")
-        raise UserError(f"release {release!r} has not been prepared under {data_dir}; there are: {found}")
+        found = (known or "none") + (f"; damaged: {damaged}: if it is one of these, {PREPARE_AGAIN}" if damaged else "")
+        raise UserError(f"release {release!r} has not been prepared under {data_dir}; prepared are: {found}")
     return max(same, key=lambda manifest: (manifest.folder == latest, (manifest.folder / MANIFEST).stat().st_mtime))
 
 
 def readable_manifests(root: Path) -> Iterator[Manifest]:
-    """Those under `root`, <data_dir>/idrid_jax: a damaged one hides no other, and `prepare` writes it again."""
+    """Yield the manifests under `root`, <data_dir>/idrid_jax, without damaged ones, which `prepare` writes again."""
     for path in sorted(root.glob(f"[!.]*/{MANIFEST}")):
         with contextlib.suppress(UserError):
             yield read_manifest(path.parent)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in `folder`. Raises UserError where it is missing or damaged."""
+    """Read the manifest in `folder`. Raises UserError if it is missing or damaged."""
     try:
         fields = json.loads((folder / MANIFEST).read_text())
         grading = {
@@ -110,16 +110,22 @@ def read_manifest(folder: Path) -> Manifest:
             )
             for split in SPLITS
         }
-        lists = {"exclusions": tuple(fields["exclusions"]), "groups": tuple(tuple(group) for group in fields["groups"])}
-        return Manifest(**fields | lists | {"folder": folder, "release": Path(fields["release"]), "grading": grading})
+        converted = {
+            "folder": folder,
+            "release": Path(fields["release"]),
+            "exclusions": tuple(fields["exclusions"]),
+            "duplicate_groups": tuple(map(tuple, fields["duplicate_groups"])),
+            "grading": grading,
+        }
+        return Manifest(**fields | converted)
     except FileNotFoundError:
-        raise UserError(f"{folder}: the prepared release is gone; {AGAIN}") from None
+        raise UserError(f"{folder}: the prepared release is gone; {PREPARE_AGAIN}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST}: cannot be read ({error}); {AGAIN}") from error
+        raise UserError(f"{folder / MANIFEST}: cannot be read ({error}); {PREPARE_AGAIN}") from error
 
 
 def write_manifest(manifest: Manifest) -> None:
-    """Writes `release.json`, in one step. Raises UserError where it cannot be written."""
+    """Write `release.json` in one step. Raises UserError if it cannot be written."""
     fields = dict(vars(manifest))
     del fields["folder"]
     fields["release"] = str(manifest.release)
@@ -131,5 +137,5 @@ def write_manifest(manifest: Manifest) -> None:
 
 
 def tfds_path(config: str) -> Path:
-    """Where, below a manifest's folder, TFDS keeps a config of the dataset."""
+    """Return where TFDS stores a config of the dataset, relative to the manifest's folder."""
     return Path("idrid", config, TFDS_VERSION)

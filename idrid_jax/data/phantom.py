@@ -1,12 +1,12 @@
-"""Draws a phantom of IDRiD: made-up fundus photographs whose lesions grow with the grade, in IDRiD's layout.
+"""Phantom of IDRiD: synthetic fundus photographs whose lesions increase with the grade, in IDRiD's layout.
 
-For first runs and tests where the release is not at hand; no photograph of a patient is in it. Sizes, colours and the
-frame (a round field of view cut at top and bottom, off centre, a black bar on the right, the two teeth of the camera's
-mask) follow IDRiD (Porwal et al., Data 2018, 3(3):25); the grades follow the ICDR scale (Wilkinson et al.,
-Ophthalmology 2003, 110(9)).
+It serves first runs and tests without the release, and contains no photograph of a patient. Sizes, colors and the frame
+(a round field of view cut at top and bottom, off center, a black bar on the right, the two teeth of the camera's mask)
+follow IDRiD (Porwal et al., Data 2018, 3(3):25); the grades follow the ICDR scale (Wilkinson et al., Ophthalmology
+2003, 110(9)).
 
 `phantom_eye` makes an eye, its lesions and the light as shapes and numbers without pixels; this file renders them, so
-that the same generator at two sizes gives the same photograph.
+the same random state gives the same photograph at any size.
 """
 
 import functools
@@ -19,34 +19,37 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from idrid_jax.data.phantom_eye import DISC_RADIUS, Eye, draw_eye
+from idrid_jax.data.phantom_eye import DISC_RADIUS, Eye, make_eye
 from idrid_jax.data.release import SPLITS, ReleaseWriter
 from idrid_jax.errors import UserError
 
 ASPECT = 4288 / 2848  # IDRiD's frame
-DIAMETER = 3413 / 2848  # field of view, in frame heights: columns 274 to 3687
-CENTRE = 1980.5 / 4288  # its centre, in frame widths
+DIAMETER = 3413 / 2848  # of the field of view, in frame heights: columns 274 to 3687
+CENTER = 1980.5 / 4288  # of the field of view, in frame widths
 TEETH = (
     (0.40, -0.29), (0.413, -0.284), (0.438, -0.277), (0.433, -0.251), (0.457, -0.244), (0.453, -0.218), (0.42, -0.21),
 )  # fmt: skip
 QUALITY = 92  # JPEG
 
-NOTICE = """A phantom of IDRiD, drawn by idrid_jax.
+NOTICE = """A phantom of IDRiD, made by idrid_jax.
 
-These are NOT photographs of patients. Every image was drawn by a program from random numbers (seed {seed}); grades,
-masks and centres are those that it was drawn with. The layout, names and forms are those of the Indian Diabetic
-Retinopathy Image Dataset (doi:10.21227/H25W98), which is not contained here. Nothing learnt from this release says
-anything about diabetic retinopathy.
+These are NOT photographs of patients. Every image was rendered by a program from random numbers (seed {seed}), with the
+grades, masks and centers given here. Layout, names and file formats are those of the Indian Diabetic Retinopathy Image
+Dataset (doi:10.21227/H25W98), which is not contained here. Nothing learned from this release says anything about
+diabetic retinopathy.
 """
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """A drawn photograph and what it was drawn with.
+    """A synthetic photograph with its ground truth.
 
-    image: uint8 [H, W, 3], RGB. masks: lesion ("MA", "HE", "EX", "SE", "OD") -> bool [H, W]; an absent one has no key.
-    disc, fovea: centres (x, y) in pixels, (0, 0) the middle of the first one. edema: risk of macular oedema as IDRiD's
-    paper defines it: 0 no hard exudate, 1 none within one disc diameter of the fovea, 2 some within.
+    Attributes:
+      image: uint8 [H, W, 3], RGB.
+      masks: lesion ("MA", "HE", "EX", "SE", "OD") -> bool [H, W]; an absent lesion has no key.
+      disc, fovea: centers (x, y) in pixels; (0, 0) is the middle of the first pixel.
+      edema: risk of macular edema as in IDRiD's paper: 0 without hard exudates, 1 if none lies within one disc diameter
+        of the fovea, 2 otherwise.
     """
 
     image: np.ndarray
@@ -57,94 +60,94 @@ class Phantom:
 
 
 def _smooth(rng, cells, size):
-    """A smooth random field, float32 [H, W], about N(0, 1): `cells` knots over the height, the same at every size."""
+    """Return a smooth random field, float32 [H, W], about N(0, 1), with `cells` knots over the height at any size."""
     knots = rng.standard_normal((cells, round(cells * ASPECT))).astype(np.float32)
     return np.asarray(Image.fromarray(knots).resize(size, Image.Resampling.BICUBIC))
 
 
 @functools.lru_cache(maxsize=1)
 def _frame(height: int, width: int):
-    """What all photographs of a size share.
+    """Return what all photographs of a size have in common.
 
-    Returns the diameter and the centre (x, y) of the field of view in pixels; x [1, W], y [H, 1] in diameters; the
-    square of the radius [H, W], 1 at the edge; and the share of each pixel that the camera's mask leaves free [H, W].
+    These are the diameter and the center (x, y) of the field of view in pixels; x [1, W] and y [H, 1] in diameters; the
+    square of the radius [H, W], 1 at the edge; and the share of each pixel that the camera's mask does not cover [H, W].
     """
     diameter = min(DIAMETER * height, DIAMETER / ASPECT * width)
-    centre = np.array([CENTRE * width, height / 2])
-    x = ((np.arange(width) + 0.5 - centre[0]) / diameter).astype(np.float32)[None]
-    y = ((np.arange(height) + 0.5 - centre[1]) / diameter).astype(np.float32)[:, None]
+    center = np.array([CENTER * width, height / 2])
+    x = ((np.arange(width) + 0.5 - center[0]) / diameter).astype(np.float32)[None]
+    y = ((np.arange(height) + 0.5 - center[1]) / diameter).astype(np.float32)[:, None]
     square = 4 * (x * x + y * y)
     view = np.clip((0.5 - 0.5 * np.sqrt(square)) * np.float32(diameter) + 0.5, 0, 1)
-    teeth = _draw([(np.array(TEETH), 255)], height, width, diameter, centre)
-    return diameter, centre, x, y, square, np.maximum(view, _share(teeth))
+    teeth = _rasterize([(np.array(TEETH), 255)], height, width, diameter, center)
+    return diameter, center, x, y, square, np.maximum(view, _share(teeth))
 
 
-def _draw(polygons, height, width, diameter, centre) -> Image.Image:
-    """A layer of polygons, mode L: the share of each pixel that they cover, times their strength."""
+def _rasterize(polygons, height, width, diameter, center) -> Image.Image:
+    """Rasterize polygons to a layer of mode L: the share of each pixel that they cover, times their strength."""
     fine = int(np.clip(round(1424 / height), 1, 4))  # Pillow does not antialias: draw larger, then reduce
     layer = Image.new("L", (width * fine, height * fine))
     pen = ImageDraw.Draw(layer)
     for points, strength in polygons:
-        pen.polygon(((points * diameter + centre) * fine - 0.5).ravel().tolist(), fill=strength)
+        pen.polygon(((points * diameter + center) * fine - 0.5).ravel().tolist(), fill=strength)
     return layer.reduce(fine) if fine > 1 else layer
 
 
 def _share(layer: Image.Image, blur: float = 0.0) -> np.ndarray:
-    """A layer as float32 [H, W] in [0, 1]; blur: standard deviation in pixels."""
+    """Return a layer as float32 [H, W] in [0, 1], blurred with a standard deviation of `blur` pixels."""
     return np.asarray(layer.filter(ImageFilter.GaussianBlur(blur)) if blur else layer, np.float32) * np.float32(1 / 255)
 
 
-def _mix(image, cover, colour):
-    """Paints a colour [3] over the image [3, H, W] by `cover` [H, W], in place."""
-    for channel, value in zip(image, np.asarray(colour, float).tolist(), strict=True):
+def _mix(image, cover, color):
+    """Blend a color [3] into the image [3, H, W] by `cover` [H, W], in place."""
+    for channel, value in zip(image, np.asarray(color, float).tolist(), strict=True):
         channel += cover * (min(value, 255.0) - channel)
 
 
 def _render(eye: Eye, rng, height: int, width: int):
-    """The photograph uint8 [H, W, 3] and the masks of an eye."""
-    diameter, centre, x, y, square, view = _frame(height, width)
+    """Render an eye: the photograph uint8 [H, W, 3], and its masks."""
+    diameter, center, x, y, square, view = _frame(height, width)
     light, size = eye.light, (width, height)
-    layers = {name: _draw(polygons, height, width, diameter, centre) for name, polygons in eye.layers.items()}
-    # plain floats: NumPy's own would turn float32 images into float64
+    layers = {name: _rasterize(polygons, height, width, diameter, center) for name, polygons in eye.layers.items()}
+    # Python floats: NumPy's would turn float32 images into float64
     disc_x, disc_y, fovea_x, fovea_y = *eye.disc.tolist(), *eye.fovea.tolist()
 
-    def spot(at_x, at_y, sx, sy):  # a Gaussian of height 1, separable
+    def spot(at_x, at_y, sx, sy):  # a separable Gaussian of height 1
         return np.exp(-0.5 * ((x - at_x) / sx) ** 2) * np.exp(-0.5 * ((y - at_y) / sy) ** 2)
 
-    # the retina: uneven pigment, choroid shining through, the macula's pigment, nerve fibres round the disc
+    # The retina: uneven pigment, the choroid behind it, the macula's pigment, nerve fibers around the disc.
     bright = light["texture"] * (_smooth(rng, 5, size) + 0.6 * _smooth(rng, 13, size))
     bright += light["choroid"] * (_smooth(rng, 27, size) + 0.7 * _smooth(rng, 60, size))
     bright -= light["macula"] * (0.6 * spot(fovea_x, fovea_y, 0.07, 0.07) + 0.4 * spot(fovea_x, fovea_y, 0.03, 0.03))
-    bright += light["fibres"] * (spot(disc_x, disc_y, 0.16, 0.24) + 0.4 * spot(disc_x, disc_y, 0.3, 0.3))
-    red, green, blue = eye.colour.tolist()
+    bright += light["fibers"] * (spot(disc_x, disc_y, 0.16, 0.24) + 0.4 * spot(disc_x, disc_y, 0.3, 0.3))
+    red, green, blue = eye.color.tolist()
     image = np.stack([red * (1 + 0.75 * bright), green * (1 + 1.1 * bright), blue * (1 + bright)])
-    # the disc: a pale ellipse, paler in its cup, its border a little soft
+    # The disc: a pale ellipse with a soft border, paler in its cup.
     wide = DISC_RADIUS * light["disc_size"] * light["disc_wide"]
     tall = DISC_RADIUS * light["disc_size"] / light["disc_wide"]
     away = np.sqrt(((x - disc_x) / wide) ** 2 + ((y - disc_y) / tall) ** 2)
     temporal = math.copysign(0.012, fovea_x - disc_x)
     cup = ((x - disc_x - temporal) / (light["cup"] * wide)) ** 2 + ((y - disc_y) / (light["cup"] * tall)) ** 2
     inside = np.clip((1 - away) / 0.10 + 0.5, 0, 1)
-    rim = np.minimum(eye.colour * 1.15 + [62, 58, 8], [252, 178, 90]) + light["pale"] * np.array([0, 14, 40])
+    rim = np.minimum(eye.color * 1.15 + [62, 58, 8], [252, 178, 90]) + light["pale"] * np.array([0, 14, 40])
     _mix(image, 0.16 * np.exp(-0.5 * (np.maximum(away - 1, 0) / 0.14) ** 2), rim)
     _mix(image, inside * 0.85, rim)
-    hollow = np.minimum(eye.colour * 1.1 + [90, 118, 30], [255, 236, 140]) + light["pale"] * np.array([0, 6, 40])
+    hollow = np.minimum(eye.color * 1.1 + [90, 118, 30], [255, 236, 140]) + light["pale"] * np.array([0, 6, 40])
     _mix(image, inside * np.exp(-0.5 * cup * cup) * 0.8, hollow)
-    # what lies in the retina, then the vessels, then what lies before them
-    glow = float(np.clip(eye.colour[0] / 170, 0.75, 1.15))
-    blood = eye.colour * [0.62, 0.33, 0.55]
-    for name, strength, blur, colour in (
+    # Lesions in the retina, then the vessels, then lesions in front of them.
+    glow = float(np.clip(eye.color[0] / 170, 0.75, 1.15))
+    blood = eye.color * [0.62, 0.33, 0.55]
+    for name, strength, blur, color in (
         ("SE", 0.72, 0.006, np.array([232, 206, 140]) * glow),
         ("EX", 1.0, 0, np.array([250, 216, 82]) * glow),
-        ("vessels", 0.80, 0, eye.colour * [0.78, 0.40, 0.7] + [0, 0, 5]),
+        ("vessels", 0.80, 0, eye.color * [0.78, 0.40, 0.7] + [0, 0, 5]),
         ("HE", 0.88, 0.0018, blood),
         ("MA", 0.88, 0.0008, blood),
-        ("new", 0.9, 0, eye.colour * [0.76, 0.32, 0.65]),
+        ("new", 0.9, 0, eye.color * [0.76, 0.32, 0.65]),
         ("fibrous", 0.6, 0.008, np.array([190, 170, 150]) * glow),
     ):
         if name in layers:
-            _mix(image, strength * _share(layers[name], blur * diameter), colour)
-    # the camera: light that falls off, haze at one side of the edge, blur, noise, the mask in front of the film
+            _mix(image, strength * _share(layers[name], blur * diameter), color)
+    # The camera: falloff of the light, haze at one side of the edge, blur, noise, and the mask.
     fall = 1.06 - light["falloff"] * square * np.sqrt(np.sqrt(square))
     image *= fall + light["tilt"] * (math.cos(light["tilt_angle"]) * x + math.sin(light["tilt_angle"]) * y)
     if light["haze"]:
@@ -160,48 +163,48 @@ def _render(eye: Eye, rng, height: int, width: int):
     for name in ("MA", "HE", "EX", "SE"):
         if name in layers:
             cover = np.asarray(layers[name])
-            masks[name] = cover > min(64, int(cover.max()) // 2)  # small ones at small sizes never cover a pixel
+            masks[name] = cover > min(64, int(cover.max()) // 2)  # at small sizes, small lesions never cover a pixel
     return image, {name: mask & (view > 0.5) for name, mask in masks.items()}
 
 
-def draw_photograph(rng: np.random.Generator, grade: int, height: int, width: int) -> Phantom:
-    """One made-up fundus photograph of `grade` (0-4, ICDR scale) at `height` x `width` pixels, each at least 64.
+def make_photograph(rng: np.random.Generator, grade: int, height: int, width: int) -> Phantom:
+    """Make a fundus photograph of `grade` (0 to 4, ICDR scale) with `height` x `width` pixels, each at least 64.
 
-    A function of the generator's state: the same state at another size is the same photograph (only the camera's noise
-    differs), and with another grade the same eye with other lesions. IDRiD's aspect is 4288:2848; another one keeps the
-    field of view round. Raises UserError for a grade or a size out of range.
+    It is a function of the state of `rng`: the same state gives the same photograph at another size, except for the
+    camera's noise, and the same eye with other lesions at another grade. IDRiD's aspect ratio is 4288:2848; with others
+    the field of view stays round. Raises UserError for a grade or a size out of range.
     """
     if grade not in range(5):
         raise UserError(f"phantom: grade {grade} is not one of 0 to 4")
     if min(height, width) < 64:
-        raise UserError(f"phantom: {height}x{width} pixels is too small to show lesions; give at least 64 each way")
-    of_eye, of_lesions, of_camera = (np.random.default_rng(s) for s in rng.integers(2**63, size=3))
-    eye, edema = draw_eye(of_eye, of_lesions, grade)
-    image, masks = _render(eye, of_camera, height, width)
-    diameter, centre, *_ = _frame(height, width)
-    disc, fovea = (tuple(map(float, p * diameter + centre - 0.5)) for p in (eye.disc, eye.fovea))
+        raise UserError(f"phantom: {height}x{width} pixels is too small to show lesions; give at least 64 each")
+    eye_rng, lesion_rng, camera_rng = (np.random.default_rng(s) for s in rng.integers(2**63, size=3))
+    eye, edema = make_eye(eye_rng, lesion_rng, grade)
+    image, masks = _render(eye, camera_rng, height, width)
+    diameter, center, *_ = _frame(height, width)
+    disc, fovea = (tuple(map(float, p * diameter + center - 0.5)) for p in (eye.disc, eye.fovea))
     return Phantom(image, masks, disc, fovea, edema)
 
 
 def encode(image: np.ndarray) -> bytes:
-    """A photograph uint8 [H, W, 3] as IDRiD's are: baseline JPEG, 4:2:0 (quality 92)."""
+    """Encode a photograph, uint8 [H, W, 3], like IDRiD's: baseline JPEG, 4:2:0 (quality 92)."""
     out = io.BytesIO()
     Image.fromarray(image).save(out, "JPEG", quality=QUALITY, subsampling="4:2:0")
     return out.getvalue()
 
 
-def _whole(n) -> bool:
+def _is_whole(n) -> bool:
     return isinstance(n, (int, np.integer)) and not isinstance(n, bool)
 
 
 def _check(name: str, counts, length: int) -> tuple[int, ...]:
     counts = tuple(counts)
-    if len(counts) != length or not all(_whole(n) and n >= 0 for n in counts):
-        raise UserError(f"phantom: {name} is {counts}; give {length} whole numbers, none below 0")
+    if len(counts) != length or not all(_is_whole(n) and n >= 0 for n in counts):
+        raise UserError(f"phantom: {name} is {counts}; give {length} whole numbers of at least 0")
     return counts
 
 
-def draw_release(
+def make_release(
     out: str | Path,
     *,
     seed: int = 0,
@@ -211,22 +214,27 @@ def draw_release(
     localization: bool = True,
     height: int = 178,
 ) -> Path:
-    """Draws a release into the new folder `out`, in IDRiD's official layout; returns `out`.
+    """Write a phantom release to the new folder `out`, in IDRiD's layout; return `out`.
 
-    train, test: photographs of part B per grade 0 to 4 (uneven as in IDRiD; by default three tenths of its numbers).
-    segmentation: photographs of part A in training and testing, of grades 1 to 4 in turn, with a mask for each lesion
-    they have; none of them is one of part B's (in IDRiD, 60 of 81 are). localization: whether part C is written; it
-    holds the same files as part B. height: in pixels, 64 to 2848; the width follows IDRiD's aspect.
+    The bytes are a function of the arguments: each photograph has the generator default_rng([seed, part, split,
+    number]). Grades are shuffled, so an id does not reveal the grade.
 
-    The bytes are a function of the options alone: each photograph has the generator default_rng([seed, part, split,
-    number]), and grades come in a shuffled order, so that an id tells nothing of its grade. Raises UserError for
-    options out of range, and where ReleaseWriter does (`out` holds something, a full disk).
+    Args:
+      out: must not exist or be empty.
+      seed: of the whole release, at least 0.
+      train, test: photographs of part B per grade 0 to 4; by default as uneven as IDRiD's, and 3/10 as many.
+      segmentation: training and test photographs of part A, of grades 1 to 4 in turn, with a mask for each of their
+        lesions. None of them is in part B (in IDRiD, 60 of 81 are).
+      localization: write part C, with the same photographs as part B.
+      height: of photographs in pixels, 64 to 2848; their aspect ratio is IDRiD's.
+
+    Raises UserError for options out of range, and as `ReleaseWriter` does.
     """
     graded = {"train": _check("train", train, 5), "test": _check("test", test, 5)}
     segmentation = _check("segmentation", segmentation, 2)
-    if not _whole(seed) or seed < 0:
-        raise UserError(f"phantom: seed is {seed}; give a whole number that is not negative")
-    if not _whole(height) or not 64 <= height <= 2848:
+    if not _is_whole(seed) or seed < 0:
+        raise UserError(f"phantom: seed is {seed}; give a whole number of at least 0")
+    if not _is_whole(height) or not 64 <= height <= 2848:
         raise UserError(f"phantom: height is {height}; give a whole number from 64 to 2848 (IDRiD's own)")
     if not any((*graded["train"], *graded["test"], *segmentation)):
         raise UserError("phantom: train, test and segmentation are all 0; ask for at least one photograph")
@@ -236,15 +244,15 @@ def draw_release(
         for k, split in enumerate(SPLITS):
             parts = (1 + np.arange(segmentation[k]) % 4, np.repeat(np.arange(5), graded[split]))
             for part, grades in enumerate(parts):
-                # number 0 is no photograph's: ids start at 1
+                # Ids start at 1, so number 0 is free for the order.
                 order = np.random.default_rng([seed, part, k, 0]).permutation(grades)
                 for number, grade in enumerate(order.tolist(), 1):
-                    drawn = draw_photograph(np.random.default_rng([seed, part, k, number]), grade, height, width)
-                    data = encode(drawn.image)
+                    made = make_photograph(np.random.default_rng([seed, part, k, number]), grade, height, width)
+                    data = encode(made.image)
                     if part == 0:
-                        writer.add_segmented(split, data, drawn.masks)
+                        writer.add_segmented(split, data, made.masks)
                         continue
-                    writer.add_graded(split, data, grade, drawn.edema)
+                    writer.add_graded(split, data, grade, made.edema)
                     if localization:
-                        writer.add_located(split, data, drawn.disc, drawn.fovea)
+                        writer.add_located(split, data, made.disc, made.fovea)
     return out

@@ -1,6 +1,6 @@
-"""One made-up eye with its lesions, as shapes that know nothing of pixels; `phantom` renders them.
+"""The geometry of a synthetic eye with its lesions, independent of pixels; `phantom` renders it.
 
-Lengths are in units of the diameter of the field of view, the origin at its centre, x to the right, y down.
+Lengths are in diameters of the field of view; the origin is its center, x to the right, y down.
 """
 
 from dataclasses import dataclass, field
@@ -10,26 +10,26 @@ import numpy as np
 DISC_RADIUS = 0.0765  # IDRiD's median disc covers 1.8 % of the frame
 DISC_DIAMETER = 2 * DISC_RADIUS
 
-# Lesions by grade, as ranges of counts (low, high inclusive). Grade 4 adds new vessels to this. Microaneurysms and dots
-# are drawn at the large end of what IDRiD shows, so that 64 pixels still hold the grade.
+# Numbers of lesions by grade, (lowest, highest). Grade 4 also has new vessels. Microaneurysms and dot hemorrhages are as
+# large as IDRiD's largest ones, so that the grade is still visible at 64 pixels.
 MICROANEURYSMS = ((0, 0), (10, 20), (12, 26), (20, 44), (20, 44))
-HAEMORRHAGES = ((0, 0), (0, 0), (4, 12), (26, 48), (18, 44))
+HEMORRHAGES = ((0, 0), (0, 0), (4, 12), (26, 48), (18, 44))
 SOFT_EXUDATES = ((0, 0), (0, 0), (0, 1), (2, 7), (0, 4))
-# Macular-oedema risk 0, 1, 2 by grade: IDRiD's shares among the grades that have exudates at all.
+# Probabilities of macular edema risk 0, 1, 2 by grade; where there are exudates, IDRiD's shares.
 EDEMA = ((1, 0, 0), (1, 0, 0), (0.12, 0.24, 0.64), (0.04, 0.06, 0.90), (0.08, 0.08, 0.84))
 
 
 @dataclass
 class Eye:
-    """One made-up eye: its shapes, where things lie, the colour of its retina and the light it was photographed in.
+    """A synthetic eye: its shapes, the color of its retina, and the light and camera of its photograph.
 
-    layers: name -> polygons to draw, each (points [P, 2], strength 1-255); lesions carry IDRiD's abbreviations.
+    `layers` maps names to polygons, each (points [P, 2], strength 1 to 255); lesions have IDRiD's abbreviations.
     """
 
-    disc: np.ndarray  # [2], centre
+    disc: np.ndarray  # [2], center
     fovea: np.ndarray  # [2]
     arcades: np.ndarray  # [M, 2], points on the temporal arcades
-    colour: np.ndarray  # [3], RGB of the retina, 0-255
+    color: np.ndarray  # [3], RGB of the retina, 0-255
     light: dict[str, float]
     layers: dict[str, list[tuple[np.ndarray, int]]] = field(default_factory=dict)
 
@@ -39,9 +39,9 @@ class Eye:
 
 
 def _grow(rng, start, first, last, bend, length, width, wiggle, taper=0.3, points=32):
-    """Curves that start at `start` [N, 2] in direction `first` and bend within the length `bend` to `last` (radians).
+    """Return curves from `start` [N, 2] that bend from direction `first` to `last` (radians) within the length `bend`.
 
-    Returns (points [N, P, 2], direction [N, P], width [N, P]); the width falls to `taper` of itself along the way.
+    They are (points [N, P, 2], direction [N, P], width [N, P]); the width decreases to `taper` of itself at the end.
     """
     first, last, bend, length, width, wiggle = (
         np.broadcast_to(v, len(start))[:, None] for v in (first, last, bend, length, width, wiggle)
@@ -56,13 +56,13 @@ def _grow(rng, start, first, last, bend, length, width, wiggle, taper=0.3, point
 
 
 def _ribbons(path, direction, width):
-    """Polygons [N, 2P, 2] of curves with a width."""
+    """Convert curves with a width to polygons [N, 2P, 2]."""
     side = np.stack([-np.sin(direction), np.cos(direction)], -1) * width[..., None] / 2
     return np.concatenate([path + side, (path - side)[:, ::-1]], 1)
 
 
 def _branch(rng, parents, per_parent, length, thinner):
-    """Daughters of vessels, as `_grow` gives them: thinner, leaving at 25 to 60 degrees to alternating sides."""
+    """Return branches of vessels, as `_grow` does: thinner, at 25 to 60 degrees, on alternating sides."""
     path, direction, width = parents
     n = len(path)
     at = (rng.uniform(0.12, 0.92, (n, per_parent)) * (path.shape[1] - 1)).astype(int)
@@ -76,10 +76,10 @@ def _branch(rng, parents, per_parent, length, thinner):
 
 
 def _vessel_tree(rng):
-    """The vessels of one eye as a list of (path, direction, width, is_vein), the thinnest first, the trunks last.
+    """Return the vessels of an eye as a list of (path, direction, width, is_vein), thinnest first, trunks last.
 
     The disc is at the origin, the fovea on the positive x axis. Four pairs of artery and vein leave the disc; the
-    temporal pairs (x > 0) become the arcades that curve round the macula.
+    temporal pairs (x > 0) become the arcades that curve around the macula.
     """
     half = np.array([1, 1, -1, -1, 1, 1, -1, -1])  # below and above, artery and vein, temporal then nasal
     temporal = np.arange(8) < 4
@@ -92,7 +92,7 @@ def _vessel_tree(rng):
     start = rng.normal(0, 0.007, (8, 2)) + [-0.012, 0] + np.stack([0 * vein, half * 0.006], 1)
     first, last = half * np.radians(first), half * np.radians(last)
     trunks = _grow(rng, start, first, last, bend, length, width, rng.uniform(0.06, 0.17, 8))
-    # thin vessels that run from the disc straight towards the macula
+    # Thin vessels that run from the disc towards the macula.
     n = 4
     angle = np.radians(rng.permutation(np.linspace(-70, 70, 9))[:n] + rng.uniform(-8, 8, n))
     start = np.stack([np.full(n, 0.005), 0.03 * np.sin(angle)], 1)
@@ -106,7 +106,7 @@ def _vessel_tree(rng):
     ]  # fmt: skip
 
 
-def _make_eye(rng) -> Eye:
+def _healthy_eye(rng) -> Eye:
     side = rng.choice([-1, 1])  # 1: the fovea lies right of the disc (a left eye)
     disc = np.array([-side * rng.uniform(0.21, 0.385), np.clip(rng.normal(-0.03, 0.04), -0.12, 0.08)])
     turn = np.radians(np.clip(rng.normal(6, 4), -4, 15))  # the fovea lies a little below the disc
@@ -118,31 +118,31 @@ def _make_eye(rng) -> Eye:
 
     fovea = place(np.array([distance, 0.0]))
     tree = _vessel_tree(rng)
-    # Colour and light differ between patients and cameras, never between grades.
+    # Color and light differ between patients and cameras, never between grades.
     kinds = np.array([(188, 90, 18), (165, 84, 22), (140, 66, 26), (172, 96, 48), (205, 98, 16)])
-    colour = rng.dirichlet(np.full(5, 0.6)) @ kinds
-    colour = colour * np.exp(rng.normal(-0.03, 0.15) + rng.normal(0, (0.03, 0.07, 0.45)))
-    colour = np.clip(colour, [0, 0.40 * colour[0], 8], [235, 0.62 * colour[0], 0.36 * colour[0]])
+    color = rng.dirichlet(np.full(5, 0.6)) @ kinds
+    color = color * np.exp(rng.normal(-0.03, 0.15) + rng.normal(0, (0.03, 0.07, 0.45)))
+    color = np.clip(color, [0, 0.40 * color[0], 8], [235, 0.62 * color[0], 0.36 * color[0]])
     light = {
         "falloff": rng.uniform(0.16, 0.38),  # towards the edge of the field of view
         "tilt": rng.uniform(0, 0.22),  # across it
         "tilt_angle": rng.uniform(0, 2 * np.pi),
         "haze": max(0.0, rng.normal(-0.05, 0.3)),  # a bright crescent at one side
         "haze_angle": rng.uniform(0, 2 * np.pi),
-        "fibres": rng.uniform(0.05, 0.22),  # shine of the nerve fibres round the disc
+        "fibers": rng.uniform(0.05, 0.22),  # brightness of the nerve fibers around the disc
         "macula": rng.uniform(0.25, 0.48),  # its darkness
         "cup": rng.uniform(0.35, 0.55),  # cup-to-disc ratio
         "pale": rng.uniform(0, 1),  # of the disc
         "texture": rng.uniform(0.02, 0.05),  # of the pigment
-        "choroid": max(0.0, rng.normal(0.0, 0.035)),  # how far it shines through
+        "choroid": max(0.0, rng.normal(0.0, 0.035)),  # how visible it is
         "blur": rng.uniform(0.0004, 0.0017),  # of the camera, in diameters
         "noise": rng.uniform(0.7, 2.0),  # of the camera, in grey levels
         "disc_wide": rng.uniform(0.9, 1.0),
         "disc_size": rng.uniform(0.94, 1.07),
     }
-    eye = Eye(disc, fovea, place(tree[-1][0])[:4, 4:].reshape(-1, 2), colour, light)
+    eye = Eye(disc, fovea, place(tree[-1][0])[:4, 4:].reshape(-1, 2), color, light)
     for path, direction, width, vein in tree:
-        # no vessel reaches the foveal avascular zone
+        # No vessel reaches the foveal avascular zone.
         width = width * np.clip((np.hypot(path[..., 0] - distance, path[..., 1]) - 0.035) / 0.08, 0, 1)
         eye.add("vessels", place(_ribbons(path, direction, width)), np.where(vein, 235, 165))
     path, direction, width, _ = tree[-1]
@@ -150,9 +150,9 @@ def _make_eye(rng) -> Eye:
     return eye
 
 
-def _blobs(rng, centres, radii, rough=0.2, elongation=1.0, angle=0.0, points=18):
-    """Irregular round outlines [N, P, 2]: a circle with the first harmonics disturbed."""
-    n = len(centres)
+def _blobs(rng, centers, radii, rough=0.2, elongation=1.0, angle=0.0, points=18):
+    """Return irregular round outlines [N, P, 2]: circles with disturbed low harmonics."""
+    n = len(centers)
     around = np.linspace(0, 2 * np.pi, points, endpoint=False)
     r = 1
     for k in (2, 3, 5):
@@ -161,44 +161,45 @@ def _blobs(rng, centres, radii, rough=0.2, elongation=1.0, angle=0.0, points=18)
     stretch, angle = (np.broadcast_to(v, n)[:, None] for v in (np.sqrt(elongation), angle))
     u, v = r * np.cos(around) * stretch, r * np.sin(around) / stretch
     c, s = np.cos(angle), np.sin(angle)
-    return centres[:, None] + np.stack([c * u - s * v, s * u + c * v], -1)
+    return centers[:, None] + np.stack([c * u - s * v, s * u + c * v], -1)
 
 
 def _scatter(rng, eye, n, quadrants=(0, 1, 2, 3), fovea_gap=0.03, inside=0.43):
-    """`n` points [n, 2] in the field of view, off disc and fovea, in the given quadrants round the fovea."""
-    kept = np.zeros((0, 2))
-    while len(kept) < n:
+    """Return `n` points [n, 2] in the field of view, off disc and fovea, in the given quadrants around the fovea."""
+    found = np.zeros((0, 2))
+    while len(found) < n:
         p = rng.uniform(-inside, inside, (4 * n + 16, 2)) * [1, 0.92]
         fits = np.isin((p[:, 0] > eye.fovea[0]) + 2 * (p[:, 1] > eye.fovea[1]), quadrants)
         fits &= (np.hypot(*p.T) < inside) & (np.hypot(*(p - eye.disc).T) > 0.115)
-        kept = np.concatenate([kept, p[fits & (np.hypot(*(p - eye.fovea).T) > fovea_gap)]])
-    return kept[:n]
+        found = np.concatenate([found, p[fits & (np.hypot(*(p - eye.fovea).T) > fovea_gap)]])
+    return found[:n]
 
 
 def _count(rng, span):
     return int(rng.integers(span[0], span[1] + 1))
 
 
-def _red_lesions(rng, eye, grade):
+def _add_red_lesions(rng, eye, grade):
+    """Add microaneurysms and hemorrhages."""
     n = _count(rng, MICROANEURYSMS[grade])
     if n:
         blobs = _blobs(rng, _scatter(rng, eye, n), rng.uniform(0.0050, 0.0082, n), 0.1)
         eye.add("MA", blobs, rng.integers(200, 256, n))
-    n = _count(rng, HAEMORRHAGES[grade])
+    n = _count(rng, HEMORRHAGES[grade])
     if n:
-        # up to three quadrants at grade 2; severe means all four (the 4-2-1 rule)
+        # Up to three quadrants at grade 2; severe means all four (the 4-2-1 rule).
         quadrants = rng.permutation(4)[: rng.integers(1, 4)] if grade == 2 else np.arange(4)
-        centres = _scatter(rng, eye, n, quadrants)
-        flame = rng.random(n) < (0.35 if grade > 2 else 0.1)  # flames lie along the nerve fibres, away from the disc
-        away = centres - eye.disc
+        centers = _scatter(rng, eye, n, quadrants)
+        flame = rng.random(n) < (0.35 if grade > 2 else 0.1)  # flames lie along the nerve fibers, away from the disc
+        away = centers - eye.disc
         size = np.exp(rng.normal(np.log(0.0100), 0.48, n)) * np.where(flame, 1.3, 1)
         long = np.where(flame, rng.uniform(2, 4, n), 1)
-        blobs = _blobs(rng, centres, size.clip(0.0055, 0.034), 0.42, long, np.arctan2(away[:, 1], away[:, 0]), 24)
+        blobs = _blobs(rng, centers, size.clip(0.0055, 0.034), 0.42, long, np.arctan2(away[:, 1], away[:, 0]), 24)
         eye.add("HE", blobs, rng.integers(150, 246, n))
 
 
-def _bright_lesions(rng, eye, grade):
-    """Hard and soft exudates; returns the macular-oedema risk that the hard ones make."""
+def _add_bright_lesions(rng, eye, grade):
+    """Add hard and soft exudates; return the risk of macular edema that follows from the hard ones."""
     edema = int(rng.choice(3, p=EDEMA[grade]))
     if edema:
         near = DISC_DIAMETER * 0.85
@@ -206,66 +207,66 @@ def _bright_lesions(rng, eye, grade):
         around, out = rng.uniform(0, 2 * np.pi, n), rng.uniform(0.04, near, n)
         far = _scatter(rng, eye, n, fovea_gap=DISC_DIAMETER + 0.07, inside=0.36)
         inner = np.stack([np.cos(around), np.sin(around)], 1) * out[:, None] + eye.fovea
-        heart = np.where(((rng.random(n) < 0.6) | (np.arange(n) == 0))[:, None] & (edema == 2), inner, far)
+        cluster_centers = np.where(((rng.random(n) < 0.6) | (np.arange(n) == 0))[:, None] & (edema == 2), inner, far)
         each = rng.integers(12, 60, n)
         owner = np.repeat(np.arange(n), each)
         spread = rng.uniform(0.012, 0.035, (n, 1))[owner]
         offset = np.clip(rng.normal(0, 1, (len(owner), 2)), -1.8, 1.8) * spread
-        offset[np.cumsum(each) - each] = 0  # the first of a cluster lies at its heart
-        centres = heart[owner] + offset
+        offset[np.cumsum(each) - each] = 0  # the first of a cluster lies at its center
+        centers = cluster_centers[owner] + offset
         radii = np.exp(rng.normal(np.log(0.0029), 0.5, len(owner))).clip(0.0014, 0.012)
-        radii[np.hypot(*offset.T) < 0.5 * spread[:, 0]] *= 1.7  # they grow together in the middle
-        away = np.hypot(*(centres - eye.fovea).T)
-        fits = (np.hypot(*centres.T) < 0.45) & (np.abs(centres[:, 1]) < 0.395)
-        fits &= np.hypot(*(centres - eye.disc).T) > 0.1
+        radii[np.hypot(*offset.T) < 0.5 * spread[:, 0]] *= 1.7  # they merge in the middle
+        away = np.hypot(*(centers - eye.fovea).T)
+        fits = (np.hypot(*centers.T) < 0.45) & (np.abs(centers[:, 1]) < 0.395)
+        fits &= np.hypot(*(centers - eye.disc).T) > 0.1
         fits &= (away > DISC_DIAMETER * 1.15) if edema == 1 else (away > 0.02)
-        fits[np.cumsum(each) - each] = True  # hearts lie where they may by construction
-        blobs = _blobs(rng, centres[fits], radii[fits], 0.55, points=12)
+        fits[np.cumsum(each) - each] = True  # cluster centers are valid by construction
+        blobs = _blobs(rng, centers[fits], radii[fits], 0.55, points=12)
         eye.add("EX", blobs, rng.integers(140, 256, len(blobs)))
     n = _count(rng, SOFT_EXUDATES[grade])
     if n:
-        centres = _scatter(rng, eye, n, fovea_gap=0.12, inside=0.40)
+        centers = _scatter(rng, eye, n, fovea_gap=0.12, inside=0.40)
         sizes, long, angle = rng.uniform(0.012, 0.024, n), rng.uniform(1, 1.8, n), rng.uniform(0, np.pi, n)
-        eye.add("SE", _blobs(rng, centres, sizes, 0.3, long, angle))
+        eye.add("SE", _blobs(rng, centers, sizes, 0.3, long, angle))
     return edema
 
 
-def _new_vessels(rng, eye):
-    """Grade 4: tangles of fine vessels at the disc or elsewhere, with blood before the retina or fibrous tissue."""
+def _add_new_vessels(rng, eye):
+    """Add the new vessels of grade 4: tangles of fine vessels, with preretinal hemorrhage or fibrous tissue."""
     tangles = int(rng.integers(3, 6))
-    hearts = eye.arcades[rng.integers(len(eye.arcades), size=12)]
-    hearts = hearts[(np.hypot(*hearts.T) < 0.40) & (np.abs(hearts[:, 1]) < 0.37)][:tangles]
-    if rng.random() < 0.6 or not len(hearts):
-        hearts = np.concatenate([hearts, eye.disc[None]])
-    n = 20 * len(hearts)
-    start = np.repeat(hearts, 20, 0) + rng.normal(0, 0.008, (n, 2))
-    turn = np.repeat(rng.uniform(-np.pi, np.pi, len(hearts)), 20) + rng.normal(0, 0.8, n)  # a fan from each heart
+    origins = eye.arcades[rng.integers(len(eye.arcades), size=12)]
+    origins = origins[(np.hypot(*origins.T) < 0.40) & (np.abs(origins[:, 1]) < 0.37)][:tangles]
+    if rng.random() < 0.6 or not len(origins):
+        origins = np.concatenate([origins, eye.disc[None]])
+    n = 20 * len(origins)
+    start = np.repeat(origins, 20, 0) + rng.normal(0, 0.008, (n, 2))
+    turn = np.repeat(rng.uniform(-np.pi, np.pi, len(origins)), 20) + rng.normal(0, 0.8, n)  # a fan from each tangle
     curl = rng.choice([-1, 1], n) * rng.uniform(0.5, 4, n)
     curves = _grow(rng, start, turn, turn + curl, 0.06, rng.uniform(0.06, 0.16, n), 0.0042, 0.9, taper=0.5)
     eye.add("new", _ribbons(*curves), rng.integers(120, 250, n))
-    if rng.random() < 0.7:  # boat-shaped: blood that has sunk, level above, round below
-        heart = _scatter(rng, eye, 1, fovea_gap=0.1, inside=0.3)
+    if rng.random() < 0.7:  # boat-shaped preretinal hemorrhage: level above, round below
+        center = _scatter(rng, eye, 1, fovea_gap=0.1, inside=0.3)
         around = np.linspace(0, np.pi, 24)
         wide, deep = rng.uniform(0.06, 0.14), rng.uniform(0.05, 0.10)
         deep = deep * (1 + sum(a * np.sin(k * around + rng.uniform(0, 6)) for k, a in ((3, 0.12), (7, 0.06))))
         boat = np.stack([wide * np.cos(around), deep * np.sin(around) ** 0.7 - 0.006 * np.cos(4 * around)], 1)
-        eye.add("HE", (heart + boat)[None], 240)
-    if rng.random() < 0.45:  # fibrous tissue on the vessels, white
-        start = np.repeat(hearts[-1:], 6, 0)
+        eye.add("HE", (center + boat)[None], 240)
+    if rng.random() < 0.45:  # white fibrous tissue on the vessels
+        start = np.repeat(origins[-1:], 6, 0)
         turn = rng.uniform(-np.pi, np.pi) + rng.normal(0, 0.5, 6)
         length, width = rng.uniform(0.1, 0.25, 6), rng.uniform(0.01, 0.025, 6)
         curves = _grow(rng, start, turn, turn + rng.normal(0, 0.8, 6), 0.15, length, width, 0.25)
         eye.add("fibrous", _ribbons(*curves), 190)
 
 
-def draw_eye(of_eye: np.random.Generator, of_lesions: np.random.Generator, grade: int) -> tuple[Eye, int]:
-    """An eye with the lesions of `grade` (0-4), and the risk of macular oedema (0-2) that its hard exudates make.
+def make_eye(eye_rng: np.random.Generator, lesion_rng: np.random.Generator, grade: int) -> tuple[Eye, int]:
+    """Make an eye with the lesions of `grade` (0 to 4), and return it with its risk of macular edema (0 to 2).
 
-    The same `of_eye` gives the same eye at every grade.
+    The same state of `eye_rng` gives the same eye at every grade.
     """
-    eye = _make_eye(of_eye)
-    _red_lesions(of_lesions, eye, grade)
-    edema = _bright_lesions(of_lesions, eye, grade)
+    eye = _healthy_eye(eye_rng)
+    _add_red_lesions(lesion_rng, eye, grade)
+    edema = _add_bright_lesions(lesion_rng, eye, grade)
     if grade == 4:
-        _new_vessels(of_lesions, eye)
+        _add_new_vessels(lesion_rng, eye)
     return eye, edema

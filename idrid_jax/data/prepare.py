@@ -1,4 +1,4 @@
-"""A release as downloaded -> read, audited, built as a TFDS dataset, written down. What `idrid-jax prepare` does."""
+"""Prepare a release for training: read it, audit it, build its TFDS dataset, and write its manifest."""
 
 import contextlib
 import importlib.util
@@ -31,64 +31,64 @@ def prepare(
     keep_leaks: bool = False,
     keep_contradictions: bool = False,
 ) -> tuple[Manifest, str]:
-    """Prepares a release for training, under <data_dir>/idrid_jax/<fingerprint of what the audit leaves>.
+    """Prepare a release in <data_dir>/idrid_jax/<fingerprint after the audit's exclusions>.
 
-    Every part that is present is built as a config of the TFDS dataset `idrid`; the manifest is written last, and
-    `latest` points to it. What is there already is left alone; what a killed run left half-built is built again.
+    Each part of the release is built as a config of the TFDS dataset `idrid`; the manifest is written last, and
+    `latest` names it. What has been prepared before is not built again, unless a killed process left it incomplete.
 
     Args:
-      release_path: what `read_release` takes.
-      data_dir: None: `default_data_dir()`.
-      tfds: False, or TensorFlow missing: no TFDS dataset; caches are then filled straight from the release.
+      release_path: see `read_release`.
+      data_dir: by default `default_data_dir()`.
+      tfds: build the TFDS dataset. Without it, or without TensorFlow, caches are filled directly from the release.
       keep_leaks, keep_contradictions: see `audit`.
 
     Returns:
-      The manifest, and a text for the user: what was found, what was left out and why, where it lies.
+      The manifest, and a report for the user: what was found, what was excluded and why, and where it lies.
 
     Raises:
-      UserError: what `read_release` and `audit` refuse; a mask of another size; no graded, segmented or located
-        photograph left; a folder that cannot be written, or a full disk.
+      UserError: as `read_release` and `audit`; no photograph remains after the audit; a folder that cannot be written,
+        or a full disk.
     """
     data_dir = Path(data_dir).expanduser() if data_dir else default_data_dir()
     options = {"keep_leaks": keep_leaks, "keep_contradictions": keep_contradictions}
     release = read_release(release_path)
-    source = release.fingerprint()
+    source_fingerprint = release.fingerprint()
     notes = []
     if tfds and importlib.util.find_spec("tensorflow") is None:
         tfds = False
-        notes = ["TensorFlow is not installed: no TFDS dataset; caches will be filled straight from the release"]
+        notes = ["TensorFlow is not installed: no TFDS dataset is built; caches will be filled directly from the release"]
 
     path = Path(release_path).expanduser().resolve()
     for manifest in readable_manifests(data_dir / "idrid_jax"):
-        same = (manifest.source, manifest.options, manifest.release) == (source, options, path)
-        built = [config for config in CONFIGS if (tfds or manifest.tfds) and _holds(manifest.counts[config])]
-        there = _sources(manifest) <= {record.image for record in release.grading}
-        if same and there and not _missing(manifest.folder, built):
+        same = (manifest.source_fingerprint, manifest.options, manifest.release) == (source_fingerprint, options, path)
+        built = [config for config in CONFIGS if (tfds or manifest.tfds) and _any_positive(manifest.counts[config])]
+        has_sources = _sources(manifest) <= {record.image for record in release.grading}
+        if same and has_sources and not _missing(manifest.folder, built):
             atomic.write_text(manifest.folder.parent / "latest", manifest.fingerprint + "\n")
-            return manifest, _text(manifest, [*notes, "already prepared, nothing is done again"])
+            return manifest, _text(manifest, [*notes, "already prepared; nothing to do"])
 
-    kept, report = audit(release, **options)
-    if not kept.records():
+    remaining, report = audit(release, **options)
+    if not remaining.records():
         raise UserError(
-            f"{release_path}: the audit leaves no photograph; look at its reasons with keep_leaks and "
-            "keep_contradictions"
+            f"{release_path}: the audit excludes every photograph; use keep_leaks or keep_contradictions, whose report "
+            "says why"
         )
-    fingerprint = kept.fingerprint()
+    fingerprint = remaining.fingerprint()
     folder = data_dir / "idrid_jax" / fingerprint
     if tfds:
-        _build(kept, folder)
+        _build_tfds(remaining, folder)
     manifest = Manifest(
         folder=folder,
         release=path,
         name=release.root.name,
         fingerprint=fingerprint,
-        source=source,
+        source_fingerprint=source_fingerprint,
         options=options,
-        counts=_counts(kept),
+        counts=_counts(remaining),
         report=report.text(),
         exclusions=tuple(str(exclusion) for exclusion in report.exclusions),
-        groups=_groups(report, kept),
-        grading=_photographs(kept),
+        duplicate_groups=_duplicate_groups(report, remaining),
+        grading=_photographs(remaining),
         tfds=tfds,
     )
     write_manifest(manifest)
@@ -104,20 +104,20 @@ def _sources(manifest: Manifest) -> set[Source]:
     return {photograph.source for photographs in manifest.grading.values() for photograph in photographs}
 
 
-def _holds(counts) -> bool:
-    """Whether there is a number above 0 among nested counts."""
+def _any_positive(counts) -> bool:
+    """Whether any of the nested counts is above 0."""
     if isinstance(counts, dict):
         counts = counts.values()
-    return counts > 0 if isinstance(counts, int) else any(map(_holds, counts))
+    return counts > 0 if isinstance(counts, int) else any(map(_any_positive, counts))
 
 
 def _missing(folder: Path, configs: list[str]) -> list[str]:
-    """The configs of the TFDS dataset that are not there yet."""
+    """Return the configs of the TFDS dataset that have not been built."""
     return [config for config in configs if not (folder / tfds_path(config) / "dataset_info.json").is_file()]
 
 
-def _build(release: Release, folder: Path) -> None:
-    """Builds the configs of the TFDS dataset whose part is present and which are not there yet."""
+def _build_tfds(release: Release, folder: Path) -> None:
+    """Build the missing configs of the TFDS dataset for the parts that the release has."""
     missing = _missing(folder, [config for config in CONFIGS if getattr(release, config)])
     if not missing:
         return
@@ -130,22 +130,22 @@ def _build(release: Release, folder: Path) -> None:
         with atomic.partial_folder(folder) as partial:
             builder = Builder(release=release, config=config, data_dir=partial)
             try:
-                with contextlib.redirect_stdout(io.StringIO()):  # it says where it writes: not where it will lie
+                with contextlib.redirect_stdout(io.StringIO()):  # it prints the temporary path
                     builder.download_and_prepare()
             except Exception as error:  # TFDS wraps what its generators raise
                 if mistake := _user_error(error):
                     raise mistake from error
-                if isinstance(error, tensorflow.errors.OpError):  # TensorFlow's own for a full disk and the like
+                if isinstance(error, tensorflow.errors.OpError):  # such as a full disk
                     raise UserError(
                         f"cannot write under {folder}: {error.message.splitlines()[0]}; "
-                        "free some space or name another --data_dir"
+                        "free some space or choose another --data_dir"
                     ) from error
                 raise
             atomic.publish(partial / tfds_path(config), folder / tfds_path(config))
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
-    """The innermost UserError among an exception and its causes."""
+    """Return the innermost UserError among an exception and its causes."""
     found = None
     while error is not None:
         found = error if isinstance(error, UserError) else found
@@ -154,7 +154,7 @@ def _user_error(error: BaseException | None) -> UserError | None:
 
 
 def _photographs(release: Release) -> dict[str, tuple[Photograph, ...]]:
-    """The graded photographs by split. To be called after `release.fingerprint()`, which digests them."""
+    """Return the graded photographs by split. Needs the digests that `release.fingerprint()` computes."""
     return {
         split: tuple(
             Photograph(f"{split}/{r.id}", r.grade, r.edema, release.digests[r.image], r.image)
@@ -164,9 +164,9 @@ def _photographs(release: Release) -> dict[str, tuple[Photograph, ...]]:
     }  # fmt: skip
 
 
-def _groups(report: Audit, kept: Release) -> tuple[tuple[str, ...], ...]:
-    """Ids of graded photographs that are the same one, of those that were kept."""
-    ids = {f"{record.split}/{record.id}" for record in kept.grading}
+def _duplicate_groups(report: Audit, remaining: Release) -> tuple[tuple[str, ...], ...]:
+    """Return the ids of copies of one graded photograph, among those that remain."""
+    ids = {f"{record.split}/{record.id}" for record in remaining.grading}
     groups = []
     for group in report.groups:
         names = [f"{record.split}/{record.id}" for record in group.records if isinstance(record, Graded)]
@@ -175,18 +175,16 @@ def _groups(report: Audit, kept: Release) -> tuple[tuple[str, ...], ...]:
 
 
 def _counts(release: Release) -> dict[str, dict]:
-    def of(records, split):
+    def in_split(records, split):
         return [record for record in records if record.split == split]
 
-    return {
-        "grading": {
-            split: [sum(record.grade == grade for record in of(release.grading, split)) for grade in range(len(GRADES))]
-            for split in SPLITS
-        },
-        "segmentation": {
-            split: {"photographs": len(of(release.segmentation, split))}
-            | {lesion: sum(lesion in record.masks for record in of(release.segmentation, split)) for lesion in LESIONS}
-            for split in SPLITS
-        },
-        "localization": {split: len(of(release.localization, split)) for split in SPLITS},
-    }
+    grades, counts = range(len(GRADES)), {}
+    for split in SPLITS:
+        graded, segmented = in_split(release.grading, split), in_split(release.segmentation, split)
+        lesions = {lesion: sum(lesion in record.masks for record in segmented) for lesion in LESIONS}
+        counts[split] = {
+            "grading": [sum(record.grade == grade for record in graded) for grade in grades],
+            "segmentation": {"photographs": len(segmented)} | lesions,
+            "localization": len(in_split(release.localization, split)),
+        }
+    return {part: {split: counts[split][part] for split in SPLITS} for part in CONFIGS}

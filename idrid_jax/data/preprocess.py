@@ -1,16 +1,16 @@
-"""A photograph's bytes -> a square uint8 array. Both ways in share this file, through `cache`.
+"""Preprocess a photograph: its file's bytes to a square uint8 array. `cache` stores the results.
 
 Decisions, all part of `VERSION`:
 
-- EXIF orientation is ignored: IDRiD's masks and coordinates count the pixels as they are stored.
-- 16-bit grey is scaled by its full range (65535 -> 255, a division by 257), never by the brightest pixel: a dark
-  photograph stays dark. Transparency is laid over black, which is what lies around a retina.
-- Large JPEGs are decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled inverse DCT, which averages exactly), always to at least
-  1.25 times the pixels that the result needs: on full-size IDRiD photographs, sizes 64 to 1024, within 0.6 of 255 of
-  the full decode at the mean and 3 at the 99th percentile; the box within one of 512 pixels.
-- Pillow makes the size, antialiased, by its Hamming filter (bicubic to enlarge). Aliased filters change what a
-  generator learns and what FID says (Parmar, Zhang, Zhu, "On Aliased Resizing", CVPR 2022). At 256 pixels Hamming takes
-  1.0 ms and keeps 87 % of the contrast of the finest band, Lanczos 2.2 ms and 95 %; decoding takes 7.5.
+- EXIF orientation is ignored: IDRiD's masks and coordinates refer to the pixels as stored.
+- 16-bit grey is scaled by its full range (division by 257), not by the brightest pixel: dark photographs stay dark.
+  Transparent images are composited over black, the color around a retina.
+- Large JPEGs are decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled inverse DCT, an exact average), to at least 1.25 times
+  the pixels of the result. On full-size IDRiD photographs at sizes 64 to 1024, the result differs from that of a full
+  decode by 0.6 of 255 in the mean and 3 at the 99th percentile, and the box by at most one of 512 pixels.
+- Pillow resizes, antialiased, with its Hamming filter (bicubic to enlarge). Aliased filters change what a generator
+  learns and the value of FID (Parmar, Zhang, Zhu, "On Aliased Resizing", CVPR 2022). At 256 pixels Hamming takes
+  1.0 ms and preserves 87 % of the contrast of the finest band, Lanczos 2.2 ms and 95 %; decoding takes 7.5 ms.
 """
 
 import io
@@ -22,45 +22,45 @@ from PIL import Image, ImageOps
 
 from idrid_jax.errors import UserError
 
-VERSION = 3  # raise it whenever the pixels change: it is part of the cache's key
+VERSION = 3  # of the pixels; increment it when they change: it is part of the cache's key
 CROPS = ("field_of_view", "letterbox")
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of a GiB of RGB); IDRiD has 12 million
-_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # and no others: fewer parsers for bytes from anywhere
-OVERSAMPLING = 1.25  # decoded pixels per pixel of the result, at least
-_CELLS = 64  # of the grid on which the field of view is looked for, along the longer side
-# Where between the black (0) and the retina's bright parts (1) the retina begins. On the 516 photographs of IDRiD every
-# value from 0.13 to 0.16 gives the same boxes to 2 pixels of 512; below, the lens's halo is taken in (0.07: 48 boxes);
-# above, dark rims of the retina are lost (0.2: two boxes).
-_RETINA_LEVEL = 0.15
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # no others, so that few parsers see untrusted bytes
+OVERSAMPLING = 1.25  # least decoded pixels per pixel of the result, along a side
+GRID_CELLS = 64  # of the grid on which the field of view is searched, along the longer side
+# Brightness from which pixels belong to the retina, between the black around it (0) and its bright parts (1). On the
+# 516 photographs of IDRiD, values from 0.13 to 0.16 give the same boxes within 2 of 512 pixels; lower ones include the
+# lens's halo (0.07: 48 boxes), higher ones lose dark rims of the retina (0.2: two boxes).
+MIN_RETINA = 0.15
 
-# `decode` refuses such a file itself, in one line; Pillow's warning before it says nothing more.
+# Such files are refused with a UserError below; Pillow's warning before it adds nothing.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode(data: bytes, name: str, least: int | None = None) -> np.ndarray:
-    """Decodes a photograph: JPEG, PNG, TIFF or BMP; RGB, grey (8 or 16 bits), palette, with alpha, CMYK.
+def decode(data: bytes, name: str, min_side: int | None = None) -> np.ndarray:
+    """Decode a photograph: JPEG, PNG, TIFF or BMP; RGB, grey (8 or 16 bits), palette, with alpha, or CMYK.
 
     Args:
       data: the file's bytes.
-      name: what messages call the file.
-      least: the smallest side that the caller needs, in pixels; a JPEG may then be decoded at 1/2, 1/4 or 1/8 of its
-        size, with neither side below `least`. None: at full size.
+      name: the file's name, for messages.
+      min_side: the least side in pixels that the caller needs. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its
+        size, with both sides at least `min_side`. None decodes at full size.
 
     Returns:
-      uint8 [H, W, 3], RGB, 0..255. EXIF orientation is ignored; 16 bits are divided by 257; alpha is laid over black.
+      uint8 [H, W, 3], RGB, 0..255. EXIF orientation is ignored; 16 bits are divided by 257; alpha is composited over black.
 
     Raises:
-      UserError: not an image, damaged or cut short, more than `MAX_PIXELS`, or of a pixel type without a known range.
+      UserError: not an image, damaged or truncated, more than `MAX_PIXELS`, or of a pixel type without a known range.
     """
-    return np.asarray(load(data, name, least))
+    return np.asarray(decode_image(data, name, min_side))
 
 
-def load(data: bytes, name: str, least: int | None = None) -> Image.Image:
-    # Pillow's parsers raise whatever damaged bytes lead them into (OSError, SyntaxError, struct.error, ...): all of it
-    # means that the file is bad, so the two calls that parse catch everything.
+def decode_image(data: bytes, name: str, min_side: int | None = None) -> Image.Image:
+    """Decode a photograph to a Pillow image of mode RGB; see `decode`."""
+    # Pillow's parsers raise errors of many types on damaged files (OSError, SyntaxError, struct.error, ...).
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise UserError(f"{name}: more than {MAX_PIXELS} pixels; a decompression bomb, or not a photograph") from None
     except Exception:
@@ -70,13 +70,13 @@ def load(data: bytes, name: str, least: int | None = None) -> Image.Image:
             f"{name}: {image.width}x{image.height} is more than {MAX_PIXELS} pixels; "
             "a decompression bomb, or not a photograph"
         )
-    if least is not None:
-        image.draft(None, (least, least))  # of JPEG only; Pillow takes the smallest scale with both sides >= least
+    if min_side is not None:
+        image.draft(None, (min_side, min_side))  # JPEG only: the smallest scale with both sides >= min_side
     try:
         image.load()
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: damaged or cut short ({reason}); copy or download the file again") from None
+        raise UserError(f"{name}: damaged or truncated ({reason}); copy or download the file again") from None
     return _to_rgb(image, name)
 
 
@@ -95,36 +95,36 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def field_of_view(image: np.ndarray | Image.Image) -> tuple[int, int, int, int]:
-    """Finds the box around the retina: the largest lit region, wherever it lies and whatever edges cut it.
+    """Find the bounding box of the retina: the largest bright region, even if the frame cuts it.
 
-    Brightness is the largest of the three channels, as a retina may have next to no green and blue. The level that
-    parts it from the black is relative to the photograph's own dark and bright (1st and 95th percentile), so that dark
-    photographs work; an opening and the choice of the largest region leave specks and text out. The region is looked
-    for on a coarse grid of pixels, and each of its edges then among the lines of the next two cells.
+    Brightness is the maximum of the three channels, since a retina may have almost no green and blue. The threshold is
+    relative to the photograph's own dark and bright (1st and 95th percentile), so dark photographs work. A
+    morphological opening and the choice of the largest region exclude specks and text. The region is searched on a
+    coarse grid of pixels, and then each of its edges among the lines of the two cells next to it.
 
     Args:
       image: uint8 [H, W, 3] or [H, W], or the same as a Pillow image.
 
     Returns:
-      (left, top, right, bottom) in pixels, right and bottom exclusive. The whole frame where there is no black around
-      the retina, or nothing but black.
+      (left, top, right, bottom) in pixels, right and bottom exclusive; the whole frame if there is no black around
+      the retina, or only black.
     """
-    from scipy import ndimage  # late: training on a cache that is there needs none of it
+    from scipy import ndimage  # imported late: training from a filled cache does not need it
 
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     width, height = image.size
-    cell = max(1, max(width, height) // _CELLS)
+    cell = max(1, max(width, height) // GRID_CELLS)
     covered = (width // cell * cell, height // cell * cell)
     if 0 in covered:
         return 0, 0, width, height
-    # NEAREST takes the pixel in the middle of each cell
+    # NEAREST takes the middle pixel of each cell
     grid = image.resize((covered[0] // cell, covered[1] // cell), Image.Resampling.NEAREST, (0, 0, *covered))
     brightness = _brightness(grid)
     at = [brightness.size // 100, brightness.size * 95 // 100]
     dark, bright = np.partition(brightness.ravel(), at)[at].astype(float)
-    if dark >= bright / 3:  # no black anywhere
+    if dark >= bright / 3:  # no black around the retina
         return 0, 0, width, height
-    level = dark + _RETINA_LEVEL * (bright - dark)
+    level = dark + MIN_RETINA * (bright - dark)
     regions, found = ndimage.label(ndimage.binary_opening(brightness > level, np.ones((3, 3))))
     if not found:
         return 0, 0, width, height
@@ -132,10 +132,10 @@ def field_of_view(image: np.ndarray | Image.Image) -> tuple[int, int, int, int]:
     top, bottom, left, right = (index * cell + cell // 2 for part in largest for index in (part.start, part.stop - 1))
 
     def edge(before, after, axis, first):
-        """The first or last line between two, of those across `axis`, of which two cells' length is lit."""
+        """Return the first or last line from `before` to `after`, across `axis`, with two cells of bright pixels."""
         box = (before, top, after, bottom + 1) if axis == 0 else (left, before, right + 1, after)
         across, along = box[2] - box[0], box[3] - box[1]
-        every = (across, -(-along // 8)) if axis == 0 else (-(-across // 8), along)  # an eighth of each line will do
+        every = (across, -(-along // 8)) if axis == 0 else (-(-across // 8), along)  # an eighth of each line is enough
         lit = np.count_nonzero(_brightness(image.resize(every, Image.Resampling.NEAREST, box)) > level, axis=axis)
         lines = np.flatnonzero(8 * lit >= 2 * cell)
         if not len(lines):
@@ -157,11 +157,11 @@ def _brightness(image: Image.Image) -> np.ndarray:
     return pixels if pixels.ndim == 2 else np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
 
 
-def square_within(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """The square with the box's centre and its smaller side, so that nothing but retina and its corners is in it.
+def centered_square(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Return the square with the box's center and its smaller side, which contains the retina and black corners.
 
-    IDRiD's camera cuts the field of view at top and bottom: of 3413 columns 2848 stay, 8 % less on either side. The
-    square around the whole field would be one sixth black bars.
+    IDRiD's camera cuts the field of view at top and bottom: 2848 of its 3413 columns are used, 8 % less on each side.
+    The square around the whole field of view would be one sixth black bars.
     """
     left, top, right, bottom = box
     side = min(right - left, bottom - top)
@@ -170,33 +170,33 @@ def square_within(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
 
 
 def preprocess(data: bytes, name: str, *, size: int, channels: int, crop: str) -> np.ndarray:
-    """Makes a photograph into the square array that networks are trained on.
+    """Convert a photograph to the square array that networks are trained on.
 
     Args:
       data: the file's bytes.
-      name: what messages call the file.
-      size: side of the result in pixels; above the source's own, pixels are interpolated.
+      name: the file's name, for messages.
+      size: side of the result in pixels; above the photograph's own size, pixels are interpolated.
       channels: 3 (RGB) or 1 (grey: ITU-R BT.601 luma, 0.299 R + 0.587 G + 0.114 B).
-      crop: "field_of_view": the square within the retina's box, see `square_within`. "letterbox": the whole frame,
-        aspect kept, black bars (the thesis's way, section 3.2).
+      crop: "field_of_view": the square within the retina's box, see `centered_square`. "letterbox": the whole frame,
+        with its aspect ratio and black bars (as in the thesis, section 3.2).
 
     Returns:
       uint8 [size, size, channels], 0..255.
 
     Raises:
-      UserError: what `decode` refuses; an unknown crop, or a size or number of channels that cannot be.
+      UserError: as `decode`; an unknown crop, or a size or number of channels out of range.
     """
     check_options(size, channels, crop)
-    least = math.ceil(OVERSAMPLING * size)
-    image = load(data, name, least)
+    min_side = math.ceil(OVERSAMPLING * size)
+    image = decode_image(data, name, min_side)
     if crop == "field_of_view":
-        square = square_within(field_of_view(image))
-        if square[2] - square[0] < least <= min(image.size):
-            image = load(data, name)  # a small field in a large frame: decoded at full size after all
-            square = square_within(field_of_view(image))
+        square = centered_square(field_of_view(image))
+        if square[2] - square[0] < min_side <= min(image.size):
+            image = decode_image(data, name)  # a small retina in a large frame needs the full size
+            square = centered_square(field_of_view(image))
         image = image.convert("L") if channels == 1 else image
-        shrunk = square[2] - square[0] >= size
-        filter = Image.Resampling.HAMMING if shrunk else Image.Resampling.BICUBIC
+        is_reduced = square[2] - square[0] >= size
+        filter = Image.Resampling.HAMMING if is_reduced else Image.Resampling.BICUBIC
         image = image.resize((size, size), filter, square)
     else:
         image = image.convert("L") if channels == 1 else image
@@ -204,27 +204,27 @@ def preprocess(data: bytes, name: str, *, size: int, channels: int, crop: str) -
     return np.asarray(image).reshape(size, size, channels)
 
 
-def side_held(data: bytes, name: str, crop: str, enough: int) -> int:
-    """The size up to which `preprocess` shrinks this photograph; above it pixels are made up. To 1 % or so.
+def available_size(data: bytes, name: str, crop: str, enough: int) -> int:
+    """Return the largest size, to about 1 %, at which `preprocess` only reduces this photograph.
 
-    enough: any number from this on will do, so that a frame of four times as much is not searched for its retina.
-    Raises UserError for what `decode` refuses.
+    A caller that needs only to know whether it is at least `enough` gets some larger number sooner: the retina is not
+    searched in a frame of four times that. Raises UserError as `decode` does.
     """
-    image = load(data, name, 256)
-    with Image.open(io.BytesIO(data)) as whole:  # its header
-        width, height = whole.size
+    image = decode_image(data, name, 256)
+    with Image.open(io.BytesIO(data)) as full:  # reads only the header
+        width, height = full.size
     if crop == "letterbox":
         return max(width, height)
     if min(width, height) >= 4 * enough:
         return min(width, height) // 4
-    left, _, right, _ = square_within(field_of_view(image))
+    left, _, right, _ = centered_square(field_of_view(image))
     return round((right - left) * width / image.width)
 
 
 def check_options(size: int, channels: int, crop: str) -> None:
-    """Raises UserError, naming the option, where `preprocess` could not follow it."""
+    """Raise UserError, naming the option, if `preprocess` does not support it."""
     if crop not in CROPS:
-        raise UserError(f"crop {crop!r} is not known; choose one of {', '.join(CROPS)}")
+        raise UserError(f"crop {crop!r} is unknown; choose one of {', '.join(CROPS)}")
     if channels not in (1, 3):
         raise UserError(f"channels {channels!r} is neither 1 (grey) nor 3 (RGB)")
     if not 1 <= size <= 8192:

@@ -1,68 +1,63 @@
-"""Photographs, grades, masks and centres -> a release in IDRiD's layout, whole or not at all.
+"""Write photographs, grades, masks and centers as a release in IDRiD's layout, completely or not at all.
 
-Folders, names, CSV form and mask form are the official ones (see `layout`), so that `read_release` and any tool made
-for IDRiD reads what is written here.
+Folders, names, and the form of CSV files and masks are the official ones (see `layout`), so `read_release` and any tool
+made for IDRiD can read the result.
 """
 
-import errno
-import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from idrid_jax.data import atomic, layout
-from idrid_jax.data.masks import palette_tiff
-from idrid_jax.errors import UserError
+from idrid_jax.data.masks import encode_mask
 
-BLANK_ROWS = 5  # rows of commas that end a markup file; the official ones pad theirs to 516 lines
+BLANK_ROWS = 5  # rows of commas at the end of a markup file; the official files are padded to 516 lines
 
 
 class ReleaseWriter:
-    """Writes a release to `out`; use it as a context manager.
+    """A context manager that writes a release to `out`.
 
-    Everything goes to a hidden folder beside `out`, which is renamed to `out` when the block ends well; a block that
-    raises leaves nothing. `out` must not exist or be an empty folder. Parts (A, B, C) are written only when something
-    was added to them; a part that is written has both splits, the other one possibly empty.
-
-    notice: the text of README.txt in the release's root; say there what the images are (made up or real, by what).
-
-    Raises UserError (one line) for an `out` that holds something, a folder that cannot be written, and a full disk.
+    Files go to a hidden folder next to `out`, which is renamed to `out` when the block ends; if the block raises,
+    nothing is left. A part (A, B or C) is written if something was added to it, with both splits, one possibly empty.
     """
 
     def __init__(self, out: Path, notice: str):
+        """Write to `out`, which must not exist or be an empty folder.
+
+        `notice` becomes README.txt in the release's root; it should say what the images are and who made them.
+        Entering and leaving the block raise UserError for an `out` that is not empty, a folder that cannot be written,
+        and a full disk.
+        """
         self.out = Path(out).absolute()
         self.notice = notice
         self._folder: Path
-        self._cleaning = ExitStack()
+        self._stack = ExitStack()
         self._grading = {split: [] for split in layout.SPLITS}
         self._discs = {split: [] for split in layout.SPLITS}
         self._foveas = {split: [] for split in layout.SPLITS}
         self._segmented = 0
 
     def __enter__(self) -> "ReleaseWriter":
-        with self._writing():
-            if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
-                raise UserError(f"{self.out}: already holds something; name a folder that does not exist, or empty it")
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.out.parent, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        self._folder = self._cleaning.enter_context(atomic.partial_folder(self.out.parent))
+        self._folder = self._stack.enter_context(atomic.new_folder(self.out))
         return self
 
-    def __exit__(self, kind, value, traceback) -> None:
-        try:
-            if kind is None:
-                with self._writing():
-                    self._finish()
-        finally:
-            self._cleaning.close()
+    def __exit__(self, *error) -> None:
+        if error[0] is None:
+            with self._stack:
+                self._finish()
+        else:
+            self._stack.__exit__(*error)
 
     def add_graded(self, split: str, image: bytes, grade: int, edema: int = -1, suffix: str = ".jpg") -> str:
-        """Adds a photograph to part B and returns the id it was given: IDRiD_001, ... in each split.
+        """Add a photograph to part B and return its id: IDRiD_001, ... in each split.
 
-        image: an encoded file, written untouched. grade: 0..4. edema: risk of macular oedema 0..2; -1 (unknown) is
-        written as an empty cell. suffix: one of `layout.PHOTO_SUFFIXES`.
+        Args:
+          split: "train" or "test".
+          image: an encoded file, written as it is.
+          grade: 0 to 4.
+          edema: risk of macular edema, 0 to 2; -1 (unknown) is written as an empty cell.
+          suffix: one of `layout.PHOTO_SUFFIXES`.
         """
         if grade not in range(len(layout.GRADES)) or edema not in (-1, *layout.EDEMA):
             raise ValueError(f"grade {grade} must be 0..4 and edema {edema} 0..2 or -1")
@@ -74,10 +69,10 @@ class ReleaseWriter:
         return name
 
     def add_segmented(self, split: str, image: bytes, masks: dict[str, np.ndarray], suffix: str = ".jpg") -> str:
-        """Adds a photograph with its masks to part A and returns its id: IDRiD_01, ... counted over both splits.
+        """Add a photograph with its masks to part A and return its id: IDRiD_01, ... counted over both splits.
 
-        masks: lesion (a key of `layout.LESIONS`) -> bool [H, W]. An empty mask is written as no file, as in IDRiD. Add
-        the training photographs first: the official test split's numbers go on where the training split's end.
+        `masks` maps lesions (keys of `layout.LESIONS`) to bool [H, W]. For an empty mask no file is written, as in
+        IDRiD. Add the training photographs first: the numbers of the test split follow those of the training split.
         """
         for lesion, mask in masks.items():
             if lesion not in layout.LESIONS or mask.ndim != 2 or mask.dtype != bool:
@@ -88,7 +83,7 @@ class ReleaseWriter:
         for lesion, mask in masks.items():
             if mask.any():
                 folder = f"{layout.TRUTHS['A']}/{layout.SPLIT_FOLDERS[split]}/{layout.LESIONS[lesion]}"
-                self._write(f"{layout.PARTS['A']}/{folder}/{name}_{lesion}.tif", palette_tiff(mask))
+                self._write(f"{layout.PARTS['A']}/{folder}/{name}_{lesion}.tif", encode_mask(mask))
         return name
 
     def add_located(
@@ -99,9 +94,9 @@ class ReleaseWriter:
         fovea: tuple[float, float],
         suffix: str = ".jpg",
     ) -> str:
-        """Adds a photograph to part C and returns its id: IDRiD_001, ... in each split.
+        """Add a photograph to part C and return its id: IDRiD_001, ... in each split.
 
-        disc, fovea: centres (x, y) in pixels of the image, x to the right, y down.
+        `disc` and `fovea` are their centers (x, y) in pixels of the image, x to the right, y down.
         """
         name = f"IDRiD_{len(self._discs[split]) + 1:03d}"
         self._photograph("C", split, name, image, suffix)
@@ -110,7 +105,7 @@ class ReleaseWriter:
         return name
 
     def add_file(self, name: str, data: bytes) -> None:
-        """A file of the writer's own in the release's root, which no reader looks at."""
+        """Add a file that is not part of IDRiD's layout to the release's root."""
         self._write(name, data)
 
     def _photograph(self, part: str, split: str, name: str, image: bytes, suffix: str) -> None:
@@ -120,9 +115,8 @@ class ReleaseWriter:
 
     def _write(self, relative: str, data: bytes) -> None:
         path = self._folder / relative
-        with self._writing():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
     def _csv(self, part: str, names: dict[str, str], split: str, lines: list[str]) -> None:
         text = "".join(line + "\r\n" for line in lines)
@@ -142,21 +136,9 @@ class ReleaseWriter:
             for folder in layout.SPLIT_FOLDERS.values():
                 (images / folder).mkdir(exist_ok=True)
         self._write("README.txt", (self.notice.rstrip() + "\n").encode())
-        if not atomic.publish(self._folder, self.out):
-            raise UserError(f"{self.out}: was filled by another process meanwhile; name another folder")
-
-    @contextmanager
-    def _writing(self):
-        """Turns what the file system says into one line for the user."""
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or error
-            advice = "free some space or name another folder"
-            raise UserError(f"{self.out}: cannot be written ({reason}); {advice}") from error
 
 
 def _number(value: float) -> str:
-    """12.0 -> "12", as the official files have it; a fraction is kept to its last digit."""
+    """Format a coordinate: 12.0 as "12", like the official files; a fraction with all its digits."""
     value = float(value)
     return str(int(value)) if value.is_integer() else repr(value)

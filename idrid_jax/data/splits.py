@@ -41,7 +41,7 @@ def load_training_splits(config: ml_collections.ConfigDict, manifest: Manifest) 
     train = load_split(config, manifest, "train")
     if config.data.canonicalize_laterality:
         train = dataclasses.replace(train, is_left_eye=laterality.is_left_eye(train.images))
-    held_out = folds.validation(manifest, config.data.validation_folds)
+    held_out = folds.validation_mask(manifest, config.data.validation_folds)
     examples = train.subset(~held_out) if held_out.any() else train
     if NETWORKS[config.network].conditional:
         class_merging.check_class_counts(
@@ -53,7 +53,7 @@ def load_training_splits(config: ml_collections.ConfigDict, manifest: Manifest) 
 def check_size(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     """Raise UserError if the network's images are larger than the photographs: it would learn interpolated pixels."""
     size = NETWORKS[config.network].size
-    available = cache.size_held(manifest, config.data.crop, size)
+    available = cache.available_training_size(manifest, config.data.crop, size)
     if available is None or size <= MAX_ENLARGEMENT * available:
         return
     largest = 2 ** int(math.log2(MAX_ENLARGEMENT * available))

@@ -97,7 +97,7 @@ def evaluate(
     stages = 3 + 2 * (pixels is None) + 3 * (1 + len(trained_elsewhere)) + len(GRADES) * conditional + arms
     tell = lambda text: progress(text, stages)
     manifest, training, held_out = photographs(workdir, sampler, data_dir, pixels)
-    shown = training.subset(~folds.validation(manifest, sampler.config.data.validation_folds))
+    shown = training.subset(~folds.validation_mask(manifest, sampler.config.data.validation_folds))
     count = len(training.grades) if count is None else count
     # the training split's own grades, in a drawn order, over and over: the same mixture for any count
     order = np.random.default_rng(seed).permutation(len(training.grades))

@@ -1,4 +1,4 @@
-"""The TFDS dataset `idrid`: grading, segmentation and localization, each photograph's bytes as they were released."""
+"""The TFDS dataset `idrid`: grading, segmentation and localization, with each photograph's original bytes."""
 
 from idrid_jax.data.idrid.idrid_dataset_builder import Builder
 

@@ -1,4 +1,4 @@
-"""The TFDS builder of IDRiD, in the shape that `tfds new` gives. It imports no TensorFlow; TFDS does, where it must."""
+"""The TFDS builder of IDRiD, in the layout of `tfds new`. It does not import TensorFlow; TFDS does when needed."""
 
 import io
 
@@ -21,12 +21,12 @@ from idrid_jax.data.release import (
 )
 from idrid_jax.errors import UserError
 
-# TFDS's own readers know these by their first bytes, so they pass through untouched.
-_PASSED_THROUGH = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+# First bytes of JPEG and PNG files, which TFDS can read, so their bytes are stored unchanged.
+_READABLE = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """IDRiD (Porwal et al., Data 2018, 3(3):25) as released: original bytes, labels, masks, coordinates."""
+    """IDRiD (Porwal et al., Data 2018, 3(3):25) as released: original bytes, labels, masks and coordinates."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
@@ -36,37 +36,37 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     manual_dir.
     """
     BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name="grading", description="Part B: severity of retinopathy, risk of macular oedema."),
+        tfds.core.BuilderConfig(name="grading", description="Part B: severity of retinopathy, risk of macular edema."),
         tfds.core.BuilderConfig(name="segmentation", description="Part A: masks of four lesions and the optic disc."),
-        tfds.core.BuilderConfig(name="localization", description="Part C: centres of optic disc and fovea."),
+        tfds.core.BuilderConfig(name="localization", description="Part C: centers of optic disc and fovea."),
     ]
 
     def __init__(self, *, release: Release | None = None, **kwargs):
-        """release: one that has been audited; None: the one in manual_dir, audited by the default rules.
+        """Build an audited `release`, or by default the one in manual_dir after an audit with the default rules.
 
-        kwargs: TFDS's own: data_dir, config, version.
+        `kwargs` are those of TFDS: data_dir, config, version.
         """
         self._release = release
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        photograph = tfds.features.Image(shape=(None, None, 3), doc="the released file's bytes")
+        photograph = tfds.features.Image(shape=(None, None, 3), doc="the bytes of the released file")
         features = {
             "image": photograph,
             "source_id": tfds.features.Text(doc="split and id in the release: train/IDRiD_001"),
         }
         if self.builder_config.name == "grading":
             features["grade"] = tfds.features.ClassLabel(names=GRADES, doc="severity of retinopathy, ICDR scale")
-            features["macular_edema_risk"] = tfds.features.ClassLabel(num_classes=3, doc="0 to 2; -1: not given")
+            features["macular_edema_risk"] = tfds.features.ClassLabel(num_classes=3, doc="0 to 2; -1 if not given")
         elif self.builder_config.name == "segmentation":
             mask = {
-                "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc="255 inside, else 0"),
-                "present": tfds.features.Scalar(dtype=np.bool_, doc="False: the release has no mask, all of it is 0"),
+                "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc="255 inside, 0 outside"),
+                "present": tfds.features.Scalar(dtype=np.bool_, doc="False if the release has no mask; the mask is then 0"),
             }
             features["masks"] = {lesion: mask for lesion in LESIONS}
         else:
-            features["optic_disc"] = tfds.features.Tensor(shape=(2,), dtype=np.float32, doc="centre (x, y), pixels")
-            features["fovea"] = tfds.features.Tensor(shape=(2,), dtype=np.float32, doc="centre (x, y), pixels")
+            features["optic_disc"] = tfds.features.Tensor(shape=(2,), dtype=np.float32, doc="center (x, y), pixels")
+            features["fovea"] = tfds.features.Tensor(shape=(2,), dtype=np.float32, doc="center (x, y), pixels")
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "grade") if self.builder_config.name == "grading" else None,
@@ -76,17 +76,17 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         if self._release is None:
-            from idrid_jax.data.audit import audit  # late: it would cost every reader of the dataset its imports
+            from idrid_jax.data.audit import audit  # imported late: readers of the dataset do not need it
 
             self._release, _ = audit(read_release(dl_manager.manual_dir))
         records = getattr(self._release, self.builder_config.name)
         if not records:
             raise UserError(
-                f"{self._release.root}: holds no part for the config {self.builder_config.name!r}; "
+                f"{self._release.root}: has no part for the config {self.builder_config.name!r}; "
                 "build another config, or add the part's zip or folder"
             )
         by_split = {split: [record for record in records if record.split == split] for split in SPLITS}
-        # TFDS refuses a split without examples, which a made-up release may well have.
+        # TFDS refuses a split without examples, which a small synthetic release may have.
         return {split: self._generate_examples(found) for split, found in by_split.items() if found}
 
     def _generate_examples(self, records):
@@ -97,8 +97,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _photograph(data: bytes, source: Source) -> bytes:
-    """The bytes themselves, or a PNG of the same pixels where TFDS cannot read the format (TIFF, BMP)."""
-    return data if data.startswith(_PASSED_THROUGH) else _png(Image.fromarray(decode(data, str(source))))
+    """Return the bytes unchanged, or as a PNG of the same pixels if TFDS cannot read the format (TIFF, BMP)."""
+    return data if data.startswith(_READABLE) else _png(Image.fromarray(decode(data, str(source))))
 
 
 def _labels(record: Graded | Segmented | Located, data: bytes) -> dict:
@@ -116,7 +116,7 @@ def _labels(record: Graded | Segmented | Located, data: bytes) -> dict:
 
 
 def _size(data: bytes, source: Source) -> tuple[int, int]:
-    """(height, width) from the header alone."""
+    """Read (height, width) from the header."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.height, image.width

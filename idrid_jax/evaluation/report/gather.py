@@ -117,7 +117,7 @@ def gather(workdir: Path, name: str, index: int = 0, data_dir: str = "") -> Run:
     sampler = _load_sampler(workdir, subject, notes)
     config = record.config_with_release(data_dir)
     manifest, training = _load_release(config, notes)
-    in_training = None if manifest is None else ~folds.validation(manifest, config.data.validation_folds)
+    in_training = None if manifest is None else ~folds.validation_mask(manifest, config.data.validation_folds)
     return Run(
         name=name,
         index=index,
