@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The whole way once, small: install, prepare, train, sample, evaluate, report. At most 10 minutes on two cores; a second call goes on.
+# Install, prepare, train, sample, evaluate and report, once and small: at most 10 minutes on two cores. A second call resumes.
 #   bash launch/demo.sh
-#   IDRID_DIR=DIR     the release to take (as downloaded); without it a phantom one is drawn
-#   DEMO_DIR=DIR      where everything goes [runs/demo-phantom, or the release's name]
+#   IDRID_DIR=DIR     a release as downloaded; without it, a phantom release is generated
+#   DEMO_DIR=DIR      output [runs/demo-phantom, or demo-NAME of the release]
 #   DEMO_KIMG=N       thousands of images to train on [20]
 set -euo pipefail
-trap 'exit 130' INT  # Ctrl-C in training saves and ends it well: the demo ends there too
+trap 'exit 130' INT  # after Ctrl-C training saves and exits with status 0; the demo must not go on
 [ -z "${IDRID_DIR:-}" ] || IDRID_DIR="$(realpath "$IDRID_DIR")"
 [ -z "${DEMO_DIR:-}" ] || DEMO_DIR="$(realpath -m "$DEMO_DIR")"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -31,9 +31,9 @@ rm -rf "$out/samples" "$out/synthetic"  # of an earlier demo
 
 cat <<EOF
 
-Images by grade, a row each:   $out/samples/contact_sheet.png  (real ones: $out/cgan32/reals.png)
-While training:                $out/cgan32/fakes_*.png, curves.png; events for TensorBoard in $out/cgan32/tensorboard
-What they are worth, one page: $out/cgan32/report.html  (its numbers: evaluation.json)
-Class-balancing release:       $out/synthetic
-A few minutes of training show colours and outlines, no more: README, Results, has what longer runs give.
+Generated images, a row per grade: $out/samples/contact_sheet.png  (real ones: $out/cgan32/reals.png)
+Training:                          $out/cgan32/fakes_*.png, curves.png; TensorBoard events in $out/cgan32/tensorboard
+Evaluation on one page:            $out/cgan32/report.html  (its numbers: evaluation.json)
+Class-balanced synthetic release:  $out/synthetic
+A few minutes of training show colours and outlines only; the README has results of longer runs.
 EOF

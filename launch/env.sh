@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The environment of every launcher here: sourced by them, so it is one. What the caller has set stays.
+# Environment of every launcher, which sources this file. Variables that the caller has set are kept, except for proxies.
 set -euo pipefail
 
-# A line that a process prints before it is killed shall not be lost in a pipe's buffer.
+# Lines printed just before a process is killed are not lost in the buffer of a pipe
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 
-# JAX's processes talk by gRPC, which would send even local calls through a proxy and wait for ever (documentation of
-# jax.distributed.initialize). Training needs nothing from outside.
+# JAX's processes connect by gRPC, which would send even local calls through a proxy and hang (documentation of
+# jax.distributed.initialize). Training needs no connection to the outside.
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY
 
-# Two levels of C++ log less: absl's and gRPC's informational lines, several from each process at each start.
+# Without the informational lines that absl and gRPC print at every start
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" GRPC_VERBOSITY="${GRPC_VERBOSITY:-ERROR}"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One run by N processes on this machine, which divide its GPUs between them (those of CUDA_VISIBLE_DEVICES, if it is
-# set), or where there are none its cores.
+# Train with N processes on this machine. They divide its GPUs (those of CUDA_VISIBLE_DEVICES if it is set), or its cores
+# if there are no GPUs.
 #   bash launch/local.sh N -- train --config configs/cgan32.py --workdir runs/cgan32
 #   COORDINATOR_PORT=PORT   [a free one]
-# Each line of output begins with its process. Ctrl-C and SIGTERM reach all: the run saves and ends well. The first
-# process that fails ends the others, and its status is returned.
+# Every line of output is prefixed with its process. Ctrl-C and SIGTERM reach all processes: the run saves and exits with
+# status 0. When a process fails or is lost, a line names it, the others end, and its status is returned.
 set -euo pipefail
 here="$(dirname "${BASH_SOURCE[0]}")"
 if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ || "${2:-}" != -- || -z "${3:-}" ]]; then
@@ -30,18 +30,18 @@ elif command -v nvidia-smi >/dev/null; then
 fi
 [ "${JAX_PLATFORMS:-}" != cpu ] || gpus=()
 if (( ${#gpus[@]} && ${#gpus[@]} < n )); then
-  echo "local: $n processes and ${#gpus[@]} GPUs: take fewer processes, or JAX_PLATFORMS=cpu" >&2
+  echo "local: $n processes and ${#gpus[@]} GPUs: choose fewer processes, or JAX_PLATFORMS=cpu" >&2
   exit 2
 fi
 
-cores=()  # those this shell may use
+cores=()  # that this shell may use
 if command -v taskset >/dev/null; then
   mapfile -t cores < <("$python" -c 'import os; print(*sorted(os.sched_getaffinity(0)), sep="\n")')
 fi
 each=$(( ${#cores[@]} / n ))
 
 declare -A running=()  # pid -> process
-# Ctrl-C is handed on as SIGTERM: what a shell starts in the background does not heed it
+# Ctrl-C is forwarded as SIGTERM: background processes of a shell ignore SIGINT
 trap 'kill -TERM "${!running[@]}" 2>/dev/null || :' INT TERM
 for (( i = 0; i < n; i++ )); do
   own=()
@@ -49,7 +49,7 @@ for (( i = 0; i < n; i++ )); do
     first=$(( i * ${#gpus[@]} / n ))
     CUDA_VISIBLE_DEVICES="$(IFS=,; echo "${gpus[*]:first:(i + 1) * ${#gpus[@]} / n - first}")"
     export CUDA_VISIBLE_DEVICES
-  elif (( each )); then  # else every process would start a thread for each core
+  elif (( each )); then  # otherwise every process would start one thread per core
     own=(taskset -c "$(IFS=,; echo "${cores[*]:i * each:each}")")
   fi
   "${own[@]}" "$python" -m idrid_jax "$@" \
@@ -62,15 +62,15 @@ status=0
 while (( ${#running[@]} )); do
   code=0 ended=
   { wait -n -p ended "${!running[@]}" || code=$?; } 2>/dev/null
-  [ -n "${ended:-}" ] || continue  # a signal, not an end
+  [ -n "${ended:-}" ] || continue  # a signal interrupted `wait`
   process="${running[$ended]}"
   unset "running[$ended]"
   if (( code && ! status )); then
     status=$code
     how="$code"
     (( code <= 128 )) || how+=", by SIG$(kill -l "$code")"
-    echo "local: process $process (pid $ended) ended with status $how; so do the others" >&2
-    # They know by themselves, and say so; whoever does not end is ended after half a minute
+    echo "local: process $process (pid $ended) ended with status $how; the others end too" >&2
+    # JAX ends them; a process that waits for the lost one in a collective operation may need to be killed
     ( sleep 30 && kill -KILL "${!running[@]}" ) >/dev/null 2>&1 &
     killer=$!
   fi

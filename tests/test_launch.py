@@ -24,9 +24,9 @@ def test_scripts(script):
         subprocess.run(["shellcheck", script], check=True)
 
 
-def fake_python(folder, old: bool):
-    """An interpreter that says which Python it is, and writes down what else it is asked."""
-    path = folder / "python-fake"
+def fake_python(folder, old=False, name="python-fake"):
+    """An interpreter that claims to be of some version, and logs what else it is asked to `calls`."""
+    path = folder / name
     path.write_text(f"""#!/usr/bin/env bash
 case "$1" in
   -c) exit {int(old)} ;;
@@ -40,44 +40,51 @@ esac
     return path
 
 
-def install(tmp_path, old, *arguments):
-    environment = os.environ | {"PYTHON": str(fake_python(tmp_path, old)), "VENV": str(tmp_path / "venv")}
-    return subprocess.run(["bash", ROOT / "launch" / "install.sh", *arguments], env=environment, capture_output=True,
-                          text=True)
+def install(tmp_path, *arguments, **environment):
+    environment = {"VENV": str(tmp_path / "venv"), "PATH": f"{tmp_path}:{os.environ['PATH']}"} | environment
+    return subprocess.run(
+        ["bash", ROOT / "launch" / "install.sh", *arguments],
+        env={name: value for name, value in os.environ.items() if name != "PYTHON"} | environment,
+        capture_output=True,
+        text=True,
+    )
 
 
-def test_install_refuses_another_python_in_one_line(tmp_path):
-    done = install(tmp_path, old=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    for words in ("Python 3.9.1", "3.11 to 3.13 is needed", "PYTHON="):
-        assert words in done.stderr
+def test_install_refuses_an_unsupported_python_in_one_line(tmp_path):
+    for python, found in ((fake_python(tmp_path, old=True), "Python 3.9.1"), (tmp_path / "python9", "not found")):
+        done = install(tmp_path, PYTHON=str(python))
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert str(python) in done.stderr and found in done.stderr and "PYTHON=" in done.stderr
     assert not (tmp_path / "venv").exists()
 
 
-def test_install_refuses_a_python_that_is_not_there_in_one_line(tmp_path):
-    environment = os.environ | {"PYTHON": str(tmp_path / "python9"), "VENV": str(tmp_path / "venv")}
-    done = subprocess.run(["bash", ROOT / "launch" / "install.sh"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "python9" in done.stderr, done.stderr
-    assert not (tmp_path / "venv").exists()
+def test_install_finds_a_supported_python_by_uv(tmp_path):
+    fake_python(tmp_path, old=True, name="python3")
+    (tmp_path / "uv").write_text(f'#!/bin/sh\n[ "$1 $2" = "python find" ] && echo {fake_python(tmp_path)}\n')
+    (tmp_path / "uv").chmod(0o755)
+    assert install(tmp_path).returncode == 0
+    assert (tmp_path / "calls").read_text().startswith(f"-m venv {tmp_path / 'venv'}")
+    assert install(tmp_path, PYTHON="python3").returncode == 2  # the user's choice is not replaced
 
 
 def test_install_installs_once_and_again_for_other_extras(tmp_path):
+    python = str(fake_python(tmp_path))
     calls = tmp_path / "calls"
     lines = lambda: calls.read_text().splitlines()
-    assert install(tmp_path, False).returncode == 0
+    assert install(tmp_path, PYTHON=python).returncode == 0
     assert len(lines()) == 2 and lines()[0] == f"-m venv {tmp_path / 'venv'} --clear" and lines()[1].endswith("-e .")
     assert "constraints.txt" in lines()[1]
-    again = install(tmp_path, False)
+    again = install(tmp_path, PYTHON=python)
     assert (again.returncode, again.stdout, len(lines())) == (0, "", 2)
-    assert install(tmp_path, False, "test,peer").returncode == 0
+    assert install(tmp_path, "test,peer", PYTHON=python).returncode == 0
     assert lines()[-1].endswith("-e .[test,peer]")
     for extras in ("test", "peer", "peer,test", ""):
-        assert install(tmp_path, False, *filter(None, [extras])).returncode == 0
+        assert install(tmp_path, *filter(None, [extras]), PYTHON=python).returncode == 0
     assert len(lines()) == 3
 
 
 def test_install_and_the_package_want_the_same_python():
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     script = (ROOT / "launch" / "install.sh").read_text()
-    assert wanted == ">=3.11,<3.14" and "(3, 11) <= sys.version_info[:2] <= (3, 13)" in script
+    assert project["requires-python"] == ">=3.11,<3.15" and "(3, 11) <= sys.version_info[:2] <= (3, 14)" in script
+    assert project["license"] == "Apache-2.0" and "Apache License" in (ROOT / project["license-files"][0]).read_text()

@@ -1,4 +1,4 @@
-"""Launchers of others, run for real where they are installed, and the files for those that need a cloud."""
+"""Launchers: mpirun and Slurm where they are installed, local.sh, and the files for clouds, which are read only."""
 
 import contextlib
 import getpass
@@ -24,25 +24,38 @@ from idrid_jax import config as config_lib
 from idrid_jax.training import multihost
 from idrid_jax.training.run_dir import RunDir
 
+multiprocess = pytest.mark.multiprocess
+LOSE_PROCESS_1 = """
+import os, signal
+from idrid_jax.training import multihost
+with multihost.initialize():
+    multihost.gather(0)
+    if multihost.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    multihost.gather(0)
+"""
 SBIN = os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin"
 SLURM = ("srun", "sbatch", "slurmctld", "slurmd", "munged")
 LAUNCH = ROOT / "launch"
 
 
+@multiprocess
 @pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun: apt-get install openmpi-bin")
-def test_mpirun_starts_four(phantom_data, tmp_path):
-    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "4"]
+def test_mpirun_trains_and_names_the_lost_process(phantom_data, tmp_path):
+    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
     status, output = run(*mpirun, *command(*train(tmp_path / "run", phantom_data, total_kimg=0.016)))
-    assert status == 0, output
     if "MPICH" in output:
         pytest.skip("another MPI than Open MPI")
+    assert status == 0, output
     assert len(lines(output, "^step 2 .*: images, stats.jsonl and checkpoints in")) == 1
     alone(tmp_path / "alone", phantom_data, total_kimg=0.016)
     assert_same_losses(stats(tmp_path / "run"), stats(tmp_path / "alone"))
+    status, output = run(*mpirun, sys.executable, "-c", LOSE_PROCESS_1, timeout=120)
+    assert status != 0 and lines(output, "process rank 1 .*signal 9"), output
 
 
 def alone(folder, data_dir, **changes):
-    """The same run in this process."""
+    """The same run in one process."""
     train_here(make_config(data_dir, "dcgan28", data__crop="letterbox", log_kimg=0.008, **changes), folder)
 
 
@@ -51,7 +64,7 @@ def alone(folder, data_dir, **changes):
 
 @contextlib.contextmanager
 def slurm(folder: Path):
-    """A cluster of this machine alone -> the environment in which srun finds it."""
+    """Start a Slurm cluster of this machine; yields the environment in which srun finds it."""
     host, user = socket.gethostname().partition(".")[0], getpass.getuser()
     ports = [free_port() for _ in range(2)]
     for name in ("state", "spool"):
@@ -110,11 +123,12 @@ def until(condition, seconds=120.0, fail=True):
     return found
 
 
+@multiprocess
 @pytest.mark.skipif(
     not all(shutil.which(name, path=SBIN) for name in SLURM), reason="no Slurm: apt-get install slurm-wlm munge"
 )
 def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory):
-    """launch/slurm.sbatch, told as Slurm tells it before its time ends; then the same run by srun alone, as four."""
+    """launch/slurm.sbatch, signalled as Slurm does before the time limit; then srun with two tasks, resumed and killed."""
     tmp_path = tmp_path_factory.mktemp("s")  # short: a socket's path is
     folder = tmp_path / "run"
     with slurm(tmp_path / "slurm") as environment:
@@ -122,26 +136,31 @@ def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory):
         state = lambda: dict(re.findall(r"(\w+)=(\S+)", ask("scontrol", "show", "job", job)))
         where = ["--parsable", "--ntasks=2", "--cpus-per-task=1", f"--output={tmp_path / 'out'}", f"--chdir={ROOT}"]
         job = ask("sbatch", *where, str(LAUNCH / "slurm.sbatch"), *train(folder, phantom_data, total_kimg=80)).strip()
-        told = lambda: (tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""
-        until(lambda: (RunDir(folder).checkpoints / "4").is_dir() or state()["JobState"] != "RUNNING" and told(), 400)
-        assert (RunDir(folder).checkpoints / "4").is_dir(), told()
+        output = lambda: (tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""
+        until(lambda: (RunDir(folder).checkpoints / "4").is_dir() or state()["JobState"] != "RUNNING" and output(), 400)
+        assert (RunDir(folder).checkpoints / "4").is_dir(), output()
         ask("scancel", "--signal=USR1", "--batch", job)
         until(lambda: state()["Restarts"] == "1", 60)
         ask("scancel", job)
-        assert len(lines(told(), r"interrupted: saved step \d+; the same command goes on")) == 1, told()
+        assert len(lines(output(), r"interrupted: saved step \d+; the same command goes on")) == 1, output()
         last = steps(folder)[-1] + 2
         until(lambda: "RUNNING" not in ask("squeue", "-h", "-o", "%T"))
         done = subprocess.run(
-            ["srun", "--ntasks=4", *command(*train(folder, phantom_data, total_kimg=last * 8 / 1000))],
+            ["srun", "--ntasks=2", *command(*train(folder, phantom_data, total_kimg=last * 8 / 1000))],
             env=environment, capture_output=True, text=True, timeout=400,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        lost = subprocess.run(
+            ["srun", "--ntasks=2", "--kill-on-bad-exit=1", sys.executable, "-c", LOSE_PROCESS_1],
+            env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert lost.returncode != 0 and re.search("task 1: Killed", lost.stderr), lost.stderr
     assert steps(folder)[-1] == last and "resuming from step" in done.stderr
     alone(tmp_path / "alone", phantom_data, total_kimg=last * 8 / 1000)
     assert_same_losses(stats(folder), stats(tmp_path / "alone"))
 
 
-# -- Clouds: nothing is rented here, the files are read as their programs would
+# -- Clouds: nothing is rented; the files are read as their programs would read them
 
 
 def test_tpu_pod_says_what_it_would_run(tmp_path):
@@ -163,12 +182,14 @@ def test_tpu_pod_says_what_it_would_run(tmp_path):
     status, output = says("run", "pod", "--", "train", "--workdir", "/a b")
     assert status == 0 and "--worker=all" in output and r"-m idrid_jax train --workdir /a\ b" in output
     assert "[p]ython" in says("stop", "pod")[1]  # not the shell that runs it
-    for words in ((), ("run", "pod"), ("run", "pod", "train"), ("create", "pod"), ("fly", "pod")):
+    status, output = says("run", "pod", "--", "evaluate", "--workdir", "/a")
+    assert status == 0 and "--worker=0" in output and "JAX_PLATFORMS=cpu" in output
+    for words in ((), ("run", "pod"), ("run", "pod", "--"), ("run", "pod", "train"), ("create", "pod"), ("fly", "pod")):
         assert says(*words) == (2, "")
 
 
 def test_tpu_pod_installs_what_is_committed(tmp_path):
-    """With a gcloud that keeps what it is given: the archive holds the package and the installer."""
+    """With a fake gcloud that stores its archive, which must hold the package and the installer."""
     keep = f'case "$word" in *.tar.gz) [ -f "$word" ] && cp "$word" {tmp_path}/got;; esac'
     (tmp_path / "gcloud").write_text(f"#!/bin/sh\nfor word; do {keep}; done\n")
     (tmp_path / "gcloud").chmod(0o755)
@@ -180,8 +201,8 @@ def test_tpu_pod_installs_what_is_committed(tmp_path):
     assert {"idrid_jax/launch/install.sh", "idrid_jax/idrid_jax/training/loop.py"} <= set(names)
 
 
-def flags_known(words):
-    """The words after `idrid_jax` are a command that this program parses."""
+def parsed(words):
+    """The flags of a command line without its first words `python -m idrid_jax`, which must be valid."""
     from absl import flags
 
     from idrid_jax.cli import COMMANDS, parse
@@ -194,7 +215,7 @@ def flags_known(words):
 
 
 def test_the_jobset_fits_its_slice(monkeypatch):
-    """The fields that JobSet v1alpha2 and batch/v1 have; as many pods as hosts; a command that is one of ours."""
+    """Fields of JobSet v1alpha2 and batch/v1 only; as many pods as hosts; a valid command."""
     monkeypatch.chdir(ROOT)
     jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -213,11 +234,11 @@ def test_the_jobset_fits_its_slice(monkeypatch):
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     script = container["command"][2]
     subprocess.run(["bash", "-n", "-c", script], check=True)
-    assert flags_known(container["args"]).workdir == "/shared/run"
+    assert parsed(container["args"]).workdir == "/shared/run"
 
 
-def test_skypilot_s_nodes_meet(monkeypatch, tmp_path):
-    """Its `run`, with what SkyPilot sets on node 1 of 2 and a python that says what it is given."""
+def test_skypilot_nodes_connect(monkeypatch, tmp_path):
+    """`run` with the variables of SkyPilot on node 1 of 2 and a fake python that prints its arguments."""
     monkeypatch.chdir(ROOT)
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     assert task.keys() == {"name", "num_nodes", "workdir", "resources", "envs", "file_mounts", "setup", "run"}
@@ -233,16 +254,16 @@ def test_skypilot_s_nodes_meet(monkeypatch, tmp_path):
         ["bash", "-c", task["run"]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert words[:2] == ["-m", "idrid_jax"]
-    values = flags_known(words[2:])
+    values = parsed(words[2:])
     found = multihost.find_cluster(values.coordinator_address, values.num_processes, values.process_id)
     assert found == {"coordinator_address": "10.0.0.4:8476", "num_processes": 2, "process_id": 1}
 
 
-# -- local.sh: what it does with its children, without JAX
+# -- local.sh and its processes, without JAX
 
 
 def local(tmp_path, script, n=2, **environment):
-    """launch/local.sh with a python that is a shell script, which finds its number in $id."""
+    """launch/local.sh with a fake python, a shell script that has its process index in $id."""
     python = tmp_path / "python"
     python.write_text(
         f'#!/usr/bin/env bash\n[ "$1" != -c ] || exec {sys.executable} "$@"\n'
@@ -258,7 +279,7 @@ def local(tmp_path, script, n=2, **environment):
     )  # fmt: skip
 
 
-def test_local_hands_out_places_and_prefixes_lines(tmp_path):
+def test_local_numbers_its_processes_and_prefixes_lines(tmp_path):
     process = local(tmp_path, 'echo "$@"; echo "oops $id" >&2', n=3)
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 0 and sorted(errors.splitlines()) == [f"[{i}] oops {i}" for i in range(3)]
@@ -272,26 +293,26 @@ def test_local_returns_the_first_failure(tmp_path):
     process = local(tmp_path, 'if [ "$id" = 1 ]; then exit 7; fi; sleep 0.5; exit 3')
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 7
-    assert re.search(r"^local: process 1 \(pid \d+\) ended with status 7; so do the others$", errors, re.MULTILINE)
+    assert re.search(r"^local: process 1 \(pid \d+\) ended with status 7; the others end too$", errors, re.MULTILINE)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_local_hands_on_sigterm_and_ctrl_c(tmp_path, sent):
-    process = local(tmp_path, 'trap "echo told $id; exit 0" TERM; echo here; while :; do sleep 0.05; done')
+def test_local_forwards_sigterm_and_ctrl_c(tmp_path, sent):
+    process = local(tmp_path, 'trap "echo got $id; exit 0" TERM; echo here; while :; do sleep 0.05; done')
     for _ in range(2):
         assert process.stdout.readline().endswith("here\n")
     process.send_signal(sent)
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0 and sorted(output.splitlines()) == ["[0] told 0", "[1] told 1"]
+    assert process.returncode == 0 and sorted(output.splitlines()) == ["[0] got 0", "[1] got 1"]
 
 
 @pytest.mark.parametrize(
     "visible, gpus",
     [
-        ("4,5", ["4", "5"]),  # those that the caller may use
+        ("4,5", ["4", "5"]),
         ("1,3,5,7,9", ["1,3", "5,7,9"]),
         ("", ["", ""]),  # none
-        (None, ["0,1", "2,3"]),  # all that nvidia-smi names
+        (None, ["0,1", "2,3"]),  # all that nvidia-smi lists
     ],
 )
 def test_local_divides_gpus(tmp_path, monkeypatch, visible, gpus):
@@ -312,12 +333,12 @@ def test_local_refuses_more_processes_than_gpus(tmp_path, monkeypatch):
     process = local(tmp_path, "echo never", n=3, CUDA_VISIBLE_DEVICES="0")
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output) == (2, "")
-    assert errors == "local: 3 processes and 1 GPUs: take fewer processes, or JAX_PLATFORMS=cpu\n"
+    assert errors.startswith("local: 3 processes and 1 GPUs: ") and "JAX_PLATFORMS=cpu" in errors
     process = local(tmp_path, "echo here", n=3, CUDA_VISIBLE_DEVICES="0", JAX_PLATFORMS="cpu")
     assert process.communicate(timeout=30)[0].count("here") == 3
 
 
 @pytest.mark.parametrize("words", [(), ("2",), ("0", "--", "train"), ("2", "train"), ("two", "--", "train")])
-def test_local_says_how_it_is_called(words):
+def test_local_prints_its_usage(words):
     done = subprocess.run(["bash", LAUNCH / "local.sh", *words], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("local: usage: ") and done.stderr.count("\n") == 1

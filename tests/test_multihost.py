@@ -98,22 +98,23 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path):
 
 
 @multiprocess
-def test_four_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch):
-    """The losses of one process that is fed the four shares' batches, one after the other."""
-    status, output = run(*LOCAL, 4, "--", *train(tmp_path / "four", phantom_data, total_kimg=0.032, data__pipeline="tfdata"))
+def test_two_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch):
+    """The losses of one process that is fed the batches of both shares."""
+    words = train(tmp_path / "two", phantom_data, total_kimg=0.032, data__pipeline="tfdata")
+    status, output = run(*LOCAL, 2, "--", *words)
     assert status == 0, output
     batches = tfdata.batches
 
     def together(split, *, process, processes, **options):
-        shares = [batches(split, process=share, processes=4, **options) for share in range(4)]
+        shares = [batches(split, process=share, processes=2, **options) for share in range(2)]
         while True:
             yield tuple(map(np.concatenate, zip(*map(next, shares))))
 
     monkeypatch.setattr(tfdata, "batches", together)
     options = {"data__crop": "letterbox", "data__pipeline": "tfdata", "total_kimg": 0.048, "log_kimg": 0.008}
-    for one in ("four", "one"):  # and goes on with what four have saved
+    for one in ("two", "one"):  # and resumes what two have saved
         train_here(make_config(phantom_data, "dcgan28", **options), tmp_path / one)
-    assert_same_losses(stats(tmp_path / "four"), stats(tmp_path / "one"))
+    assert_same_losses(stats(tmp_path / "two"), stats(tmp_path / "one"))
 
 
 # -- What is refused at the start
@@ -308,31 +309,34 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
 # -- Exchange and loss of processes, without training
 
 
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+from idrid_jax.errors import UserError
+from idrid_jax.training import multihost, run_dir
+address, count, index = [word.partition("=")[2] for word in sys.argv[1:]]
+index = int(index)
+def refuse(text):
+    raise UserError(text)
+with multihost.initialize(address, int(count), index, timeout=60):
+"""
+
+
 def python(body):
-    """A command that runs `body` after `initialize`, with `index` and `refuse(text)`, which raises UserError."""
-    return [sys.executable, "-c", textwrap.dedent("""
-        import os, signal, sys, time
-        from pathlib import Path
-        from idrid_jax.errors import UserError
-        from idrid_jax.training import multihost, run_dir
-        address, count, index = [word.partition("=")[2] for word in sys.argv[1:]]
-        index = int(index)
-        def refuse(text):
-            raise UserError(text)
-        with multihost.initialize(address, int(count), index, timeout=60):
-            BODY
-    """).replace("BODY", body)]  # fmt: skip
+    """A command that runs `body` within `initialize`; it knows `index`, and `refuse(text)` raises UserError."""
+    return [sys.executable, "-c", PROGRAM + textwrap.indent(textwrap.dedent(body), "    ")]
 
 
 @multiprocess
 def test_values_and_errors_reach_all_processes(tmp_path):
     body = """
+            run_dir.LOCK_VISIBLE_SECONDS = 0.5
             print(multihost.gather({"x": index}), multihost.run_on_first(lambda: ["é" * 3000, index])[1], flush=True)
             for attempt in (
                 lambda: multihost.run_on_first(lambda: refuse("no disk")),
                 lambda: multihost.run_on_each(lambda: refuse("no data") if index == 1 else 0),
                 lambda: multihost.run_on_each(lambda: refuse("no data")),
-                lambda: run_dir.lock(Path(sys.argv[0], f"{FOLDER}/{index}")).__enter__(),
+                lambda: run_dir.lock(Path("FOLDER", str(index))).__enter__(),
             ):
                 try:
                     attempt()
@@ -340,7 +344,7 @@ def test_values_and_errors_reach_all_processes(tmp_path):
                     print(error, flush=True)
             refuse("the end")
     """.replace("FOLDER", str(tmp_path))
-    statuses, outputs = run_together(*[python(f"run_dir.LOCK_VISIBLE_SECONDS = 0.5{body}")] * 3)
+    statuses, outputs = run_together(*[python(body)] * 3)
     assert statuses == [2, 2, 2], outputs
     for output in outputs:
         found = [line for line in output.splitlines() if "Gloo" not in line]
