@@ -265,7 +265,7 @@ def test_process_0_evaluates_alone(bare, monkeypatch, tmp_path, capsys, words):
 # -- The run directory
 
 
-def test_a_folder_is_held_until_the_end(tmp_path):
+def test_a_run_directory_is_locked_until_the_end(tmp_path):
     with run_dir.lock(tmp_path / "run"):
         with pytest.raises(UserError, match=rf"another run \(host .*, pid {os.getpid()}, since 20.*\) trains there"):
             with run_dir.lock(tmp_path / "run"):
@@ -276,7 +276,7 @@ def test_a_folder_is_held_until_the_end(tmp_path):
 
 
 @multiprocess
-def test_a_killed_run_holds_nothing(tmp_path):
+def test_a_killed_run_releases_the_lock(tmp_path):
     program = """
         import sys, time, pathlib
         from idrid_jax.training import run_dir
@@ -294,7 +294,7 @@ def test_a_killed_run_holds_nothing(tmp_path):
             pass
 
 
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
     fcntl = pytest.importorskip("fcntl")
 
     def unknown(*_):
@@ -303,7 +303,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", unknown)
     with run_dir.lock(tmp_path):
         pass
-    assert "knows no locks" in capsys.readouterr().err
+    assert "no locks" in capsys.readouterr().err
 
 
 # -- Exchange and loss of processes, without training
