@@ -1,3 +1,5 @@
+"""Phantom photographs and releases: reproducible, realistic in geometry, and learnable by grade."""
+
 import hashlib
 import io
 import itertools
@@ -41,14 +43,14 @@ def release(tmp_path_factory):
     return read_release(make_release(tmp_path_factory.mktemp("phantom") / "release", seed=3, **SMALL))
 
 
-def test_same_generator_same_photograph_another_generator_another():
+def test_a_photograph_is_a_function_of_the_random_state():
     first, again, other = draw(1, 3), draw(1, 3), draw(2, 3)
     np.testing.assert_array_equal(first.image, again.image)
     assert first.masks.keys() == again.masks.keys()
     assert (first.image != other.image).mean() > 0.3
 
 
-def test_two_sizes_are_the_same_photograph():
+def test_two_sizes_show_the_same_photograph():
     large, small = draw(4, 3, 356, 536), draw(4, 3)
     shrunk = np.asarray(Image.fromarray(large.image).reduce(2), float)
     assert np.abs(shrunk - small.image).mean() < 4
@@ -59,7 +61,7 @@ def test_two_sizes_are_the_same_photograph():
         assert large.masks[name].mean() == pytest.approx(mask.mean(), rel=0.25), name
 
 
-def test_field_of_view_lies_off_centre_cut_above_and_below():
+def test_the_field_of_view_is_off_center_and_cut_at_top_and_bottom():
     image = draw(6, 0, 356, 536).image
     columns = np.flatnonzero((image.max(2) > 25).mean(0) > 0.05)
     np.testing.assert_allclose(columns[[0, -1]] / 536, [274 / 4288, 3687 / 4288], atol=0.01)
@@ -82,7 +84,7 @@ def test_an_absent_lesion_has_no_mask(photographs):
     assert have[3] == have[4] == {"OD", "MA", "HE", "EX", "SE"}
 
 
-def test_lesions_grow_with_the_grade(photographs):
+def test_lesions_increase_with_the_grade(photographs):
     def area(phantom):
         return sum(mask.sum() for name, mask in phantom.masks.items() if name != "OD")
 
@@ -92,7 +94,7 @@ def test_lesions_grow_with_the_grade(photographs):
     assert min(haemorrhage[1:]) > 2 * haemorrhage[0]
 
 
-def test_another_grade_is_the_same_eye():
+def test_another_grade_shows_the_same_eye():
     healthy, ill = draw(7, 0), draw(7, 2)
     assert healthy.disc == ill.disc and healthy.fovea == ill.fovea
     np.testing.assert_array_equal(healthy.masks["OD"], ill.masks["OD"])
@@ -101,7 +103,7 @@ def test_another_grade_is_the_same_eye():
     assert change[lesions].mean() > 15 and np.median(change[~lesions]) <= 1
 
 
-def test_disc_is_bright_and_fovea_dark_and_apart(photographs):
+def test_the_disc_is_bright_and_the_fovea_dark_at_the_right_distance(photographs):
     for phantom in photographs[0::5]:
         y, x = np.nonzero(phantom.masks["OD"])
         np.testing.assert_allclose([x.mean(), y.mean()], phantom.disc, atol=0.5)
@@ -113,7 +115,7 @@ def test_disc_is_bright_and_fovea_dark_and_apart(photographs):
         assert fovea < np.median(green[green > 20]) < np.median(green[phantom.masks["OD"]])
 
 
-def test_edema_is_what_the_exudates_make_it():
+def test_edema_risk_follows_from_the_exudates():
     seen = set()
     for i in range(60):
         phantom = draw([8, i], 2 + i % 3)
@@ -136,14 +138,14 @@ def test_release_round_trip(release):
     assert "not photographs of patients" in (release.root / "README.txt").read_text().lower()
 
 
-def test_parts_b_and_c_hold_the_same_files_and_a_others(release):
+def test_parts_b_and_c_have_the_same_files_and_part_a_others(release):
     b = {(r.split, r.id): r.image.read() for r in release.grading}
     assert b == {(r.split, r.id): r.image.read() for r in release.localization}
     everything = [*b.values(), *(r.image.read() for r in release.segmentation)]
     assert len(set(everything)) == len(everything)
 
 
-def test_photographs_are_baseline_jpeg_with_halved_colour(release):
+def test_photographs_are_baseline_jpeg_with_subsampled_color(release):
     image = Image.open(io.BytesIO(release.grading[0].image.read()))
     assert image.format == "JPEG" and image.mode == "RGB" and image.size == (round(96 * ASPECT), 96)
     assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)] and "progressive" not in image.info
@@ -158,7 +160,7 @@ def test_masks_of_the_release_fit_its_photographs(release):
             assert mask.shape == image.shape[:2] and mask.any()
 
 
-def test_ids_do_not_tell_the_grade(tmp_path):
+def test_ids_do_not_reveal_the_grade(tmp_path):
     release = read_release(make_release(tmp_path / "r", train=(4,) * 5, test=(0,) * 5, height=64))
     grades = [record.grade for record in release.grading]
     assert grades != sorted(grades) and abs(np.corrcoef(np.arange(20), grades)[0, 1]) < 0.6
@@ -174,24 +176,24 @@ def test_release_is_a_function_of_its_options(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options, message",
     [
-        ({"train": (1, 2, 3)}, "train is .*5 whole numbers"),
-        ({"test": (1, 1, -1, 1, 1)}, "test is .*none below 0"),
-        ({"segmentation": (1.5, 0)}, "segmentation is"),
-        ({"seed": -1}, "seed is -1"),
-        ({"height": 63}, "height is 63"),
-        ({"height": 71200}, "height is 71200"),
+        ({"train": (1, 2, 3)}, "train"),
+        ({"test": (1, 1, -1, 1, 1)}, "test"),
+        ({"segmentation": (1.5, 0)}, "segmentation"),
+        ({"seed": -1}, "seed"),
+        ({"height": 63}, "height"),
+        ({"height": 71200}, "height"),
         ({"train": (0,) * 5, "test": (0,) * 5, "segmentation": (0, 0)}, "at least one photograph"),
     ],
 )
 def test_options_out_of_range_are_refused(tmp_path, options, message):
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=message):
         make_release(tmp_path / "r", **options)
-    assert "\n" not in str(error.value) and not (tmp_path / "r").exists()
+    assert not (tmp_path / "r").exists()
 
 
-def test_photograph_out_of_range_is_refused():
+def test_a_photograph_out_of_range_is_refused():
     with pytest.raises(UserError, match="grade 5"):
         draw(0, 5)
     with pytest.raises(UserError, match="63x100"):
@@ -200,12 +202,12 @@ def test_photograph_out_of_range_is_refused():
 
 @pytest.fixture(scope="module")
 def classes():
-    """Photographs of all grades in turn: (300 to learn from, 100 held out), PIL images; their grades are i % 5."""
+    """(300 training, 100 test) photographs as PIL images; photograph i has grade i % 5."""
     return [[Image.fromarray(draw([9, part, i], i % 5).image) for i in range(n)] for part, n in ((0, 300), (1, 100))]
 
 
 def crops(images, size):
-    """The middle of the field of view, cut square, at `size` pixels: float32 [N, R, R, 3] in [0, 1]; and the grades."""
+    """The central squares of the field of view, float32 [N, R, R, 3] in [0, 1], and the grades."""
     left = CENTER * WIDTH - HEIGHT / 2
     box = (left, 0, left + HEIGHT, HEIGHT)
     small = [np.asarray(image.resize((size, size), Image.Resampling.BOX, box)) for image in images]
@@ -213,15 +215,15 @@ def crops(images, size):
 
 
 def spots(images):
-    """How many pixels are dark or bright spots rather than vessels, by scale and contrast: [N, 30].
+    """Count pixels in dark or bright spots, by scale and contrast: [N, 30].
 
-    A spot curves in both directions, a vessel in one: the smaller eigenvalue of the Hessian of log green.
+    Spots, unlike vessels, curve in both directions: the smaller eigenvalue of the Hessian of log green.
     """
     size = images.shape[1]
     x = np.arange(size) + 0.5 - size / 2
     inside = np.hypot(x, x[:, None]) < 0.46 * DIAMETER * size
     found, image = [], np.log(images[..., 1] + 0.05)
-    for smoothings in (1, 2, 5):  # binomial, adding up to variances of 0.5, 1.5 and 4 pixels
+    for smoothings in (1, 2, 5):  # binomial, with total variances of 0.5, 1.5 and 4 pixels
         for axis in (1, 2) * smoothings:
             image = (np.roll(image, 1, axis) + 2 * image + np.roll(image, -1, axis)) / 4
         dy, dx = np.gradient(image, axis=(1, 2))
@@ -268,14 +270,14 @@ def agreement(truth, found):
     """(quadratic weighted kappa (Cohen 1968), recall per grade [5])."""
     confusion = np.zeros((5, 5))
     np.add.at(confusion, (truth, found), 1)
-    print(confusion)
     distance = np.subtract.outer(np.arange(5), np.arange(5)) ** 2
     chance = np.outer(confusion.sum(1), confusion.sum(0)) / confusion.sum()
     return 1 - (distance * confusion).sum() / (distance * chance).sum(), confusion.diagonal() / confusion.sum(1)
 
 
-def test_a_linear_classifier_tells_every_grade_apart_at_64_pixels(classes):
-    """From photographs alone, never from masks: otherwise nothing learnt from the phantom means anything."""
+@pytest.mark.slow  # trains on 300 photographs
+def test_a_linear_classifier_separates_all_grades_at_64_pixels(classes):
+    """The grade is visible in the photographs themselves, so training on the phantom is meaningful."""
     (images, grades), (held_out, truth) = (crops(part, 64) for part in classes)
     seen, held_out = spots(images), spots(held_out)
     seen, held_out = ((part - seen.mean(0)) / (seen.std(0) + 1e-3) for part in (seen, held_out))
@@ -289,8 +291,9 @@ def test_a_linear_classifier_tells_every_grade_apart_at_64_pixels(classes):
     assert kappa > 0.85 and recall.mean() > 0.65 and recall.min() > 0.4
 
 
-def test_a_small_network_sees_the_grade_at_32_pixels(classes):
-    """The size at which cgan32 trains: single microaneurysms are lost (grade 0 against 1), the rest is not."""
+@pytest.mark.slow  # trains a small network
+def test_a_small_network_reads_the_grade_at_32_pixels(classes):
+    """The size of cgan32: single microaneurysms (grade 0 or 1) are not visible, other lesions are."""
     (images, grades), (held_out, truth) = (crops(part, 32) for part in classes)
     channels = (3, 12, 24, 32, 48)
     params = [
