@@ -48,15 +48,16 @@ def write(out: Path, train=(), test=(), segmented=(), located=()) -> Path:
 
 
 def run(path: Path, **options) -> tuple[list[str], Audit]:
-    kept, found = audit(read_release(path), **options)
-    assert kept == found.remaining
-    return [f"{one.split}/{one.id[-3:]}" for one in kept.grading], found
+    remaining, found = audit(read_release(path), **options)
+    assert remaining == found.remaining
+    return [f"{one.split}/{one.id[-3:]}" for one in remaining.grading], found
 
 
 def test_nothing_found(tmp_path):
     release = read_release(write(tmp_path / "r", [(eye(i), i) for i in range(5)], [(eye(9), 0)]))
-    kept, found = audit(release)
-    assert kept.records() == release.records() and found.groups == () and found.exclusions == () and found.notes == ()
+    remaining, found = audit(release)
+    assert remaining.records() == release.records()
+    assert found.groups == found.exclusions == found.notes == ()
     assert "excluded: nothing" in found.text()
 
 
@@ -105,9 +106,9 @@ def test_a_leak_is_reported_rather_than_a_contradiction(tmp_path):
 def test_leaks_in_the_other_parts(tmp_path):
     photographs = [("train", eye(0)), ("train", eye(1)), ("test", eye(1, quality=60))]
     path = write(tmp_path / "r", segmented=photographs, located=photographs)
-    kept, found = audit(read_release(path))
-    assert [(one.split, one.id) for one in kept.segmentation] == [("train", "IDRiD_01"), ("test", "IDRiD_03")]
-    assert [(one.split, one.id) for one in kept.localization] == [("train", "IDRiD_001"), ("test", "IDRiD_001")]
+    remaining, found = audit(read_release(path))
+    assert [(one.split, one.id) for one in remaining.segmentation] == [("train", "IDRiD_01"), ("test", "IDRiD_03")]
+    assert [(one.split, one.id) for one in remaining.localization] == [("train", "IDRiD_001"), ("test", "IDRiD_001")]
     assert [str(one)[:2] for one in found.exclusions] == ["A ", "C "]
 
 
@@ -133,9 +134,10 @@ def test_photographs_without_content_are_not_copies(tmp_path):
 
 def test_the_fingerprint_reuses_the_hashes_of_the_audit(tmp_path, monkeypatch):
     release = read_release(write(tmp_path / "r", [(eye(0), 1), (eye(0), 2), (eye(1), 2)]))
-    kept, _ = audit(release)
-    monkeypatch.setattr("idrid_jax.data.release_files.Source.read", lambda source: pytest.fail(f"{source} is read again"))
-    assert len({release.fingerprint(), kept.fingerprint()}) == 2
+    remaining, _ = audit(release)
+    read_again = lambda source: pytest.fail(f"{source} is read again")
+    monkeypatch.setattr("idrid_jax.data.release_files.Source.read", read_again)
+    assert len({release.fingerprint(), remaining.fingerprint()}) == 2
 
 
 def bomb() -> bytes:
@@ -194,7 +196,7 @@ def official():
 @pytest.mark.real_data
 @real
 def test_official_duplicates(official):
-    _, kept, found = official
+    _, remaining, found = official
     facts = pandas.read_csv(Path(os.environ["IDRID_FACTS_DIR"]) / "B_duplicates.csv")
     names = {frozenset(f"{one.split}/{one.id}" for one in group.records): group for group in found.groups}
     exact = {pair for pair, group in names.items() if group.is_exact}
@@ -203,7 +205,7 @@ def test_official_duplicates(official):
 
     out = {f"{one.record.split}/{one.record.id[-3:]}" for one in found.exclusions}
     assert out == {f"train/{number}" for number in ("118", "021", "391", "028", "327", "013", "397")}
-    counts = Counter(one.split for one in kept.grading)
+    counts = Counter(one.split for one in remaining.grading)
     assert counts == {"train": 406, "test": 103}
     assert any("edema risks contradict" in note and "045" in note and "333" in note for note in found.notes)
     assert len(found.notes) == 3
@@ -233,8 +235,8 @@ def test_official_overlap(official):
 @pytest.mark.real_data
 @real
 def test_official_folds(official):
-    _, kept, found = official
-    train = [one for one in kept.grading if one.split == "train"]
+    _, remaining, found = official
+    train = [one for one in remaining.grading if one.split == "train"]
     at = {(one.split, one.id): i for i, one in enumerate(train)}
     groups = [[at[one.split, one.id] for one in group.records if (one.split, one.id) in at] for group in found.groups]
     fold = assign_folds(np.array([one.grade for one in train]), groups, 5, 0)
@@ -258,7 +260,7 @@ def test_official_text(official):
 @sample
 def test_full_size_photographs():
     release = read_release(os.environ["IDRID_SAMPLE_DIR"])
-    kept, found = audit(release)
+    remaining, found = audit(release)
     pairs = {tuple(one.id[-3:] for one in group.records) for group in found.groups}
     assert {("118", "064"), ("021", "391"), ("028", "327")} == pairs
     leaks = [one for one in found.exclusions if "of the test split" in one.reason]

@@ -15,7 +15,7 @@ def lines(capsys):
     return {row["side"]: row for row in rows}, out
 
 
-def test_prepare_beside_decoding(tmp_path, capsys):
+def test_prepare_compares_with_decoding(tmp_path, capsys):
     release = write_release(tmp_path / "release")
     assert cli.main(["bench", "prepare", f"--release={release}", "--size=16", "--rounds=3"]) == 0
     rows, out = lines(capsys)
@@ -28,7 +28,7 @@ def test_prepare_beside_decoding(tmp_path, capsys):
     assert out.splitlines()[-3].startswith("prepare ")  # the table
 
 
-def test_evaluate_beside_scikit_image(capsys):
+def test_evaluate_compares_with_scikit_image(capsys):
     pytest.importorskip("skimage")
     assert cli.main(["bench", "evaluate", "--size=16", "--count=4", "--rounds=3"]) == 0
     rows, _ = lines(capsys)
@@ -43,12 +43,12 @@ def test_evaluate_beside_scikit_image(capsys):
     [
         (["prepare", "--release=/nowhere/at/all"], "/nowhere/at/all"),
         (["prepare", "--size=0"], "size 0 is not between 1 and 8192"),
-        (["prepare", "--crop=round"], "crop 'round' is not known"),
+        (["prepare", "--crop=round"], "crop 'round' is unknown"),
         (["evaluate", "--size=8"], "--size 8: "),
         (["evaluate", "--channels=2"], "--channels 2: "),
     ],
 )
-def test_bad_input_is_one_line(arguments, line, capsys):
+def test_bad_input_is_refused_in_one_line(arguments, line, capsys):
     pytest.importorskip("skimage")
     assert cli.main(["bench", *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()

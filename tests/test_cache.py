@@ -107,7 +107,8 @@ def test_copies_of_a_photograph_are_held_out_together(manifest):
     assert not folds.validation_mask(manifest, 0).any() and not folds.validation_mask(manifest, 8).any()
     grades = np.array([photograph.grade for photograph in manifest.grading["train"]])
     scarce = np.bincount(grades, minlength=5)[grades] < 2
-    assert scarce.any() and not folds.validation_mask(manifest, 2)[scarce].any() and folds.validation_mask(manifest, 2).any()
+    held = folds.validation_mask(manifest, 2)
+    assert scarce.any() and not held[scarce].any() and held.any()
 
 
 def test_nothing_prepared(tmp_path):
@@ -179,8 +180,10 @@ def test_every_option_is_part_of_the_key(manifest):
     for change in ({}, {"size": 8}, {"channels": 1}, {"crop": "letterbox"}):
         cache.load(manifest, "train", **OPTIONS | change)
     found = sorted(path.name for path in (manifest.folder / "cache").iterdir())
-    assert found == sorted(f"{key}_v{VERSION}" for key in (
-        "16_3_field_of_view", "8_3_field_of_view", "16_1_field_of_view", "16_3_letterbox"))
+    assert found == sorted(
+        f"{key}_v{VERSION}"
+        for key in ("16_3_field_of_view", "8_3_field_of_view", "16_1_field_of_view", "16_3_letterbox")
+    )
 
 
 def folder_of(manifest) -> Path:
@@ -351,8 +354,12 @@ def test_a_cache_filled_from_tfds_has_the_same_pixels(built, manifest):
     assert str(Builder.VERSION) == TFDS_VERSION
     assert built.tfds and not manifest.tfds and built.fingerprint == manifest.fingerprint
     assert {path.name for path in (built.folder / "idrid").iterdir()} == {"grading", "localization", "segmentation"}
-    elsewhere = {split: tuple(dataclasses.replace(one, source=dataclasses.replace(one.source, path=Path("gone")))
-                              for one in found) for split, found in built.grading.items()}
+    elsewhere = {
+        split: tuple(
+            dataclasses.replace(one, source=dataclasses.replace(one.source, path=Path("gone"))) for one in found
+        )
+        for split, found in built.grading.items()
+    }
     a = cache.load(dataclasses.replace(built, grading=elsewhere), "train", **OPTIONS)  # the release is not needed
     b = cache.load(manifest, "train", **OPTIONS)
     np.testing.assert_array_equal(a.images, b.images)

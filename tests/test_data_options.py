@@ -172,7 +172,9 @@ def test_merged_grades_are_one_class_to_the_networks(config):
         step = jax.jit(functools.partial(update_networks, make_update(some)))
         state, metrics = step(fresh_state(some, sharding.make_mesh(1)), images, labels, jax.random.key(1))
         generated = sample_images(generator, state, jnp.asarray(z), jnp.asarray(labels), 10)
-        logits = discriminator.eval(state.d.params, state.d.stats, jnp.asarray(images, jnp.float32), jnp.asarray(labels))
+        logits = discriminator.eval(
+            state.d.params, state.d.stats, jnp.asarray(images, jnp.float32), jnp.asarray(labels)
+        )
         results.append((state, metrics, generated, logits))
     assert_same(*results)
 
@@ -180,7 +182,7 @@ def test_merged_grades_are_one_class_to_the_networks(config):
 def test_a_run_with_merged_classes_is_sampled_and_interpolated_by_grade(tmp_path, phantom_data, tiny):
     manifest = find_prepared(phantom_data)
     make = lambda name, **changes: sampling.load_sampler(
-        made_run.make_run(tmp_path / name, manifest, network="tiny", **changes), statistics="running"
+        made_run.make_run(tmp_path / name, manifest, network="tiny", **changes), batch_statistics="running"
     )
     merged, plain = make("merged", **{"data.merge_classes": MERGED}), make("plain")
     assert isinstance(merged.generator, ClassMapped) and not isinstance(plain.generator, ClassMapped)
@@ -190,7 +192,8 @@ def test_a_run_with_merged_classes_is_sampled_and_interpolated_by_grade(tmp_path
     rows = interpolation.interpolate_grades(merged, [1, 2], 2, 3)
     assert (rows[:, 0] == rows[:, 1]).all() and (rows[:, 0] == rows[:, 2]).all()
     np.testing.assert_array_equal(
-        interpolation.interpolate_grades(merged, [0, 2, 4], 2, 5), interpolation.interpolate_grades(plain, [0, 1, 3], 2, 5)
+        interpolation.interpolate_grades(merged, [0, 2, 4], 2, 5),
+        interpolation.interpolate_grades(plain, [0, 1, 3], 2, 5),
     )
     np.testing.assert_array_equal(
         interpolation.interpolate_latents(merged, [4, 2], 3), interpolation.interpolate_latents(plain, [3, 1], 3)

@@ -19,9 +19,9 @@ HEIGHT, WIDTH = 178, 268
 @pytest.fixture(scope="module")
 def phantoms():
     """40 photographs of all grades, and whether the disc lies left of the middle of the field of view."""
-    drawn = [make_photograph(np.random.default_rng([7, i]), i % 5, HEIGHT, WIDTH) for i in range(40)]
-    middles = [np.mean(field_of_view(phantom.image)[::2]) for phantom in drawn]
-    return [phantom.image for phantom in drawn], np.array([p.disc[0] < x for p, x in zip(drawn, middles)])
+    phantoms = [make_photograph(np.random.default_rng([7, i]), i % 5, HEIGHT, WIDTH) for i in range(40)]
+    middles = [np.mean(field_of_view(phantom.image)[::2]) for phantom in phantoms]
+    return [phantom.image for phantom in phantoms], np.array([p.disc[0] < x for p, x in zip(phantoms, middles)])
 
 
 def small(images, size, channels, crop="field_of_view"):

@@ -66,7 +66,7 @@ def test_the_field_of_view_is_off_center_and_cut_at_top_and_bottom():
     columns = np.flatnonzero((image.max(2) > 25).mean(0) > 0.05)
     np.testing.assert_allclose(columns[[0, -1]] / 536, [274 / 4288, 3687 / 4288], atol=0.01)
     assert (image.max(2) > 25)[[0, -1]].mean() > 0.3  # touches the upper and the lower edge
-    assert image[:, round(0.9 * 536):].max() < 20  # the black bar on the right
+    assert image[:, round(0.9 * 536) :].max() < 20  # the black bar on the right
 
 
 def test_masks_lie_in_the_field_of_view(photographs):

@@ -60,6 +60,7 @@ def test_exif_orientation_is_ignored():
 
 def bomb(side) -> bytes:
     """A small PNG whose header claims side x side pixels."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

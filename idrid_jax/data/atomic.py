@@ -1,4 +1,4 @@
-"""Folders and files that appear completely or not at all, even if a process is killed or another one writes the same."""
+"""Folders and files that appear completely or not at all, even if a process is killed or two write the same."""
 
 import os
 import shutil

@@ -115,7 +115,7 @@ def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str)
         raise UserError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
     photographs = manifest.grading[split]
     if not photographs:
-        raise UserError(f"{manifest.release}: its split {split!r} has no graded photograph; prepare a release that has some")
+        raise UserError(f"{manifest.release}: its split {split!r} has no graded photograph; prepare another release")
     folder = manifest.folder / "cache" / f"{size}_{channels}_{crop}_v{VERSION}" / split
     meta = {
         "fingerprint": manifest.fingerprint, "size": size, "channels": channels, "crop": crop, "version": VERSION,
@@ -199,7 +199,7 @@ def _reads_from_release(manifest: Manifest, split: str) -> Iterator[tuple[int, C
         try:
             data = photograph.source.read()
         except (OSError, KeyError) as error:  # KeyError: the zip has no such member
-            raise UserError(f"{photograph.source}: gone since the release was prepared ({error}); {PREPARE_AGAIN}") from error
+            raise UserError(f"{photograph.source}: gone since it was prepared ({error}); {PREPARE_AGAIN}") from error
         if hashlib.sha256(data).hexdigest() != photograph.sha256:
             raise UserError(f"{photograph.source}: has changed since the release was prepared; {PREPARE_AGAIN}")
         return data

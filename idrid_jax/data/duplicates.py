@@ -49,7 +49,7 @@ class DuplicateGroup:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of a decoded photograph: (width, height) in pixels, and its fine structure, None if it is small."""
+    """What comparisons need of a photograph: (width, height) in pixels, and its fine structure, None if it is small."""
 
     size: tuple[int, int]
     fine: np.ndarray | None
@@ -96,7 +96,7 @@ def fingerprint_photographs(release: Release, parts: Iterable[Sequence[Record]])
 def find_pairs(
     first: Sequence[Record], second: Sequence[Record], release: Release, fingerprints: dict[str, Fingerprint]
 ) -> list[tuple[int, int, float]]:
-    """Return (i, j, correlation) for each first[i] and second[j] that are the same photograph; 1 for identical files."""
+    """Return (i, j, correlation) for each first[i] and second[j] that show one photograph; 1 for identical files."""
     (first_keys, first_fine), (second_keys, second_fine) = (
         _stack(records, release, fingerprints) for records in (first, second)
     )

@@ -78,7 +78,7 @@ def find_prepared(data_dir: Path | str | None = None, release: str = "") -> Mani
         return read_manifest(latest)
     if found := [folder for folder in folders if folder.name.startswith(release)]:
         if len(found) > 1:
-            raise UserError(f"release {release!r} is the beginning of {len(found)} fingerprints under {root}; give more digits")
+            raise UserError(f"release {release!r} matches {len(found)} fingerprints under {root}; give more digits")
         return read_manifest(found[0])
     path = Path(release).expanduser().resolve()
     all_manifests = list(readable_manifests(root))

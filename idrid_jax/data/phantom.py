@@ -70,7 +70,7 @@ def _frame(height: int, width: int):
     """Return what all photographs of a size have in common.
 
     These are the diameter and the center (x, y) of the field of view in pixels; x [1, W] and y [H, 1] in diameters; the
-    square of the radius [H, W], 1 at the edge; and the share of each pixel that the camera's mask does not cover [H, W].
+    square of the radius [H, W], 1 at the edge; and the share of each pixel that the camera's mask leaves free [H, W].
     """
     diameter = min(DIAMETER * height, DIAMETER / ASPECT * width)
     center = np.array([CENTER * width, height / 2])

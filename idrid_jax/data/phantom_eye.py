@@ -10,8 +10,8 @@ import numpy as np
 DISC_RADIUS = 0.0765  # IDRiD's median disc covers 1.8 % of the frame
 DISC_DIAMETER = 2 * DISC_RADIUS
 
-# Numbers of lesions by grade, (lowest, highest). Grade 4 also has new vessels. Microaneurysms and dot hemorrhages are as
-# large as IDRiD's largest ones, so that the grade is still visible at 64 pixels.
+# Numbers of lesions by grade, (lowest, highest). Grade 4 also has new vessels. Microaneurysms and dot hemorrhages are
+# as large as IDRiD's largest ones, so that the grade is still visible at 64 pixels.
 MICROANEURYSMS = ((0, 0), (10, 20), (12, 26), (20, 44), (20, 44))
 HEMORRHAGES = ((0, 0), (0, 0), (4, 12), (26, 48), (18, 44))
 SOFT_EXUDATES = ((0, 0), (0, 0), (0, 1), (2, 7), (0, 4))

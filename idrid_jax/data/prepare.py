@@ -56,7 +56,7 @@ def prepare(
     notes = []
     if tfds and importlib.util.find_spec("tensorflow") is None:
         tfds = False
-        notes = ["TensorFlow is not installed: no TFDS dataset is built; caches will be filled directly from the release"]
+        notes = ["TensorFlow is not installed: no TFDS dataset is built; the release itself fills the caches"]
 
     path = Path(release_path).expanduser().resolve()
     for manifest in readable_manifests(data_dir / "idrid_jax"):

@@ -48,7 +48,7 @@ def decode(data: bytes, name: str, min_side: int | None = None) -> np.ndarray:
         size, with both sides at least `min_side`. None decodes at full size.
 
     Returns:
-      uint8 [H, W, 3], RGB, 0..255. EXIF orientation is ignored; 16 bits are divided by 257; alpha is composited over black.
+      uint8 [H, W, 3], RGB, 0..255. EXIF orientation is ignored; 16 bits are divided by 257; alpha is laid over black.
 
     Raises:
       UserError: not an image, damaged or truncated, more than `MAX_PIXELS`, or of a pixel type without a known range.

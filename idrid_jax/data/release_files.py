@@ -105,7 +105,8 @@ def _only_candidate(path: Path, found: list[Part]) -> Part:
     if len(candidates) > 1:
         first, second = sorted(candidates, key=lambda part: part.root)[:2]
         same_folder = first.container == second.container
-        names = " and ".join(str(part.zipped or (part.root if same_folder else part.container)) for part in (first, second))
+        places = [part.zipped or (part.root if same_folder else part.container) for part in (first, second)]
+        names = " and ".join(map(str, places))
         more = " ..." * (len(candidates) > 2)
         raise UserError(f"{path}: holds {len(candidates)} releases, {names}{more}; name one of them")
     return candidates[0]
@@ -154,7 +155,8 @@ def _in_zip(path: Path, seen: list[str], requested: bool = True) -> list[Part]:
     try:
         members = [info for info in _open_zip(path).infolist() if not info.is_dir()]
     except (OSError, zipfile.BadZipFile, EOFError) as error:
-        if not requested and not PART_NAME.match(normalize_name(path.name).lower()) and "idrid" not in path.name.lower():
+        name = normalize_name(path.name).lower()
+        if not requested and not PART_NAME.match(name) and "idrid" not in name:
             return []
         raise UserError(f"{path}: not a readable zip ({_reason(error)}); download it again") from error
     roots: dict[tuple[str, ...], dict] = {}
@@ -168,7 +170,7 @@ def _in_zip(path: Path, seen: list[str], requested: bool = True) -> list[Part]:
     if roots or requested:
         for info in members:
             if _escapes(info):
-                raise UserError(f"{path}: its member {info.filename!r} has a path outside of it; get another copy of the zip")
+                raise UserError(f"{path}: its member {info.filename!r} has a path outside of it; get another copy")
     return [part for names, files in roots.items() for part in _part((path.name, *names), path.parent, files, path)]
 
 

@@ -28,8 +28,8 @@ def read_labels(
     source = _find_csv(part, kind, split)
     if source is None:
         if photographs:
-            folder = f"{layout.PARTS[part.letter]}/{layout.TRUTHS[part.letter]}"
-            raise UserError(f"{part.root}: its file '{folder}/{official}' is missing; copy it from the official release")
+            path = f"{layout.PARTS[part.letter]}/{layout.TRUTHS[part.letter]}/{official}"
+            raise UserError(f"{part.root}: its file '{path}' is missing; copy it from the official release")
         return None, {}
     rows = _read_rows(source, wanted)
     if lost := [name for name in rows if name not in photographs]:

@@ -61,7 +61,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         elif self.builder_config.name == "segmentation":
             mask = {
                 "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc="255 inside, 0 outside"),
-                "present": tfds.features.Scalar(dtype=np.bool_, doc="False if the release has no mask; the mask is then 0"),
+                "present": tfds.features.Scalar(dtype=np.bool_, doc="False if the release has no mask; it is then 0"),
             }
             features["masks"] = {lesion: mask for lesion in LESIONS}
         else:

@@ -14,7 +14,7 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 
 SAMPLINGS = ("natural", "balanced", "tempered")
-PERIOD = 240  # positions after which tempered sampling repeats its grades: divisible by 1 to 5, so equal shares stay equal
+PERIOD = 240  # positions after which tempered sampling repeats its grades; divisible by 5, so equal shares are exact
 
 
 class BatchOrder:

@@ -53,7 +53,8 @@ def batches(
     own = share(len(split), process, processes)
     order = BatchOrder(
         split.grades[own],
-        seed=seed if processes == 1 else seed * processes + process,  # one process: the batches of the resident pipeline
+        # One process yields the batches of the resident pipeline; of several, each has an order of its own.
+        seed=seed if processes == 1 else seed * processes + process,
         batch_size=batch_size // processes,
         sampling=sampling,
         temperature=temperature,
