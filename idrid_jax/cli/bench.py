@@ -105,7 +105,7 @@ BENCH = Group(
             trains=True,
         ),
         "input": Command(
-            "both input pipelines from disk to device, how long steps wait for them, and train next to its bare step",
+            "both input pipelines, how long steps wait for them, and train next to its step alone",
             "--config configs/dcgan28.py --seconds 75",
             _define_input,
             _run_input,

@@ -40,7 +40,7 @@ def _define(values, argv):
 
 
 def _run(values):
-    given = [name for name in ("per_grade", "grade", "balance") if values[name].value not in (None, False)]
+    given = [name for name in ("per_grade", "grade", "balance") if values[name].value is not values[name].default]
     if len(given) > 1:
         raise UserError(f"--{given[0]} and --{given[1]} exclude each other: choose one")
     if values.grade is not None and values.count is None:
