@@ -44,7 +44,7 @@ def test_every_default_is_valid():
 def test_literal_choices_equal_the_code_they_name():
     assert config_lib.LOSSES == tuple(losses.LOSSES)
     assert config_checks.TRANSFORMS == augment.TRANSFORMS
-    follows_signs = {name for name, loss in losses.LOSSES.items() if loss.border or loss.pairs}
+    follows_signs = {name for name, loss in losses.LOSSES.items() if loss.zero_is_boundary or loss.paired}
     assert follows_signs == set(losses.LOSSES) - {"wasserstein"}  # which adaptive augmentation refuses
 
 
