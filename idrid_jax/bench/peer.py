@@ -118,7 +118,8 @@ class Peer:
 
 def main() -> None:
     """Answer the parent's requests until it closes the pipe."""
-    runtime.keep_freed_memory()  # like our side
+    if not runtime.has_accelerator():
+        runtime.keep_freed_memory()  # like our side
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # output of PyTorch and its compilers must not reach the pipe of answers
     worker = _Worker()
