@@ -117,7 +117,9 @@ def _print_evaluation(result):
         + "\n"
     )
     if "conditioning_strength" in of:
-        print(f"The conditioning strength of this checkpoint is {of['conditioning_strength']:.1%}: its grades fade in.\n")
+        print(
+            f"The conditioning strength of this checkpoint is {of['conditioning_strength']:.1%}: its grades fade in.\n"
+        )
     print(quality.table(result["quality"], thesis=of["network"] == "dcgan28"))
     print("\n" + closeness.table(result["closeness"]))
     if "memorization" in result:

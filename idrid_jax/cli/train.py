@@ -43,7 +43,6 @@ def _run(values):
     from idrid_jax.training.monitoring import check_best_metric
 
     check_best_metric(config, SnapshotMetrics.names)
-
     if values.dry_run:
         print(networks_table(config))
         print(json.dumps(config.to_dict(), indent=2))
@@ -58,45 +57,46 @@ def _run(values):
         timeout=values.join_timeout,
         explain=lambda error: explain(error, values),
     ):
-        say = print if multihost.process_index() == 0 else lambda *_, **__: None
         given = config_lib.flatten(values.config)
-        for name, value in config_lib.flatten(config).items():
-            if value != given[name]:
-                say(f"config.{name} = {value:g} ({given[name]})")
-        _train(config, Path(values.workdir), say=say)
+        resolved = {name: value for name, value in config_lib.flatten(config).items() if value != given[name]}
+        _print("\n".join(f"config.{name} = {value:g} ({given[name]})" for name, value in resolved.items()))
+        _train(config, Path(values.workdir))
 
 
-def _train(config, workdir, say):
+def _train(config, workdir):
     from idrid_jax.config import steps
-    from idrid_jax.data.manifest import find_prepared
+    from idrid_jax.data.splits import find_release
     from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
     from idrid_jax.models.layer_table import networks_table
     from idrid_jax.training import loop
 
-    manifest = find_prepared(config.data.data_dir or None, config.data.release)  # first: it may be missing
-    tell = lambda text: say(text, file=sys.stderr, flush=True)
-    # before the table, which takes seconds: its weights may be missing
-    measures = SnapshotMetrics(
+    manifest = find_release(config)
+    metrics = SnapshotMetrics(  # before the table, which takes seconds: its weights may be missing
         manifest.folder / "features",
         best=config.checkpoint.best,
         stop_on_collapse=config.on_collapse == "stop",
-        log=tell,
+        log=lambda text: _print(text, file=sys.stderr),
     )
-    say(networks_table(config))
-    say(
-        f"release {manifest.name} ({manifest.fingerprint[:12]}), "
-        f"training photographs by grade: {manifest.counts['grading']['train']}",
-        flush=True,
-    )
-    if fading := config.conditioning.start_kimg + config.conditioning.ramp_kimg:
-        say(f"full conditioning on grades from {fading:g} kimg on; earlier checkpoints are not chosen", flush=True)
-    state = loop.train(config, workdir, manifest, measures)
+    _print(networks_table(config))
+    counts = manifest.counts["grading"]["train"]
+    _print(f"release {manifest.name} ({manifest.fingerprint[:12]}), training photographs by grade: {counts}")
+    if ramp_end := config.conditioning.start_kimg + config.conditioning.ramp_kimg:
+        _print(f"full conditioning on grades from {ramp_end:g} kimg on; earlier checkpoints are not chosen")
+    state = loop.train(config, workdir, manifest, metrics)
     step = int(state.step)
     if step < steps(config.total_kimg, config):
         return  # interrupted, which the loop has logged
     kimg = step * config.batch_size / 1000
-    say(f"step {step} ({kimg:g} kimg): images, stats.jsonl and checkpoints in {workdir}")
-    say(f"next: {command_line('evaluate', '--workdir', workdir)}")
+    _print(f"step {step} ({kimg:g} kimg): images, stats.jsonl and checkpoints in {workdir}")
+    _print(f"next: {command_line('evaluate', '--workdir', workdir)}")
+
+
+def _print(text: str, file=None) -> None:
+    """Print `text` unless it is empty, on process 0 only."""
+    from idrid_jax.training import multihost
+
+    if text and multihost.process_index() == 0:
+        print(text, file=file, flush=True)
 
 
 TRAIN = Command(
