@@ -269,15 +269,6 @@ def test_two_releases_are_refused(made, tmp_path):
     refused(tmp_path / "second", "holds 2 releases", "other.zip")
 
 
-@pytest.mark.real_data
-@real
-def test_a_folder_with_both_real_releases_is_refused():
-    idrid = Path(os.environ["IDRID_DIR"])
-    if not (idrid.parent / "sample").is_dir():
-        pytest.skip("there is only one release")
-    refused(idrid.parent, idrid, idrid.parent / "sample")
-
-
 def test_reading_from_many_threads(made, tmp_path):
     release = read_release(zipped(made, tmp_path / "zips"))
     sources = [one.image for one in release.records()] * 20
