@@ -52,8 +52,8 @@ def _check_loss(loss) -> None:
         )
     if loss.name == "wasserstein" and not penalty:
         raise UserError(
-            "config.loss.name = 'wasserstein': D must be kept smooth; set config.loss.gradient_penalty (10 in the paper) "
-            "or config.loss.r1"
+            "config.loss.name = 'wasserstein': D needs a penalty on its slope; set config.loss.gradient_penalty (10 in the "
+            "paper) or config.loss.r1"
         )
     if loss.penalty_every > 1 and not penalty:
         raise UserError(f"config.loss.penalty_every = {loss.penalty_every}: {SET_A_PENALTY}")

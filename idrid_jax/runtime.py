@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
     """Let glibc's malloc keep freed memory; return whether that was possible (only with glibc).
 
     XLA on CPU allocates a step's working memory and frees it at the end of the step. By default glibc maps such blocks
-    anew each time and the kernel clears every page: a sixth of a step's time (156,000 page faults a step for
+    again each time and the kernel clears every page: a sixth of a step's time (156,000 page faults a step for
     `dcgan64` at batch 64). The process then keeps the memory of its largest step until it ends. Call it before any
     thread starts, because threads get arenas of their own.
     """
