@@ -12,7 +12,7 @@ import pytest
 from conftest import assert_same, changed, make_config, train
 
 from idrid_jax.data import cache
-from idrid_jax.data.pipeline import resident
+from idrid_jax.data.pipeline import choose_pipeline, is_sharded, resident
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
 from idrid_jax.training import optimizers, sharding, train_step
@@ -206,11 +206,11 @@ def test_auto_spreads_a_split_that_no_device_holds(config):
         (2, "tfdata", True),
     ):
         asked = changed(config, data__resident_mib=kib / 1024, data__pipeline="auto")
-        assert (train_step.choose_pipeline(asked, split, eight), train_step.is_sharded(asked, split, eight)) == (way, parts)
-    assert resident.bytes_in_parts(split.images.shape, 8, eight) == 11 * 192
-    assert resident.bytes_in_parts(split.images.shape, 8, sharding.make_mesh(1, 2)) == (24 + 8) * 96  # rows share it, too
-    assert train_step.is_sharded(changed(config, data__resident_mib=0.001), split, sharding.make_mesh(1, 2))
-    images, grades = resident.put(split.images, split.grades, eight, parts=True)
+        assert (choose_pipeline(asked, split, eight), is_sharded(asked, split, eight)) == (way, parts)
+    assert resident.sharded_bytes(split.images.shape, 8, eight) == 11 * 192
+    assert resident.sharded_bytes(split.images.shape, 8, sharding.make_mesh(1, 2)) == (24 + 8) * 96  # rows share it, too
+    assert is_sharded(changed(config, data__resident_mib=0.001), split, sharding.make_mesh(1, 2))
+    images, grades = resident.put(split, eight, sharded=True)
     assert {shard.data.shape for shard in images.addressable_shards} == {(3, 8, 8, 3)}
     np.testing.assert_array_equal(images, split.images)
 
