@@ -111,7 +111,7 @@ def score(answers: Path | str) -> pd.DataFrame:
     table, key = _read(answers, "answer"), _read(answers.parent / KEY, "origin")
     _check_numbers(answers, table["number"], key["number"])
     table = table.set_index("number").loc[key["number"]].reset_index()
-    words = table["answer"].fillna("").astype(str).str.strip().str.lower()
+    words = table["answer"].fillna("").str.strip().str.lower()
     for number, word in zip(key["number"], words):
         if word not in ("", REAL, GENERATED):
             raise UserError(f"{answers}: image {number}: answer {word!r}: write {REAL} or {GENERATED}, or nothing")
@@ -154,8 +154,8 @@ def _check_numbers(path, numbers: pd.Series, expected: pd.Series) -> None:
 def _read(path, column) -> pd.DataFrame:
     """Read a CSV file that has the columns number, grade and `column`, as a spreadsheet may have saved it."""
     try:
-        # numbers as text: with empty or malformed cells in the column, pandas would read floats
-        table = pd.read_csv(io.StringIO(path.read_text("utf-8-sig")), dtype={"number": str})
+        # as text: with empty or malformed cells in the column, pandas would read floats
+        table = pd.read_csv(io.StringIO(path.read_text("utf-8-sig")), dtype={"number": str, column: str})
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: idrid-jax blind sheet writes it") from None
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
