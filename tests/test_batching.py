@@ -1,4 +1,4 @@
-"""A function of many images, some at a time."""
+"""`map_in_batches`: results do not depend on the batch size, and one shape is compiled."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from idrid_jax.batching import map_in_batches
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 7, 8])
-def test_the_same_as_at_once_with_one_shape(count):
+def test_results_do_not_depend_on_the_batch_size(count):
     x, y = np.random.default_rng(0).random((2, count, 5), np.float32)
     shapes = set()
 

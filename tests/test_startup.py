@@ -1,6 +1,5 @@
-"""The start of a command: imports, process-wide settings, the compilation cache, the table of layers."""
+"""The start of a command: imports, process-wide settings, the compilation cache."""
 
-import math
 import os
 import subprocess
 import sys
@@ -9,11 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 from conftest import assert_same
-from flax import nnx
 
 from idrid_jax import cli, runtime
-from idrid_jax.config import default_config
-from idrid_jax.models import NETWORKS, layer_table
 from idrid_jax.training.checkpoint import read_run
 
 ROOT = Path(__file__).parents[1]
@@ -157,40 +153,3 @@ def test_a_program_that_has_imported_jax_keeps_its_settings(before_jax, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     runtime.enable_compilation_cache()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ and not list(tmp_path.iterdir())
-
-
-# -- The table of layers
-
-
-@pytest.mark.parametrize("name", ["cgan32", "dcgan64"])
-def test_the_table_has_every_layer_with_its_shapes(name):
-    """One line per layer that is called; its parameters add up to the network's."""
-    config = default_config()
-    config.network = name
-    network = NETWORKS[name]
-    for table, make in zip(
-        layer_table.networks_table(config).split("\n\n"), (network.generator, network.discriminator)
-    ):
-        header, whole, *rows = [line.split() for line in table.splitlines()]
-        assert header == ["layer", "type", "inputs", "output", "parameters"]
-        shapes = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
-        count = lambda module: sum(math.prod(a.shape) for a in jax.tree.leaves(nnx.state(module, nnx.Param)))
-        assert whole[0] == type(shapes).__name__ and whole[-1] == f"{count(shapes):,}"
-        parts = {"/".join(map(str, path)): part for path, part in nnx.iter_modules(shapes) if path}
-        layers = {name for name, part in parts.items() if not isinstance(part, nnx.List)}
-        assert {row[0] for row in rows} == layers
-        for row in rows:
-            assert row[1] == type(parts[row[0]]).__name__
-            if count(parts[row[0]]):
-                assert f"{count(parts[row[0]]):,}" in row
-
-
-def test_the_table_shows_types_shapes_and_parameters_of_a_call():
-    config = default_config()
-    config.network, config.dtype = "dcgan64", "bfloat16"
-    lines = [line.split() for line in layer_table.networks_table(config).splitlines()]
-    norm = ["norm/1", "BatchNorm", *["bfloat16[1,8,8,256]"] * 2, "512", "bias[256]", "scale[256]"]
-    assert [*norm, "statistics", "mean[256]", "var[256]"] in lines
-    image = ["image", "ConvTranspose", "bfloat16[1,32,32,64]", "bfloat16[1,64,64,3]", "3,072", "kernel[4,4,3,64]"]
-    assert image in lines
-    assert nnx.Linear.__call__.__qualname__ == "Linear.__call__"  # the recording of calls has ended

@@ -1,10 +1,14 @@
-"""The networks by name. A new one is a file beside these and an entry in `NETWORKS`.
+"""The networks by name, `NETWORKS`, and `build_networks`, which builds those of a configuration.
 
-Every generator is called `(z, grades)` and every discriminator `(images, grades, rngs=)`: images NHWC in [-1, 1],
-grades int32 [B] or shares of the five, float32 [B, 5]; logits [B]; the unconditional ones ignore the grades. A
-discriminator's call is its `judge(features, grades)` of its `features(images, grades, rngs=)` [B, ...], which feature
-matching compares. Modules of this package know JAX and
-Flax alone.
+Every generator maps (z, grades) to images, and every discriminator maps (images, grades, rngs=) to logits:
+
+    z        float32 [B, latent_size]
+    grades   int32 [B], or weights of the five grades, float32 [B, 5]; unconditional networks ignore them
+    images   [B, size, size, channels] in [-1, 1]
+    logits   [B]
+
+A discriminator is `logits(features(images, grades, rngs=), grades)`; feature matching compares its features [B, ...].
+README.md says how to add a network.
 """
 
 import dataclasses
@@ -22,26 +26,26 @@ from idrid_jax.models.functional import Functional, functional, with_class_map
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A pair of networks and what the rest must know of it. Images are [size, size, channels], z is [B, latent]."""
+    """A generator, a discriminator and what their callers must know about them."""
 
     generator: Callable[..., nnx.Module]  # (dtype=, rngs=) -> module
     discriminator: Callable[..., nnx.Module]  # (dtype=, rngs=) -> module
-    size: int
+    size: int  # pixels per side
     channels: int
     conditional: bool
     latent_size: int = 100
-    supports_conditioning_ramp: bool = False  # takes shares of grades that sum to less than 1: `config.conditioning`
-    batch_norm: bool = True  # an image depends on the others of its batch
+    supports_conditioning_ramp: bool = False  # accepts grade weights that sum to less than 1; see `config.conditioning`
+    batch_norm: bool = True  # the output for an image depends on the others of its batch
     options: tuple[str, ...] = ()  # fields of `config.model` that both modules take as arguments
 
     @property
     def family(self) -> tuple[Callable, ...]:
-        """What the networks of other sizes have in common with this one."""
+        """The module classes, which networks of the same design and another size share."""
         return tuple(getattr(module, "func", module) for module in (self.generator, self.discriminator))
 
     @property
     def sample_batch_size(self) -> int:
-        """Images to draw in one go outside of training: 64 of up to 128 pixels a side, as many pixels of larger."""
+        """Images per batch outside of training: 64 of up to 128 pixels per side, as many pixels of larger images."""
         return max(1, 64 * min(128, self.size) ** 2 // self.size**2)
 
 

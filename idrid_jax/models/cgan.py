@@ -1,7 +1,7 @@
-"""The thesis's conditional GAN (3.3.1, Keras): latent and grade -> 32 x 32 RGB.
+"""The thesis's conditional GAN (3.3.1, Keras) for 32 x 32 RGB images.
 
-The thesis leaves the latent's size, the kernels and the dropout rate open; these are the usual ones for its source,
-and its parameter counts follow from them: generator 1,382,077, discriminator 212,987.
+The thesis does not state the latent size, kernel sizes and dropout rate. Those here are the usual ones of its source,
+and give its parameter counts: generator 1,382,077, discriminator 212,987.
 """
 
 import jax
@@ -17,7 +17,7 @@ def _leaky(x):
 
 
 def _embedding(rngs: nnx.Rngs, dtype) -> GradeEmbedding:
-    """Keras's Embedding(5, 50), uniform in [-0.05, 0.05]."""
+    """Keras's Embedding(5, 50) with its initializer, U(-0.05, 0.05)."""
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
@@ -26,7 +26,7 @@ def _embedding(rngs: nnx.Rngs, dtype) -> GradeEmbedding:
 
 
 class Generator(nnx.Module):
-    """z [B, 100] and grades -> images [B, 32, 32, 3] in [-1, 1]. width: channels of the layers between."""
+    """z [B, 100] and grades -> images [B, 32, 32, 3] in [-1, 1]; `width` is the number of channels of hidden layers."""
 
     def __init__(self, *, width: int = 128, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
@@ -48,7 +48,7 @@ class Generator(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Images [B, 32, 32, 3] in [-1, 1] and grades -> logits [B]; dropout takes its key at the call."""
+    """Images [B, 32, 32, 3] in [-1, 1] and grades -> logits [B]; dropout takes `rngs` at the call."""
 
     def __init__(self, *, width: int = 128, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)

@@ -1,9 +1,8 @@
-"""The thesis's DCGANs (3.3.2): one from the tf.keras tutorial at 28 x 28 grey, one from PyTorch's at 128 x 128 RGB.
+"""The thesis's DCGANs (3.3.2): of the tf.keras tutorial for 28 x 28 grey images, of PyTorch's for 128 x 128 RGB images.
 
-The thesis prints the PyTorch one as "64x64", but its layers give 128 x 128; `dcgan64` is the same with a last layer
-that gives the stated size. The discriminator's stated padding of 1 reaches 1 x 1 from neither size; padding 6 mirrors
-the generator. From 256 on it is the thesis's made deeper. All are unconditional: they take `grades` as every network
-here does, and ignore it.
+The thesis states "64x64" for the second, but its layers give 128 x 128; `dcgan64` has another last layer and the stated
+size. The stated discriminator padding of 1 does not reach 1 x 1 from either size; padding 6 mirrors the generator. The
+networks of 256 pixels and more have further layers of the same kind. All are unconditional: they ignore `grades`.
 """
 
 import jax
@@ -21,7 +20,7 @@ def _leaky_keras(x):
 
 
 class Generator28(nnx.Module):
-    """z [B, 100] -> images [B, 28, 28, 1] in [-1, 1]; 2,305,472 parameters. width: channels beside the image."""
+    """z [B, 100] -> images [B, 28, 28, 1] in [-1, 1]; 2,305,472 parameters; `width`: channels next to the image."""
 
     def __init__(self, *, width: int = 64, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
@@ -42,7 +41,7 @@ class Generator28(nnx.Module):
 
 
 class Discriminator28(nnx.Module):
-    """Images [B, 28, 28, 1] in [-1, 1] -> logits [B]; 212,865 parameters; dropout takes its key at the call."""
+    """Images [B, 28, 28, 1] in [-1, 1] -> logits [B]; 212,865 parameters; dropout takes `rngs` at the call."""
 
     def __init__(self, *, width: int = 64, dtype=jnp.float32, rngs: nnx.Rngs):
         arguments = dict(dtype=dtype, rngs=rngs)
@@ -69,28 +68,27 @@ class Discriminator28(nnx.Module):
 
 
 def _last_layer(size: int) -> tuple[int, int, tuple[int, int]]:
-    """Kernel, stride and padding between the widest features and the image: thesis's 128 goes by a factor of four."""
+    """Kernel size, stride and padding of the layer at the image; the thesis's 128-pixel network scales by 4 there."""
     return (16, 4, (6, 6)) if size == 128 else (4, 2, (1, 1))
 
 
-def _channels(size: int, width: int, most: int) -> list[int]:
-    """Of each level from 4 x 4 up, a factor of two apart: `width` beside the image, twice as many a level down, at most
-    `most`."""
+def _channels(size: int, width: int, max_channels: int) -> list[int]:
+    """Channels of each level from 4 x 4 to the image: `width` next to the image, doubled per level away from it."""
     levels = (size // _last_layer(size)[1]).bit_length() - 2
-    return [min(most, width << level) for level in range(levels)][::-1]
+    return [min(max_channels, width << level) for level in range(levels)][::-1]
 
 
 class Generator(nnx.Module):
-    """z [B, 100] -> images [B, size, size, 3] in [-1, 1], size 64 to 1024 by factors of 2.
+    """z [B, 100] -> images [B, size, size, 3] in [-1, 1].
 
-    Parameters: 3,576,704 at 64, 3,622,784 at 128 (both the thesis's), 11,967,360 at 256, 4,195,328 more for each level.
+    Parameters: 3,576,704 at 64, 3,622,784 at 128 (both as in the thesis), 11,967,360 at 256, 4,195,328 more per level.
 
     Args:
-      size: of the images, pixels a side.
-      width: channels beside the image.
-      max_channels: of any layer.
-      remat: activations within a level are computed again in the backward pass (Chen et al. 2016, "Training deep nets
-        with sublinear memory cost").
+      size: pixels per side, a power of 2 from 64 to 1024.
+      width: channels next to the image.
+      max_channels: upper limit on the channels of a layer.
+      remat: recompute activations within a level in the backward pass (Chen et al. 2016, "Training deep nets with
+        sublinear memory cost").
     """
 
     def __init__(
@@ -121,9 +119,9 @@ class Generator(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Images [B, size, size, 3] in [-1, 1] -> logits [B], size 64 to 1024 by factors of 2: mirrors `Generator`.
+    """Images [B, size, size, 3] in [-1, 1] -> logits [B]: the mirror image of `Generator`, with its arguments.
 
-    Parameters: 2,765,568 at 64, 2,811,648 at 128 (both the thesis's), 11,156,224 at 256, 4,195,328 more for each level.
+    Parameters: 2,765,568 at 64, 2,811,648 at 128 (both as in the thesis), 11,156,224 at 256, 4,195,328 more per level.
     """
 
     def __init__(

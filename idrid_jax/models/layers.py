@@ -1,4 +1,4 @@
-"""The layers that the networks are made of: convolutions over `models.convolution`, and norms as the peers set them."""
+"""Layers of the networks: convolutions, grade embeddings, output activation, and BatchNorm as in Keras and PyTorch."""
 
 import contextlib
 import contextvars
@@ -15,17 +15,18 @@ from idrid_jax.models.initializers import Initializer, normal
 Padding = convolution.Padding
 
 NUM_GRADES = 5
-MIN_ROWS_PER_DEVICE = 4  # of a layer on each device
+MIN_ROWS_PER_DEVICE = 4  # of a layer's features
 _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
 
 @contextlib.contextmanager
 def shard_rows(mesh: Mesh) -> Iterator[None]:
-    """Within, features [N, H, W, C] are split over the axes "data" and "rows" of `mesh` before and after convolutions.
+    """Shard the features [N, H, W, C] of convolution layers over the mesh axes "data" and "rows" in this context.
 
-    Where "rows" does not divide H, or leaves fewer than `MIN_ROWS_PER_DEVICE` a device, they are whole: XLA (jaxlib 0.10.2)
-    computes wrong BatchNorm means of uneven parts, and wrong gradients where a kernel reaches past the next device.
-    Convolutions are lax's own: of these the compiler knows how many rows of its neighbours a device needs.
+    Rows are not sharded if "rows" does not divide H or a device would get fewer than `MIN_ROWS_PER_DEVICE`: XLA (jaxlib
+    0.10.2) computes wrong BatchNorm means for uneven shards, and wrong gradients if a kernel reaches past the next
+    device. Convolutions use the native lowering, for which the compiler knows which rows a device needs from its
+    neighbours.
     """
     token = _mesh.set(mesh)
     try:
@@ -35,22 +36,22 @@ def shard_rows(mesh: Mesh) -> Iterator[None]:
         _mesh.reset(token)
 
 
-def _split(x: jax.Array) -> jax.Array:
+def _shard(x: jax.Array) -> jax.Array:
     mesh = _mesh.get()
     if mesh is None:
         return x
-    each, over = divmod(x.shape[1], mesh.shape["rows"])
-    rows = "rows" if not over and each >= MIN_ROWS_PER_DEVICE else None
+    rows_per_device, remainder = divmod(x.shape[1], mesh.shape["rows"])
+    rows = "rows" if not remainder and rows_per_device >= MIN_ROWS_PER_DEVICE else None
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", rows)))
 
 
 def output_tanh(image: jax.Array) -> jax.Array:
-    """tanh, in float32 at least: in bfloat16 it has no slope at all beyond 3.5, and a generator that is there stays."""
+    """Apply tanh in float32 or wider: in bfloat16 its gradient is 0 beyond 3.5, which would stop a saturated generator."""
     return jnp.tanh(image.astype(jnp.promote_types(image.dtype, jnp.float32)))
 
 
 class GradeEmbedding(nnx.Embed):
-    """Grades int32 [B] -> [B, features], or shares of the five, float32 [B, 5] -> the embeddings' weighted sum."""
+    """Embedding of grades int32 [B], or weighted sum of the embeddings for weights float32 [B, 5]: [B, features]."""
 
     def __init__(self, features: int, *, init: Initializer = normal(1.0), dtype, rngs: nnx.Rngs):
         super().__init__(NUM_GRADES, features, embedding_init=init, dtype=dtype, rngs=rngs)
@@ -62,10 +63,10 @@ class GradeEmbedding(nnx.Embed):
 
 
 class Conv(nnx.Module):
-    """Convolution, images [N, H, W, I] -> [N, h, w, O]; padding in pixels (before, after), the same on both axes.
+    """Convolution [N, H, W, I] -> [N, h, w, O], computed in `dtype` with float32 parameters; `kernel` is [k, k, I, O].
 
-    Keras's SAME padding at stride 2 is (1, 2) for kernel 5 and (0, 1) for kernel 3; PyTorch's `padding=p` is (p, p).
-    `kernel` is [k, k, I, O]; computed in `dtype`, parameters in float32.
+    `padding` is (before, after) in pixels, the same on both axes. Keras's SAME padding at stride 2 is (1, 2) for kernel
+    5 and (0, 1) for kernel 3; PyTorch's `padding=p` is (p, p).
     """
 
     def __init__(
@@ -86,16 +87,16 @@ class Conv(nnx.Module):
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x, kernel = _split(x.astype(self.dtype)), self.kernel[...].astype(self.dtype)
-        y = _split(convolution.conv(x, kernel, self.stride, self.padding))
+        x, kernel = _shard(x.astype(self.dtype)), self.kernel[...].astype(self.dtype)
+        y = _shard(convolution.conv(x, kernel, self.stride, self.padding))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
 class ConvTranspose(nnx.Module):
     """Transposed convolution, the adjoint of `Conv` with the same padding: [N, h, w, I] -> [N, H, W, O].
 
-    H = (h - 1) * stride + k - before - after: PyTorch's size with padding (p, p), and Keras's SAME (h * stride) with
-    (1, 2) for kernel 5 and (1, 1) for kernel 4 at stride 2. `kernel` is [k, k, O, I], Keras's own order; PyTorch's is
+    H = (h - 1) * stride + k - before - after. That is PyTorch's size for padding (p, p), and Keras's SAME (h * stride)
+    for (1, 2) with kernel 5 and (1, 1) with kernel 4 at stride 2. `kernel` is [k, k, O, I] as in Keras; PyTorch's is
     [I, O, k, k].
     """
 
@@ -117,21 +118,21 @@ class ConvTranspose(nnx.Module):
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x, kernel = _split(x.astype(self.dtype)), self.kernel[...].astype(self.dtype)
+        x, kernel = _shard(x.astype(self.dtype)), self.kernel[...].astype(self.dtype)
         height, width = ((size - 1) * self.stride + kernel.shape[0] - sum(self.padding) for size in x.shape[1:3])
-        y = _split(convolution.conv_input(x, kernel, self.stride, self.padding, (height, width)))
+        y = _shard(convolution.conv_input(x, kernel, self.stride, self.padding, (height, width)))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
 def keras_batch_norm(features: int, *, dtype, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """BatchNorm as tf.keras sets it: epsilon 1e-3, momentum 0.99. Statistics stay in float32."""
+    """BatchNorm with the defaults of tf.keras: epsilon 1e-3, momentum 0.99. Statistics are float32 for any dtype."""
     return nnx.BatchNorm(features, momentum=0.99, epsilon=1e-3, dtype=dtype, rngs=rngs)
 
 
 def torch_batch_norm(features: int, *, dtype, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """BatchNorm as PyTorch sets it: epsilon 1e-5, momentum 0.9 in Flax's sense, scales N(1, 0.02).
+    """BatchNorm with the defaults of PyTorch (epsilon 1e-5, momentum 0.9 in Flax's sense) and scales from N(1, 0.02^2).
 
-    PyTorch's running variance is the unbiased one; ours is the biased, as Keras's and Flax's: N/(N-1) apart.
+    The running variance is the biased one, as in Keras and Flax; PyTorch's is larger by N / (N - 1).
     """
     return nnx.BatchNorm(
         features, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=normal(0.02, mean=1.0), rngs=rngs

@@ -1,8 +1,8 @@
-"""Convolutions with three or four channels on one side as one matrix product, for CPUs.
+"""Convolutions with few channels on one side, or a kernel that covers the image, as one matrix product, for CPUs.
 
-XLA's own loop fits layers with many channels on both sides. Where images are thin, each position's k x k pixels become
-a row of a matrix ("im2col", Chellapilla et al. 2006); where features are thin, each pixel is multiplied by all k x k
-taps first and the products are summed where they belong ("kn2row", Vasudevan et al. 2017).
+XLA's own loop is fast for layers with many channels on both sides. With few image channels, the k x k pixels at each
+position become a row of a matrix (im2col, Chellapilla et al. 2006). With few feature channels, each pixel is multiplied
+by all k x k taps and the products are then shifted and summed (kn2row, Vasudevan et al. 2017).
 
 Shapes as in `convolution`: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O].
 """
@@ -10,23 +10,24 @@ Shapes as in `convolution`: x [N, H, W, I], w [k, k, I, O], g [N, h, w, O].
 import jax.numpy as jnp
 from jax import lax
 
-from idrid_jax.models.convolution.blocking import map_parts, materialized, parts_of, sum_parts
+from idrid_jax.models.convolution.blocking import map_parts, materialized, num_parts, sum_parts
 
 
 def _product(a, b, left: int, right: int):
+    """Sum over axis `left` of a and `right` of b, in float32 or wider."""
     wide = jnp.promote_types(a.dtype, jnp.float32)
     return lax.dot_general(a, b, (((left,), (right,)), ((), ())), preferred_element_type=wide)
 
 
 def _shifted(array, axis: int, by: int, size: int):
-    """Entry i is the array's entry i + by along `axis`, zero outside; `size` entries."""
+    """Return `size` entries along `axis`: entry i is entry i + `by` of the array, 0 outside."""
     edges = [(0, 0, 0)] * array.ndim
     edges[axis] = (-by, size + by - array.shape[axis], 0)
     return lax.pad(array, jnp.zeros((), array.dtype), edges)
 
 
-class ThinImages:
-    """Few channels in the images: rows of r*r blocks of s*s pixels, r = ceil(k / s)."""
+class Im2col:
+    """Maps for few image channels. A matrix row has r * r blocks of s * s pixels, r = ceil(k / s)."""
 
     def __init__(self, kernel, stride, padding, size, out):
         self.k, self.s, self.r, self.size, self.out = kernel, stride, -(-kernel // stride), size, out
@@ -61,7 +62,7 @@ class ThinImages:
         return w.reshape(r * s, r * s, inputs, outputs)[: self.k, : self.k].astype(x.dtype)
 
     def _rows(self, x):
-        """[N*h*w, r*r*s*s*I]"""
+        """Return the im2col matrix [N*h*w, r*r*s*s*I] of images."""
         s, r, (h, v), inputs = self.s, self.r, self.out, x.shape[-1]
 
         def blocks(x):
@@ -84,8 +85,8 @@ class ThinImages:
         return w.transpose(0, 2, 1, 3, 4, 5).reshape(r * r * s * s * inputs, outputs)
 
 
-class ThinFeatures:
-    """Few channels in the features, stride 1: each pixel times all taps, [N*H*W, k*k*O]."""
+class Kn2row:
+    """Maps for few feature channels and stride 1, by the products of each pixel and all taps, [N*H*W, k*k*O]."""
 
     def __init__(self, kernel, padding, size, out):
         self.k, self.before, self.size, self.out = kernel, padding[0], size, out
@@ -109,19 +110,24 @@ class ThinFeatures:
 
     def conv_input(self, g, w):
         matrix = self._matrix(w)
-        images = lambda g: _product(self._rows(g), matrix, 1, 1).reshape(-1, *self.size, w.shape[2]).astype(g.dtype)
+
+        def images(g):
+            return _product(self._rows(g), matrix, 1, 1).reshape(-1, *self.size, w.shape[2]).astype(g.dtype)
+
         return map_parts(images, g, self._parts(g.shape[0], w.shape[-1]))
 
     def conv_kernel(self, x, g):
-        product = lambda x, g: _product(x.reshape(-1, x.shape[-1]), self._rows(g), 0, 0)
+        def product(x, g):
+            return _product(x.reshape(-1, x.shape[-1]), self._rows(g), 0, 0)
+
         w = sum_parts(product, (x, g), self._parts(x.shape[0], g.shape[-1]))
         return w.reshape(-1, self.k, self.k, g.shape[-1]).transpose(1, 2, 0, 3).astype(x.dtype)
 
     def _parts(self, batch, outputs):
-        return parts_of(batch, self.size[0] * self.size[1] * self.k**2 * outputs * 4)
+        return num_parts(batch, self.size[0] * self.size[1] * self.k**2 * outputs * 4)
 
     def _rows(self, g):
-        """The feature that each tap of each pixel adds to: [N*H*W, k*k*O]."""
+        """Return the feature to which each tap of each pixel contributes: [N*H*W, k*k*O]."""
         k, (height, width) = self.k, self.size
 
         def columns(g):
@@ -138,16 +144,18 @@ class ThinFeatures:
 
 
 def dense_conv(x, w):
-    """A kernel as large as the image, unpadded: one position, one matrix product."""
+    """See `convolution.conv`; for a kernel that covers the image, without padding."""
     y = _product(x.reshape(x.shape[0], -1), w.reshape(-1, w.shape[-1]), 1, 0)
     return y.reshape(-1, 1, 1, w.shape[-1]).astype(x.dtype)
 
 
 def dense_conv_input(g, w):
+    """See `convolution.conv_input`; as `dense_conv`."""
     x = _product(g.reshape(g.shape[0], -1), w.reshape(-1, w.shape[-1]), 1, 1)
     return x.reshape(-1, *w.shape[:3]).astype(g.dtype)
 
 
 def dense_conv_kernel(x, g):
+    """See `convolution.conv_kernel`; as `dense_conv`."""
     w = _product(x.reshape(x.shape[0], -1), g.reshape(g.shape[0], -1), 0, 0)
     return w.reshape(*x.shape[1:], g.shape[-1]).astype(x.dtype)

@@ -1,7 +1,7 @@
-"""Strided convolutions of images over blocks of s x s pixels ("space to depth"), for NVIDIA GPUs.
+"""Strided convolutions of images over blocks of s x s pixels (space-to-depth), for NVIDIA GPUs.
 
-A tensor core multiplies by many channels at once; three of them leave it idle. Over blocks there are s * s times as
-many. On an H100 that halved the time of a whole step of dcgan128 in bfloat16 (`bench/README.md`).
+Tensor cores multiply many channels at once and are mostly idle with 3. Blocks have s * s times as many channels, which
+halved the time of a whole training step of dcgan128 in bfloat16 on an H100 (`bench/README.md`).
 """
 
 import jax
@@ -10,11 +10,20 @@ from jax import lax
 
 
 def strided(x: jax.Array, w: jax.Array, stride: int, before: int, out: tuple[int, int]) -> jax.Array:
-    """A convolution of stride s as one of stride 1 over blocks of s x s pixels: x [N, H, W, I], w [k, k, I, O] ->
-    [N, *out, O], with `before` pixels of padding above and to the left, and whatever `out` needs at the other edges.
+    """Compute a convolution of stride s as one of stride 1 over blocks of s x s pixels.
 
-    k x k taps become ceil(k / s) x ceil(k / s) over s * s * I channels, with zeros where the kernel ends. Linear in x
-    and in w, so that its transposes are the adjoints.
+    The k x k taps become ceil(k / s) x ceil(k / s) taps over s * s * I channels, filled up with zeros. The function is
+    linear in x and in w, so its transposes are the adjoints.
+
+    Args:
+      x: images [N, H, W, I].
+      w: kernel [k, k, I, O].
+      stride: s.
+      before: padding above and to the left; the padding at the other edges follows from `out`.
+      out: (h, w) of the result.
+
+    Returns:
+      Features [N, h, w, O].
     """
     taps = -(-w.shape[0] // stride)
     edges = [(before, stride * (o + taps - 1) - size - before, 0) for o, size in zip(out, x.shape[1:3])]
@@ -22,8 +31,8 @@ def strided(x: jax.Array, w: jax.Array, stride: int, before: int, out: tuple[int
     n, height, width, channels = x.shape
     x = x.reshape(n, height // stride, stride, width // stride, stride, channels).transpose(0, 1, 3, 2, 4, 5)
     x = x.reshape(n, height // stride, width // stride, stride * stride * channels)
-    missing = taps * stride - w.shape[0]
-    w = jnp.pad(w, ((0, missing), (0, missing), (0, 0), (0, 0)))
+    added = taps * stride - w.shape[0]
+    w = jnp.pad(w, ((0, added), (0, added), (0, 0), (0, 0)))
     w = w.reshape(taps, stride, taps, stride, channels, -1).transpose(0, 2, 1, 3, 4, 5)
     w = w.reshape(taps, taps, stride * stride * channels, -1)
     return lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))

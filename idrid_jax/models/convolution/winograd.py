@@ -1,23 +1,25 @@
-"""Convolution with fewer multiplications, for CPUs: Winograd's minimal filtering on tiles (Lavin and Gray, "Fast
-Algorithms for Convolutional Neural Networks", CVPR 2016), built by the method of Toom and Cook.
+"""Winograd convolution (minimal filtering on tiles) for CPUs: fewer multiplications than a plain convolution.
 
-In one dimension, m features of r taps are the values of a product of polynomials, interpolated from n = m + r - 1
+Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks"; matrices by the Toom-Cook method.
+
+In one dimension, m features of r taps follow from a product of polynomials that is interpolated from n = m + r - 1
 points:
 
     y = A^T [(G w) * (B^T x)]        x [n], w [r], y [m], A^T [m, n], G [n, r], B^T [n, n]
 
-with n products in place of m * r; in two dimensions n^2 for m^2 r^2 (25 for 64 at m = 4, r = 2). The transforms go
-along rows, then columns; the sum over channels makes the products n^2 matrix products [tiles, K] @ [K, O]. A kernel
-with a stride s is one of r = ceil(k / s) taps over blocks of s x s pixels, K = s * s * I channels.
+with n products instead of m * r; in two dimensions n^2 instead of m^2 r^2 (25 instead of 64 for m = 4, r = 2).
+Transforms are applied to rows, then to columns; the sum over channels turns the products into n^2 matrix products
+[tiles, K] @ [K, O]. A kernel with stride s is one of r = ceil(k / s) taps over blocks of s x s pixels, K = s * s * I
+channels.
 
-The three maps of `convolution` meet in the same three spaces, so they take the transforms or their adjoints:
+The three maps of `convolution` share three transformed spaces, by the transforms or their adjoints:
 
     conv          M = V U        images -> V, kernel -> U, M -> features
     conv_input    V = M U^T      features -> M (adjoint), kernel -> U, V -> images (adjoint)
     conv_kernel   U = V^T M      images -> V, features -> M (adjoint), U -> kernel (adjoint)
 
-Rounding grows with n: in float32 results are within 2e-5 of the largest value (a plain sum 1e-6, TF32 5e-4). bfloat16
-has no room for it: images and kernels of that type are transformed and multiplied in float32, which costs no accuracy.
+Rounding errors grow with n: in float32 results are within 2e-5 of the largest value (a plain sum 1e-6, TF32 5e-4).
+bfloat16 images and kernels are transformed and multiplied in float32, since the errors in bfloat16 would be too large.
 """
 
 import dataclasses
@@ -30,16 +32,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from idrid_jax.models.convolution.blocking import map_parts, materialized, parts_of, sum_parts
+from idrid_jax.models.convolution.blocking import map_parts, materialized, num_parts, sum_parts
 
-# Small fractions of both signs keep the matrices' entries, and with them the rounding, small.
+# Small fractions of both signs keep the entries of the matrices, and so the rounding errors, small.
 POINTS = [Fraction(p) for p in ("0", "1", "-1", "1/2", "-2", "2", "-1/2")]
-MOST_TAPS = 5
+MAX_TAPS = 5
 
 
 @functools.cache
 def matrices(m: int, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(A^T [m, n], G [n, r], B^T [n, n]) for m features of r taps, float64, exact but for the last rounding.
+    """Return (A^T [m, n], G [n, r], B^T [n, n]) for m features of r taps: exact fractions rounded to float64.
 
     With the Vandermonde matrices E_k of the n - 1 points and infinity, A = E_m, G = E_r and B^T = E_n^-T; each row of
     B^T is scaled to whole numbers, and G by the inverse.
@@ -58,7 +60,7 @@ def matrices(m: int, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
-    """Gauss and Jordan, exactly."""
+    """Invert a matrix by exact Gauss-Jordan elimination."""
     n = len(matrix)
     rows = [row + [Fraction(int(i == j)) for j in range(n)] for i, row in enumerate(matrix)]
     for i in range(n):
@@ -77,8 +79,8 @@ class Tiles:
 
     Attributes:
       kernel, stride, padding: of the layer.
-      size, out: (H, W) and (h, w).
-      m: features of a tile along an axis; at least r - 1, so that a tile reaches into no more than the next.
+      size, out: (H, W) of the images and (h, w) of the features.
+      m: features of a tile per axis; at least r - 1, so that a tile overlaps only with the next one.
     """
 
     kernel: int
@@ -98,13 +100,14 @@ class Tiles:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tiles."""
+        """Number of rows and columns of tiles."""
         return tuple(-(-features // self.m) for features in self.out)
 
     def parts(self, batch: int, inputs: int, outputs: int) -> int:
+        """Return the number of parts in which to process a batch."""
         rows, cols = self.grid
         values = self.n**2 * rows * cols * (self.stride**2 * inputs + outputs)
-        return parts_of(batch, values * 4)
+        return num_parts(batch, values * 4)
 
     # -- images <-> V [n, n, tiles, s*s*I]
 
@@ -129,7 +132,7 @@ class Tiles:
         return self._pixels(materialized(add_rows, materialized(add_columns, v)))
 
     def _edges(self) -> list[tuple[int, int, int]]:
-        """Pixels that `lax.pad` adds (or cuts) so that the tiles cover the images."""
+        """Return the padding (negative: cropping) with which the tiles cover the images, for `lax.pad`."""
         before = self.padding[0]
         covered = [self.stride * (self.m * tiles + self.r - 1) for tiles in self.grid]
         return [(0, 0, 0), *((before, full - size - before, 0) for full, size in zip(covered, self.size)), (0, 0, 0)]
@@ -150,7 +153,7 @@ class Tiles:
         return lax.pad(x, jnp.zeros((), x.dtype), [(-before, -after, 0) for before, after, _ in self._edges()])
 
     def _overlap(self, b, points, axis):
-        """points [n, ...] -> blocks along `axis`: m of each tile, the r - 1 beyond them added to the next tile's."""
+        """Transform points [n, ...] to blocks along `axis`: m per tile; r - 1 more are added to those of the next tile."""
         m, over = self.m, self.r - 1
         own, beyond = (_transform(matrix.T, points, axis + 1) for matrix in (b[:, :m], b[:, m:]))
         beyond = _padded(beyond, axis + 1, 0, m - over)
@@ -213,8 +216,8 @@ class Tiles:
 
 
 def tiles(kernel: int, stride: int, padding: tuple[int, int], size, out) -> Tiles | None:
-    """The tiles of a layer, 4 x 4 features; None where there is nothing to win."""
-    if not 2 <= -(-kernel // stride) <= MOST_TAPS or min(out) < 2:
+    """Return the tiles, 4 x 4 features each, of a layer; None if Winograd convolution would not be faster."""
+    if not 2 <= -(-kernel // stride) <= MAX_TAPS or min(out) < 2:
         return None
     return Tiles(kernel, stride, padding, size, out)
 
@@ -242,12 +245,12 @@ def conv_kernel(t: Tiles, x: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _product(a, b, left: int, right: int):
-    """n*n matrix products that sum over axis `left` of a and `right` of b."""
+    """Compute n * n matrix products that sum over axis `left` of a and `right` of b."""
     return lax.dot_general(a, b, (((left,), (right,)), ((0,), (0,))))
 
 
 def _wide(x):
-    """bfloat16 as float32, others as they are."""
+    """Convert bfloat16 to float32; other dtypes are unchanged."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -257,8 +260,10 @@ def _padded(x, axis: int, before: int, after: int):
 
 
 def _transform(matrix, parts, axis: int):
-    """matrix [p, q] times q arrays -> one with a new axis of p: a single loop over the result, where a stack of sums
-    would be p."""
+    """Multiply matrix [p, q] by q arrays: one array with a new axis of size p.
+
+    It compiles to a single loop over the result; a stack of p sums would be p loops.
+    """
     parts = list(parts)
     shape = [1] * (parts[0].ndim + 1)
     shape[axis] = matrix.shape[0]
