@@ -15,7 +15,7 @@ from idrid_jax import cli
 from idrid_jax import config as config_lib
 from idrid_jax.models import NETWORKS, build_networks, convolution, layer_table, retina
 from idrid_jax.models.functional import functional
-from idrid_jax.training import losses, monitoring, optimizers
+from idrid_jax.training import monitoring, optimizers
 from idrid_jax.training.losses import LOSSES, Weights
 from idrid_jax.training.optimizers import conditioning_strength, grade_conditioning
 from idrid_jax.training.state import init_state
@@ -192,7 +192,7 @@ def test_penalties_differentiate_twice_through_every_lowering(remat):
 
         def penalty(d):
             slope = jax.grad(lambda x: network.eval(d, {}, x, grades).sum())(x)
-            return losses.zero_centred(slope)
+            return (slope**2).sum()
 
         gradients = []
         for lowering in ("platform", "native"):
