@@ -15,7 +15,7 @@ from idrid_jax import cli
 from idrid_jax import config as config_lib
 from idrid_jax.models import NETWORKS, build_networks, convolution, layer_table, retina
 from idrid_jax.models.functional import functional
-from idrid_jax.training import monitoring, optimizers
+from idrid_jax.training import monitoring
 from idrid_jax.training.losses import LOSSES, Weights
 from idrid_jax.training.optimizers import conditioning_strength, grade_conditioning
 from idrid_jax.training.state import init_state
@@ -213,18 +213,6 @@ def test_bfloat16_is_close_to_float32():
 # -- Schedules
 
 
-def test_the_cosine():
-    at = np.array([0, 10, 25, 50, 80.0])
-    expected = 0.1 + 0.9 * (1 + np.cos(np.pi * np.minimum(at / 50, 1))) / 2
-    np.testing.assert_allclose([optimizers.cosine(kimg, 50, 0.1) for kimg in at], expected, rtol=1e-6)
-
-
-def test_the_ramp():
-    at = [0, 10, 15, 20, 30.0]
-    np.testing.assert_allclose([optimizers.ramp(kimg, 10, 10) for kimg in at], [0, 0, 0.5, 1, 1], atol=1e-6)
-    np.testing.assert_allclose([optimizers.ramp(kimg, 10, 0) for kimg in (10.0, 10.1)], [0, 1], atol=1e-6)
-
-
 def configured(**changes):
     config = config_lib.default_config()
     config.network, config.batch_size = "retina64", 32
@@ -232,7 +220,7 @@ def configured(**changes):
     return config
 
 
-def test_what_the_networks_hear():
+def test_conditioning_strength():
     fading = configured(**{"conditioning.start_kimg": 0.32, "conditioning.ramp_kimg": 0.64})
     hears = grade_conditioning(fading)
     grades = jnp.array([0, 3])
@@ -279,7 +267,7 @@ def test_penalty_scale_multiplies_the_gradients_of_penalties():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_the_command_tells_what_it_set(capsys, tmp_path):
+def test_the_command_prints_automatic_values(capsys, tmp_path):
     path = tmp_path / "config.py"
     path.write_text(
         "from idrid_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
