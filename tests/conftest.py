@@ -29,7 +29,7 @@ from idrid_jax.data import phantom  # noqa: E402
 from idrid_jax.data.prepare import prepare  # noqa: E402
 from idrid_jax.models import NETWORKS, Network, convolution  # noqa: E402
 from idrid_jax.models.layers import GradeEmbedding  # noqa: E402
-from idrid_jax.training import curves, loop  # noqa: E402
+from idrid_jax.training import logging, loop  # noqa: E402
 from idrid_jax.training.checkpoint import Checkpoints  # noqa: E402
 
 SIZE, CHANNELS, LATENT = 8, 3, 6
@@ -157,14 +157,13 @@ def config(tiny, phantom_data):
     return make_config(phantom_data)
 
 
-draw_curves = curves.draw
+plot_curves = logging.plot_curves
 
 
 @pytest.fixture(autouse=True)
 def quick_curves(monkeypatch):
-    """The curves of a run in this process are an empty file: to draw them takes longer than a tiny run that need not
-    compile. `draw_curves` draws, and so do commands in processes of their own."""
-    monkeypatch.setattr(curves, "draw", lambda workdir: (workdir / "curves.png").touch())
+    """Runs in this process write an empty curves.png: plotting takes longer than a tiny run. `plot_curves` plots."""
+    monkeypatch.setattr(logging, "plot_curves", lambda workdir: (workdir / "curves.png").touch())
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -18,8 +18,8 @@ from conftest import (
     TRAIN,
     assert_same,
     changed,
-    draw_curves,
     make_config,
+    plot_curves,
     score,
     stats,
     steps,
@@ -33,13 +33,13 @@ from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.prepare import prepare
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, build_networks
-from idrid_jax.training import curves, loop, monitoring, sharding
+from idrid_jax.tensorboard import EventFile
+from idrid_jax.training import logging, loop, monitoring, sharding
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.loop import MAX_PENDING
 from idrid_jax.training.monitoring import TrainingDiverged, sample_images
 from idrid_jax.training.optimizers import ema_decay
 from idrid_jax.training.state import fresh_state
-from idrid_jax.training.tensorboard import Events
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(curves, "draw", draw_curves)
+    monkeypatch.setattr(logging, "plot_curves", plot_curves)
     state = train(config, tmp_path / "a" / "run", metrics=score)
     workdir = tmp_path / "a" / "run"
     assert int(state.step) == 12
@@ -98,11 +98,11 @@ def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("added, panels", [((), 5), (("r1", "lecam"), 6)])
-def test_a_picture_of_the_curves(tmp_path, added, panels):
+def test_curves_are_plotted(tmp_path, added, panels):
     """A panel for each group of measures, one more where something is added to the losses; whole or not at all."""
     rows = [{"kimg": i, "loss_d": 1.0 + i, "loss_g": 2.0 - i, **dict.fromkeys(added, float(i))} for i in range(3)]
     (tmp_path / "stats.jsonl").write_text("".join(json.dumps({"step": row["kimg"]} | row) + "\n" for row in rows))
-    draw_curves(tmp_path)
+    plot_curves(tmp_path)
     picture = Image.open(tmp_path / "curves.png").convert("RGB")
     assert picture.size == (1000, 300 * panels)
     assert {(31, 119, 180), (255, 127, 14)} <= {colour for _, colour in picture.getcolors(2**20)}  # two lines
@@ -422,6 +422,6 @@ def test_a_full_disk_for_tensorboard_is_an_error_of_our_own_thread(config, tmp_p
     def full(self):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Events, "flush", full)
+    monkeypatch.setattr(EventFile, "flush", full)
     with pytest.raises(OSError, match="No space left"):
         train(config, tmp_path)

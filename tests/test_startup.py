@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 # Prints the imported modules at the end of training, in place of drawing curves, which need matplotlib
 SCRIPT = """
 import sys
-from idrid_jax.training import curves
-curves.draw = lambda workdir: print("imported", *sorted(sys.modules))
+from idrid_jax.training import logging
+logging.plot_curves = lambda workdir: print("imported", *sorted(sys.modules))
 from idrid_jax.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -1,4 +1,4 @@
-"""What a run tells: the console, stats.jsonl, TensorBoard, and grids of images."""
+"""Logs of a run: the console, stats.jsonl, TensorBoard, image files, and curves.png."""
 
 import contextlib
 import io
@@ -12,26 +12,61 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from idrid_jax.training.tensorboard import Events
+from idrid_jax.tensorboard import EventFile
+from idrid_jax.training.run_dir import RunDir
 
-SHOWN = {"loss_d": "Loss_D", "loss_g": "Loss_G", "d_real": "D(x)", "d_fake_after": "D(G(z))"}
+CONSOLE_METRICS = {"loss_d": "Loss_D", "loss_g": "Loss_G", "d_real": "D(x)", "d_fake_after": "D(G(z))"}
+
+PENALTIES = "penalties and other loss terms, before their weights"  # a panel for runs that have any
+PANELS = (  # title, {key in stats.jsonl: label}
+    ("adversarial losses (binary cross-entropy: D's is the sum of both halves)", {"loss_d": "D", "loss_g": "G"}),
+    (
+        "D's mean probability of being real",
+        {"d_real": "D(x)", "d_fake_before": "D(G(z)) before D's update", "d_fake_after": "D(G(z)) after"},
+    ),
+    ("gradient norms", {"grad_norm_d": "D", "grad_norm_g": "G"}),
+    (
+        PENALTIES,
+        {
+            "r1": "R1: |gradient of D|^2 on real images",
+            "r2": "R2: on generated images",
+            "gradient_penalty": "gradient penalty between them",
+            "lecam": "LeCam",
+            "feature_matching": "feature matching",
+        },
+    ),
+    (
+        "KID of generated images to the validation photographs",
+        {"kid_imagenet": "ImageNet features", "kid_grader": "features of the grader"},
+    ),
+    (
+        "similarity of generated images: SSIM above that of real ones (collapse: 0.1), spread of features over theirs",
+        {"ssim_excess": "SSIM, excess", "diversity": "spread of features"},
+    ),
+)
 
 
 class Log:
-    """One run's numbers and pictures. Use as a context manager.
+    """Writes the metrics and images of one run. Use as a context manager: leaving it plots curves.png.
 
-    `console`: "bar" is a progress bar with images/s, kimg and time left (a line each time where stderr is no terminal);
-    "thesis" is its own line (4.4): [epoch/epochs][batch/batches] Loss_D Loss_G D(x) D(G(z)) before / after D's update.
+    `console`: "bar" is a progress bar with images/s, kimg and remaining time (lines if stderr is not a terminal);
+    "thesis" prints the thesis's line (4.4): [epoch/epochs][batch/batches] Loss_D Loss_G D(x) D(G(z)) before / after D's
+    update.
     """
 
     def __init__(
         self, workdir: Path, *, total_images: int, first_step: int, batch_size: int, epoch_images: int, console: str
     ):
-        """Goes on after `first_step`: what stats.jsonl holds of later steps, from a run that was killed, is dropped."""
-        self._workdir, self._batch_size, self._total, self._console = workdir, batch_size, total_images, console
+        """Continue after `first_step`: rows of later steps, which a killed run left in stats.jsonl, are removed."""
+        self._paths, self._batch_size, self._total, self._console = RunDir(workdir), batch_size, total_images, console
         self._epoch_batches = max(1, epoch_images // batch_size)
         self._start = time.monotonic()
-        self._open(first_step, first_step > 0)
+        _truncate_stats(workdir, first_step)
+        self._stats = self._paths.stats.open("a")
+        # A resumed run keeps what was logged at `first_step` itself; a fresh run replaces its step 0
+        purge_step = first_step * batch_size + (first_step > 0)
+        self._events = EventFile(self._paths.tensorboard, purge_step)
+        self.start_clock(first_step)
         self._bar = tqdm(
             total=total_images / 1000,
             initial=first_step * batch_size / 1000,
@@ -45,66 +80,51 @@ class Log:
 
     def __exit__(self, *exception):
         self._bar.close()
-        self._board.close()
-        self._file.close()
-
-    def go_back(self, step: int) -> None:
-        """Goes on after `step` once more: what was logged of later ones is dropped, as at the start."""
-        self._file.close()
-        self._board.close()
-        self._open(step, True)
-        self._bar.n = step * self._batch_size / 1000
-
-    def _open(self, step, keep):
-        """keep: whether what was logged at `step` itself stays; a fresh run logs its 0 anew."""
-        path = self._workdir / "stats.jsonl"
-        _keep_until(path, step)
-        self._file = path.open("a")
-        # its readers forget the purge step too, where stats.jsonl keeps the row of `step`
-        self._board = Events(self._workdir / "tensorboard", step * self._batch_size + keep)
-        self.start_clock(step)
+        try:
+            self._events.close()
+            self._stats.close()
+        finally:
+            plot_curves(self._paths.path)
 
     def start_clock(self, step: int) -> None:
-        """images/s is measured from here on: after the first step, which compiles, and after a snapshot."""
+        """Start measuring images/s: after the first step, which compiles, and after a snapshot."""
         self._clock, self._clock_step = time.monotonic(), step
 
     def read_clock(self, step: int) -> float:
-        """images/s since the clock was started, which starts it anew."""
+        """Return images/s since the clock was started, and start it again."""
         rate = (step - self._clock_step) * self._batch_size / max(time.monotonic() - self._clock, 1e-9)
         self.start_clock(step)
         return rate
 
     def scalars(
-        self, step: int, rows: list[dict[str, float]], rate: float, measures: dict[str, float] | None = None
+        self, step: int, rows: list[dict[str, float]], rate: float, metrics: dict[str, float] | None = None
     ) -> None:
-        """Logs the means of `rows`, metrics of every step since the last call, with images/s and what a snapshot
-        measured."""
-        images, measures = step * self._batch_size, measures or {}
+        """Log the means of `rows`, the metrics of every step since the last call, with images/s and the metrics of a
+        snapshot."""
+        images, metrics = step * self._batch_size, metrics or {}
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         seconds = round(time.monotonic() - self._start, 3)
         record = {"step": step, "kimg": images / 1000, "seconds": seconds, "images_per_s": round(rate, 2)}
-        self._file.write(json.dumps(record | means | measures) + "\n")
-        self._file.flush()
-        for name, value in {**means, **measures, "images_per_s": rate}.items():
-            self._board.scalar(name, value, images)
-        self._board.flush()
-        self._show(step, rows[-1], means, rate)
+        self._stats.write(json.dumps(record | means | metrics) + "\n")
+        self._stats.flush()
+        for name, value in {**means, **metrics, "images_per_s": rate}.items():
+            self._events.scalar(name, value, images)
+        self._events.flush()
+        self._print_progress(step, rows[-1], means, rate)
 
-    def image(self, name: str, picture: Image.Image, step: int) -> None:
-        """Writes `name`.png whole or not at all, and the same to TensorBoard."""
+    def image(self, name: str, image: Image.Image, step: int) -> None:
+        """Write `name`.png, whole or not at all, and add the image to TensorBoard."""
         file = io.BytesIO()
-        picture.save(file, format="PNG")
-        partial = self._workdir / f".{name}.png"
-        partial.write_bytes(png := file.getvalue())
-        os.replace(partial, self._workdir / f"{name}.png")
-        channels = len(picture.getbands())
-        self._board.picture(name.split("_")[0], png, picture.size, channels, step * self._batch_size)
+        image.save(file, format="PNG")
+        _write_whole(self._paths.image(name), png := file.getvalue())
+        channels = len(image.getbands())
+        self._events.image(name.split("_")[0], png, image.size, channels, step * self._batch_size)
 
-    def say(self, text: str) -> None:
-        """A line that a progress bar does not overwrite."""
+    def message(self, text: str) -> None:
+        """Print a line on stderr, above the progress bar."""
         self._bar.write(text, file=sys.stderr) if not self._bar.disable else print(text, file=sys.stderr, flush=True)
 
-    def _show(self, step, last, means, rate):
+    def _print_progress(self, step, last, means, rate):
         images = step * self._batch_size
         if self._console == "thesis":
             epoch, batch = divmod(step - 1, self._epoch_batches)
@@ -116,63 +136,70 @@ class Log:
                 flush=True,
             )
             return
-        numbers = " ".join(f"{caption} {means[name]:.3f}" for name, caption in SHOWN.items())
+        numbers = " ".join(f"{label} {means[name]:.3f}" for name, label in CONSOLE_METRICS.items())
         if not self._bar.disable:
             self._bar.set_postfix_str(f"{rate:.0f} images/s {numbers}", refresh=False)
             self._bar.update(images / 1000 - self._bar.n)
             return
-        left = f"{(self._total - images) / rate / 60:.1f} min left, " if rate else ""  # 0 at the step that compiled
+        remaining = f"{(self._total - images) / rate / 60:.1f} min left, " if rate else ""  # 0 at the step that compiled
         print(
-            f"{images / 1000:.1f}/{self._total / 1000:.1f} kimg, {rate:.0f} images/s, {left}{numbers}",
+            f"{images / 1000:.1f}/{self._total / 1000:.1f} kimg, {rate:.0f} images/s, {remaining}{numbers}",
             file=sys.stderr,
             flush=True,
         )
 
 
-class Quiet:
-    """What a process logs that leaves it to another: nothing."""
+class NullLog(contextlib.nullcontext):
+    """The log of all processes but the first: every method does nothing."""
 
-    def __enter__(self):
-        return self
+    def __init__(self):
+        super().__init__(self)
 
-    def __exit__(self, *exception):
-        pass
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
 
-    def go_back(self, step):
-        pass
 
-    def start_clock(self, step):
-        pass
+def plot_curves(workdir: Path) -> None:
+    """Write `workdir/curves.png` from `workdir/stats.jsonl`, whole or not at all."""
+    from matplotlib.figure import Figure  # not pyplot, which needs a display and has global state
 
-    def read_clock(self, step):
-        return 0.0
-
-    def scalars(self, step, rows, rate, measures=None):
-        pass
-
-    def image(self, name, picture, step):
-        pass
-
-    def say(self, text):
-        pass
+    rows = read_stats(workdir)
+    found = set().union(*rows)
+    panels = [(title, curves) for title, curves in PANELS if title != PENALTIES or found & curves.keys()]
+    figure = Figure(figsize=(10, 3 * len(panels)), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels):
+        for key, label in curves.items():
+            if points := [(row["kimg"], row[key]) for row in rows if key in row]:
+                axes.plot(*zip(*points), label=label, marker="." if len(points) < 40 else None)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=9)
+    axes.set_xlabel("kimg: thousands of real images that D has seen")
+    figure.savefig(file := io.BytesIO(), dpi=100, format="png")
+    _write_whole(RunDir(workdir).curves, file.getvalue())
 
 
 def read_stats(workdir: Path) -> list[dict]:
-    """The rows of a run's stats.jsonl, oldest first; none where it cannot be read. A line cut short is left out."""
+    """Return the rows of a run's stats.jsonl, oldest first, without a line cut short; none if it cannot be read."""
     rows = []
     with contextlib.suppress(OSError):
-        for line in (Path(workdir) / "stats.jsonl").read_text(errors="replace").splitlines():
+        for line in RunDir(workdir).stats.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 if isinstance(row := json.loads(line), dict) and {"step", "kimg"} <= row.keys():
                     rows.append(row)
     return rows
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drops the lines of later steps, and a last line cut short."""
-    if not path.exists():
-        return
-    kept = [json.dumps(row) for row in read_stats(path.parent) if row["step"] <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
+def _truncate_stats(workdir: Path, step: int) -> None:
+    """Remove the rows of later steps, and a last line cut short."""
+    if (path := RunDir(workdir).stats).exists():
+        lines = [json.dumps(row) + "\n" for row in read_stats(workdir) if row["step"] <= step]
+        _write_whole(path, "".join(lines).encode())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file such that a reader, or a killed process, never sees a part of it."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_bytes(content)
     os.replace(partial, path)

@@ -1,6 +1,5 @@
 """The training loop, to be read from top to bottom. Read it first; `update.py` is what one update computes."""
 
-import contextlib
 import dataclasses
 import time
 from collections import deque
@@ -15,9 +14,9 @@ from idrid_jax.data.manifest import Manifest
 from idrid_jax.data.pipeline import choose_pipeline, tfdata
 from idrid_jax.data.splits import find_release, load_training_splits
 from idrid_jax.models import NETWORKS, build_networks
-from idrid_jax.training import curves, monitoring, multihost, run_dir, transfer
+from idrid_jax.training import monitoring, multihost, run_dir, transfer
 from idrid_jax.training.checkpoint import Checkpoints
-from idrid_jax.training.logging import Log, Quiet, read_stats
+from idrid_jax.training.logging import Log, NullLog, read_stats
 from idrid_jax.training.monitoring import Snapshots, TrainingCollapsed
 from idrid_jax.training.run_dir import RunDir
 from idrid_jax.training.sharding import mesh_from_config
@@ -93,16 +92,15 @@ def train(
         snapshots = Snapshots(config, build_networks(config)[0], mesh, split, validation, snapshot_metrics)
         snapshot_every = steps(config.snapshot_kimg, config)
         with (
-            curves.drawn(paths.path) if multihost.process_index() == 0 else contextlib.nullcontext(),
             _open_log(config, paths, first_step, last_step, len(split)) as log,
             multihost.interruption() as interrupted,
         ):
             run = _Run(config, paths, checkpoints, snapshots, log)
             if first_step:
-                log.say(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
+                log.message(f"resuming from step {first_step} ({first_step * config.batch_size / 1000:.1f} kimg)")
             else:
                 for note in notes:
-                    log.say(note)
+                    log.message(note)
                 log.image("reals", snapshots.reals(), 0)
                 log.image(monitoring.fakes_name(config, 0), snapshots.fakes(state), 0)
 
@@ -114,7 +112,7 @@ def train(
                 pending.add(metrics)
                 if pending.calls == 1:
                     jax.block_until_ready(metrics)  # it is compiled now
-                    log.say(f"first step after {time.monotonic() - start:.1f} s")
+                    log.message(f"first step after {time.monotonic() - start:.1f} s")
                     log.start_clock(step)
 
                 stop = interrupted(pending.calls)
@@ -131,19 +129,19 @@ def train(
                     run.check_collapse(step)
                 if stop:
                     checkpoints.wait()
-                    log.say(f"interrupted: saved step {step}; the same command resumes from there")
+                    log.message(f"interrupted: saved step {step}; the same command resumes from there")
                     break
             else:
                 checkpoints.wait()
                 if (best := checkpoints.best_step()) is not None:
                     kimg = f"{best * config.batch_size / 1000:g} kimg"
-                    log.say(f"best checkpoint: step {best} ({kimg}), with the lowest {config.checkpoint.best}")
+                    log.message(f"best checkpoint: step {best} ({kimg}), with the lowest {config.checkpoint.best}")
     return state
 
 
 def _open_log(config, paths, first_step, last_step, epoch_images):
     if multihost.process_index():
-        return Quiet()
+        return NullLog()
     return Log(
         paths.path,
         total_images=last_step * config.batch_size,
@@ -169,7 +167,7 @@ class _Run:
         self.log.image(monitoring.fakes_name(self.config, step), self.snapshots.fakes(state), step)
         metrics = self.snapshots.metrics(state)
         if metrics:
-            self.log.say(f"{self._kimg(step)} kimg: {monitoring.format_metrics(metrics)}")
+            self.log.message(f"{self._kimg(step)} kimg: {monitoring.format_metrics(metrics)}")
         return metrics
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
@@ -188,7 +186,7 @@ class _Run:
             self.checkpoints.wait()
             raise TrainingCollapsed(f"step {step}: stopped, because config.on_collapse = 'stop': {found}")
         if found:
-            self.log.say(f"warning at {self._kimg(step)} kimg: {found}")
+            self.log.message(f"warning at {self._kimg(step)} kimg: {found}")
 
     def _kimg(self, step):
         return f"{step * self.config.batch_size / 1000:.1f}"

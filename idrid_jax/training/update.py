@@ -180,7 +180,7 @@ def discriminator_update(
     if update.weights.penalties:
         penalty_grads, penalties = penalty_gradients(update, state, batch, fake)
         grads, terms = jax.tree.map(jnp.add, grads, penalty_grads), terms | penalties
-    report = {"loss": loss, "terms": terms, "logits": logits, "grad_norm": optax.global_norm(grads)}
+    report = {"loss": loss, "terms": terms, "logits": logits, "grad_norm": optax.tree.norm(grads)}
     return _apply_gradients(update.d_optimizer, state.d, grads, stats), averages, report
 
 
@@ -252,7 +252,7 @@ def generator_update(
     (_, aux), fake_gradient = jax.value_and_grad(objective, has_aux=True)(fake)
     loss, terms, fake_logits, stats = aux
     (grads,) = pull_back(fake_gradient)
-    report = {"loss": loss, "terms": terms, "fake_logits": fake_logits, "grad_norm": optax.global_norm(grads)}
+    report = {"loss": loss, "terms": terms, "fake_logits": fake_logits, "grad_norm": optax.tree.norm(grads)}
     g = _apply_gradients(update.g_optimizer, state.g, grads, g_stats)
     return dataclasses.replace(d, stats=stats), g, report
 
