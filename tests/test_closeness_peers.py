@@ -1,6 +1,5 @@
-"""Our distances and neighbour measures against torch-fidelity's, on the same features, to the tolerances that it
-publishes for itself (1e-6 of the value; its page "Numerical precision"); density and coverage, which it lacks, against
-their formulas."""
+"""Distances and neighbor measures against torch-fidelity on the same features, to the tolerance that it publishes for
+itself (1e-6 of the value; its page "Numerical precision"); density and coverage, which it lacks, by their formulas."""
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from idrid_jax.evaluation import coverage, distances
 
 @pytest.fixture(scope="module")
 def theirs():
-    """(features as they take them, their FID, KID and precision and recall)."""
+    """torch.from_numpy, and torch-fidelity's FID, KID and precision and recall."""
     torch, _, _ = fidelity.imported()
     from torch_fidelity import metric_fid, metric_kid, metric_prc
 
@@ -29,6 +28,7 @@ SETS = [features(120, 100, 24, 0.3), features(60, 90, 256, 0.5), features(200, 2
 each = pytest.mark.parametrize("generated, real", SETS, ids=["more", "fewer than channels", "alike"])
 
 
+@pytest.mark.peer
 @each
 def test_frechet(theirs, generated, real):
     tensor, fid, _, _ = theirs
@@ -37,6 +37,7 @@ def test_frechet(theirs, generated, real):
     assert distances.frechet(generated, real) == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.peer
 @each
 def test_kid(theirs, generated, real):
     tensor, _, kid, _ = theirs
@@ -47,8 +48,9 @@ def test_kid(theirs, generated, real):
     assert distances.kid(a, b) == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.peer
 def test_kid_over_subsets(theirs):
-    """The subsets are drawn in another way, so that means of many agree, and no better."""
+    """The subsets are sampled in another way, so only the means of many agree."""
     tensor, _, kid, _ = theirs
     generated, real = SETS[0]
     options = {"kid_subsets": 400, "kid_subset_size": 50, "verbose": False}
@@ -57,6 +59,7 @@ def test_kid_over_subsets(theirs):
     assert abs(distances.kid(generated, real, subset=50, subsets=400) - want[kid.KEY_METRIC_KID_MEAN]) < 4 * error
 
 
+@pytest.mark.peer
 @each
 @pytest.mark.parametrize("k", [3, 5])
 def test_precision_and_recall(theirs, generated, real, k):

@@ -17,7 +17,7 @@ from idrid_jax.evaluation import image_quality
 from idrid_jax.evaluation.image_quality import psnr, psnr_pairs, ssim, ssim_pairs
 
 TOLERANCE = 1e-4
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=10, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 
 
@@ -45,10 +45,15 @@ def photographs(size, channels):
     return np.stack(images).reshape(6, size, size, channels).astype(np.float32) / 255
 
 
-CASES = [(kind, *size) for kind in ("noise", "smooth", "real") for size in ((28, 1), (45, 3), (128, 3))]
+CASES = [
+    ("noise", 28, 1),
+    ("smooth", 45, 3),
+    pytest.param(("smooth", 128, 3), marks=pytest.mark.slow),  # the bands of an image of several strips
+    *(pytest.param(("real", *size), marks=pytest.mark.real_data) for size in ((28, 1), (45, 3), (128, 3))),
+]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case)))
 def images(request):
     kind, size, channels = request.param
     if kind == "real":
@@ -72,6 +77,7 @@ def test_against_scikit_image(images):
         np.testing.assert_allclose(psnr(a * scale, b * scale, data_range=scale), want, atol=TOLERANCE)
 
 
+@pytest.mark.peer
 def test_against_tf_image(images):
     tf = pytest.importorskip("tensorflow")
     a, b = images[:3], images[3:]
@@ -97,7 +103,7 @@ def reference_ssim(a, b, alpha, beta, gamma):
     return (luminance**alpha * contrast**beta * power).mean(axis=(1, 2, 3))
 
 
-EXPONENTS = [(1, 1, 1), (2, 1, 3), (0.5, 0.5, 0.5), (1, 0.3, 2), (0, 0, 1), (1, 1, 0), (1.5, 2, 1.5)]
+EXPONENTS = [(1, 1, 1), (0.5, 0.5, 0.5), (1, 0.3, 2), (0, 0, 1)]
 
 
 @pytest.mark.parametrize("exponents", EXPONENTS)
@@ -152,7 +158,7 @@ def test_scale_goes_with_data_range(seed, scale):
 
 @few
 @given(seeds)
-def test_more_noise_is_less_alike(seed):
+def test_more_noise_lowers_both(seed):
     a = smooth_images(seed, (1, 32, 32, 1))
     noise = np.random.default_rng(seed + 1).normal(size=a.shape).astype(np.float32)
     for measure in (ssim, psnr):
@@ -181,7 +187,7 @@ def test_derivative_against_finite_differences(measure):
             np.testing.assert_allclose((slope * direction).sum(), numeric, rtol=1e-5)
 
 
-@pytest.mark.parametrize("exponents", [{}, {"gamma": 0.5}, {"alpha": 2, "beta": 0.5}, {"gamma": 3}])
+@pytest.mark.parametrize("exponents", [{}, {"alpha": 2, "beta": 0.5, "gamma": 3}])
 def test_derivatives_are_finite_on_flat_and_equal_images(exponents):
     flat = jnp.full((1, 16, 16, 1), 0.3)
     textured = jnp.asarray(smooth_images(0, (1, 16, 16, 1)))
@@ -201,8 +207,9 @@ def test_jit_vmap_and_grad_together():
         np.testing.assert_allclose(jax.vmap(measure)(a, b)[1], measure(a[1], b[1]), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(28, 28, 1), (20, 33, 3), (90, 70, 2)])
-@pytest.mark.parametrize("exponents", [{}, {"beta": 0.5, "gamma": 2}])
+@pytest.mark.parametrize(
+    "shape, exponents", [((28, 28, 1), {}), ((20, 33, 3), {"beta": 0.5, "gamma": 2}), ((90, 70, 2), {})]
+)
 def test_pairs_equal_the_function_of_each_pair(monkeypatch, shape, exponents):
     monkeypatch.setattr(image_quality, "BLOCK_BYTES", 4 * int(np.prod(shape)) * 6)  # blocks of 2 x 3, the last padded
     jax.clear_caches()  # the size of a block is compiled in
@@ -236,7 +243,7 @@ def test_half_precision_is_computed_in_float32():
         np.testing.assert_allclose(ssim(x, y), ssim(x.astype(np.float32), y.astype(np.float32)), atol=1e-6)
 
 
-def test_refusals_name_the_numbers():
+def test_errors_name_the_numbers():
     a = np.zeros((2, 16, 16, 1), np.float32)
     for measure in (psnr, ssim, psnr_pairs, ssim_pairs):
         with pytest.raises(ValueError, match="uint8.*divide by 255"):

@@ -11,7 +11,7 @@ from idrid_jax.evaluation.image_quality import psnr, ssim
 from idrid_jax.evaluation.quality import CAPTIONS, measure, table
 
 
-def draw(seed, count, size=16, channels=1):
+def images(seed, count, size=16, channels=1):
     """A common pattern, and noise of each image's own."""
     common = np.random.default_rng(99).integers(60, 180, (size, size, channels))
     noise = np.random.default_rng(seed).normal(0, 25, (count, size, size, channels))
@@ -20,11 +20,11 @@ def draw(seed, count, size=16, channels=1):
 
 def arguments(generated=6, training=10, held_out=5, conditional=True):
     return (
-        draw(1, generated),
+        images(1, generated),
         np.arange(generated) % 5 if conditional else None,
-        draw(2, training),
+        images(2, training),
         np.arange(training) % 5,
-        draw(3, held_out),
+        images(3, held_out),
         np.arange(held_out) % 5,
     )
 
@@ -84,9 +84,9 @@ def test_the_same_arguments_give_the_same_result():
     assert len(picked) > 1
 
 
-def test_most_draws_images_without_mixing_up_grades():
+def test_max_images_samples_without_mixing_up_grades():
     given = arguments(generated=30, training=20)
-    result = measure(*given, most=8)
+    result = measure(*given, max_images=8)
     assert result["images"] == {"generated": 8, "training": 8, "held_out": 5}
     assert result["given"] == {"generated": 30, "training": 20, "held_out": 5}
     assert sum(rows["generated"]["images"] for rows in result["by_grade"].values()) == 8
@@ -102,13 +102,13 @@ def test_large_sets_are_measured_in_parts(monkeypatch):
         assert measure(*given)[key]["psnr"] == pytest.approx(whole[key]["psnr"], abs=1e-4)
 
 
-def test_a_generator_of_one_image_is_called_collapsed():
-    real = draw(2, 10)
+def test_a_generator_of_one_image_has_collapsed():
+    real = images(2, 10)
     grades = np.zeros(10, int)
-    honest = measure(draw(1, 8), None, real, grades, draw(3, 4), grades[:4])
+    honest = measure(images(1, 8), None, real, grades, images(3, 4), grades[:4])
     assert honest["collapse"]["collapsed"] is False and abs(honest["collapse"]["ssim_excess"]) < 0.1
     blurred = np.repeat(np.round(real.mean(axis=0, keepdims=True)).astype(np.uint8), 8, axis=0)
-    collapsed = measure(blurred, None, real, grades, draw(3, 4), grades[:4])
+    collapsed = measure(blurred, None, real, grades, images(3, 4), grades[:4])
     assert collapsed["generated"]["ssim"] > honest["held_out_real"]["ssim"]  # it wins by the protocol
     among = collapsed["within_generated"]
     assert among == {"ssim": pytest.approx(1), "psnr": pytest.approx(100), "images": 8, "against": 8}
@@ -122,7 +122,7 @@ def test_a_generator_that_copies_shows_in_the_nearest_row():
     assert result["nearest_to_generated"]["ssim"] == pytest.approx(1) and result["nearest_to_generated"]["psnr"] == 100
 
 
-def test_too_few_images_are_said_and_not_averaged():
+def test_too_few_images_are_named_and_not_averaged():
     fake, _, real, real_grades, held, held_grades = arguments()
     result = measure(fake[:1], np.array([4]), real, np.zeros(10, int), held[:0], held_grades[:0])
     assert result["generated"]["ssim"] is not None and result["mean_image"]["ssim"] is not None

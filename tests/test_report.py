@@ -300,7 +300,7 @@ def test_verdicts_on_better_runs(without_checkpoints, result):
     write_evaluation(without_checkpoints, better)
     assert report_on(without_checkpoints).tones == ["good", "good", "good", "good", "bad", "good"]
     rows["generated"]["spectrum"]["interval"] = [rows["held_out_real"]["spectrum"]["interval"][1] + 0.1, 99.0]
-    better["memorization"]["c_t"] = memorization.NEARER - 1  # near as a set, without copies
+    better["memorization"]["c_t"] = memorization.C_T_LIMIT - 1  # near as a set, without copies
     better["usefulness"]["verdict"] = "a loss: kappa -0.1"
     write_evaluation(without_checkpoints, better)
     assert report_on(without_checkpoints).tones == ["bad", "open", "good", "bad", "bad", "good"]

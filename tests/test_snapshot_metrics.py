@@ -1,4 +1,4 @@
-"""What a snapshot is measured by, the alarm that reads it, and BatchNorm's statistics of averaged weights."""
+"""Snapshot metrics of planted generators, the checkpoint that they choose, and BatchNorm statistics of averaged weights."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import pytest
 from conftest import changed, score, steps, train
 
 from idrid_jax.data import cache, folds, splits
-from idrid_jax.evaluation import distances, grader, quality, snapshot_metrics
-from idrid_jax.evaluation.features import trained_grader
+from idrid_jax.evaluation import distances, quality, small_grader, snapshot_metrics
+from idrid_jax.evaluation.features import pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
 from idrid_jax.models import build_networks
@@ -16,11 +16,24 @@ from idrid_jax.models.functional import RECOMPUTE_BATCHES, recompute_batch_stats
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.monitoring import sample_images
 
-BUDGET = grader.Budget(steps=60, batch_size=16, learning_rate=3e-3)
+
+def colors(images):
+    """Features without a network: the mean colors of 8x8 squares."""
+    return images.reshape(len(images), 4, 8, 4, 8, 3).mean((2, 4)).reshape(len(images), -1).astype(np.float32) / 255
+
+
+@pytest.fixture
+def extracted(monkeypatch):
+    """How many images the stand-ins for the grader and the installed network have seen, in order."""
+    seen = []
+    extractor = FeatureExtractor("colors", lambda images: seen.append(len(images)) or colors(images))
+    monkeypatch.setattr(pretrained, "load", lambda name: {pretrained.IMAGENET: extractor}[name])
+    monkeypatch.setattr(small_grader, "cached_grader", lambda *args, **kwargs: (extractor, None))
+    return seen
 
 
 def eyes(count, seed):
-    """Round fields of random colour with a bright disc at a random place: no two alike."""
+    """Round fields of random color with a bright disc at a random place: no two are alike."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:32, :32] - 15.5
     images = np.zeros((count, 32, 32, 3))
@@ -36,94 +49,63 @@ def eyes(count, seed):
     return cache.Split(images.clip(0, 255).astype(np.uint8), grades.astype(np.int32), np.zeros(count, np.int32), ids)
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """Measures of planted generators, as a snapshot would have them."""
-    training, validation, new = eyes(60, 0), eyes(20, 1), eyes(40, 2)
-    with pytest.MonkeyPatch.context() as patch:
-        defaults = trained_grader.train.__kwdefaults__
-        patch.setattr(trained_grader.train, "__kwdefaults__", defaults | {"budget": BUDGET})
-        measures = snapshot_metrics.SnapshotMetrics(tmp_path_factory.mktemp("graders"), best="kid_grader")
-        rng = np.random.default_rng(3)
-        noise = rng.integers(-6, 7, (40, 32, 32, 3))
-        copies = (training.images[:40, :, ::-1] + noise).clip(0, 255).astype(np.uint8)
-        sets = {
-            "new": new.images,
-            "copies": copies,
-            "one": (np.repeat(new.images[:1], 40, axis=0) + noise // 3).clip(0, 255).astype(np.uint8),
-            "noise": rng.integers(0, 256, (40, 32, 32, 3), np.uint8),
-        }
-        yield {name: measures(images, new.grades, training, validation) for name, images in sets.items()}
+TRAINING, VALIDATION, NEW = eyes(60, 0), eyes(20, 1), eyes(40, 2)
 
 
-def test_new_images_are_nearest_and_most_diverse(measured):
-    kid = {name: of["kid_grader"] for name, of in measured.items()}
-    assert kid["new"] < min(kid["one"], kid["noise"])
-    assert 0.4 < measured["new"]["diversity"] < 2.5 and measured["one"]["diversity"] < 0.1
-    assert all(np.isfinite(value) for of in measured.values() for value in of.values())
+def planted(name):
+    rng = np.random.default_rng(3)
+    noise = rng.integers(-6, 7, (40, 32, 32, 3))
+    if name == "copies":
+        return (TRAINING.images[:40, :, ::-1] + noise).clip(0, 255).astype(np.uint8)
+    if name == "one":
+        return (np.repeat(NEW.images[:1], 40, axis=0) + noise // 3).clip(0, 255).astype(np.uint8)
+    return NEW.images if name == "new" else rng.integers(0, 256, (40, 32, 32, 3), np.uint8)
 
 
-def test_copies_are_vetoed_and_new_images_are_not(measured):
-    assert measured["copies"]["copy_rate"] > 0.5 and measured["copies"]["rejected"] == 1
-    assert measured["new"]["rejected"] == measured["noise"]["rejected"] == 0
+def test_planted_generators(extracted, tmp_path):
+    """New images are nearest and most diverse; copies are rejected; one repeated image is too alike."""
+    metrics = snapshot_metrics.SnapshotMetrics(tmp_path)
+    names = ("new", "copies", "one", "noise")
+    found = {name: metrics(planted(name), NEW.grades, TRAINING, VALIDATION) for name in names}
+    for kid in snapshot_metrics.KIDS:
+        assert found["new"][kid] < min(found["one"][kid], found["noise"][kid])
+        assert found["new"][kid] == distances.kid(colors(NEW.images), colors(VALIDATION.images))
+    assert 0.4 < found["new"]["diversity"] < 2.5 and found["one"]["diversity"] < 0.1
+    assert found["copies"]["copy_rate"] > 0.5 and found["copies"]["rejected"] == 1
+    assert found["new"]["rejected"] == found["noise"]["rejected"] == 0
+    assert found["one"]["ssim_excess"] > quality.COLLAPSE > abs(found["new"]["ssim_excess"])
+    for one in found.values():
+        assert one["ssim_gap"] == abs(one["ssim_excess"]) and all(np.isfinite(value) for value in one.values())
+    assert extracted.count(len(TRAINING.ids)) == 1  # photographs are read once, at the first call
 
 
-def test_ssim_tells_one_image_from_many(measured):
-    assert measured["one"]["ssim_excess"] > quality.COLLAPSE > abs(measured["new"]["ssim_excess"])
-    for of in measured.values():
-        assert of["ssim_gap"] == abs(of["ssim_excess"])
+@pytest.mark.parametrize(
+    "options, has_kid_imagenet, has_grader",
+    [
+        ({}, True, True),
+        ({"best": "kid_grader"}, False, True),
+        ({"best": ""}, False, False),
+        ({"best": "ssim_gap"}, False, False),
+        ({"best": "", "stop_on_collapse": True}, False, True),
+    ],
+)
+def test_features_are_computed_only_if_they_are_needed(extracted, tmp_path, options, has_kid_imagenet, has_grader):
+    found = snapshot_metrics.SnapshotMetrics(tmp_path, **options)(NEW.images[:8], None, TRAINING, VALIDATION)
+    assert ("kid_imagenet" in found) == has_kid_imagenet and ("diversity" in found) == ("kid_grader" in found) == has_grader
+    assert bool(extracted) == (has_kid_imagenet or has_grader)
+    assert set(snapshot_metrics.SnapshotMetrics.names) >= {"kid_imagenet", "kid_grader", "copy_rate", "ssim_gap"}
 
 
-def test_without_validation_photographs_and_without_a_grader(tmp_path):
-    """Nothing that lacks photographs passes for a number, and nothing is trained that is not asked for."""
-    training = eyes(12, 0)
-    lines = []
-    measures = snapshot_metrics.SnapshotMetrics(tmp_path, best="ssim_gap", log=lines.append)
-    found = measures(eyes(8, 1).images, training.grades, training, training.subset(np.arange(0)))
-    assert not {"kid_grader", "kid_imagenet", "diversity"} & found.keys() and found["rejected"] == 0 and not any(tmp_path.iterdir())
-    assert lines == ["0 validation photographs, fewer than 10: snapshots are compared with the training photographs"]
+def test_with_few_photographs_metrics_are_absent(tmp_path):
+    training, lines = eyes(12, 0), []
+    metrics = snapshot_metrics.SnapshotMetrics(tmp_path, best="ssim_gap", log=lines.append)
+    found = metrics(NEW.images[:8], training.grades, training, training.subset(np.arange(0)))
+    assert found["rejected"] == 0 and not any(tmp_path.iterdir())
+    assert len(lines) == 1 and lines[0].startswith("0 validation photographs")
     one = training.subset(np.arange(1))
-    found = snapshot_metrics.SnapshotMetrics(tmp_path, best="")(training.images[:5], None, training, one.subset(np.arange(0)))
-    assert "ssim_excess" in found
-
-
-def test_features_of_imagenet_only_where_they_choose(tmp_path, monkeypatch):
-    seen = []
-    network = FeatureExtractor("colour", lambda images: seen.append(len(images)) or images.mean((1, 2)).astype(np.float32) / 255)
-    monkeypatch.setattr(snapshot_metrics.pretrained, "load", lambda name: {"efficientnet-lite0": network}[name])
-    monkeypatch.setattr(snapshot_metrics.trained_grader, "train", lambda *args, **more: (network, None))
-    training, validation, fakes = eyes(60, 0), eyes(20, 1), eyes(8, 2)
-    measures = snapshot_metrics.SnapshotMetrics(tmp_path)
-    found = [measures(fakes.images, fakes.grades, training, validation) for _ in range(2)]
-    wanted = distances.kid(*(network.extract(some.images) for some in (fakes, validation)))
-    assert found[0]["kid_imagenet"] == found[1]["kid_imagenet"] == wanted and "diversity" in found[0]
-    assert "kid_imagenet" in measures.names  # or it could not be chosen by
-    del seen[:]
-    measure = lambda **asked: snapshot_metrics.SnapshotMetrics(tmp_path, **asked)(fakes.images, None, training, validation)
-    assert not {"kid_imagenet", "diversity"} & measure(best="").keys()
-    assert not seen
-    assert "diversity" in measure(best="", stop_on_collapse=True)  # or a collapse would go unheard
-
-
-def test_a_grader_is_trained_once_and_a_torn_one_again(tmp_path):
-    images, grades = eyes(20, 0).images, eyes(20, 0).grades
-    told = []
-    budget = grader.Budget(steps=3, batch_size=4)
-    first, params = trained_grader.train(images, grades, tmp_path, budget=budget, tell=told.append)
-    again, _ = trained_grader.train(images, grades, tmp_path, budget=budget, tell=told.append)
-    np.testing.assert_array_equal(first.extract(images), again.extract(images))
-    assert first.name == again.name and first.extract(images[:3]).shape == (3, 64) and len(told) == 1
-    other, _ = trained_grader.train(images[::-1], grades[::-1], tmp_path, budget=budget, tell=told.append)
-    assert other.name != first.name and len(told) == 2
-    (kept,) = [
-        path for path in tmp_path.glob(f"*/{trained_grader.FILE}") if first.name.split("-v1-")[1][:8] in str(path)
-    ]
-    kept.write_bytes(kept.read_bytes()[:100])
-    trained_grader.train(images, grades, tmp_path, budget=budget, tell=told.append)
-    assert len(told) == 3
-    read = grader.read(params, images)[0]
-    asked = [row[grade] for row, grade in zip(read, grades)]
-    np.testing.assert_array_equal(trained_grader.likelihood(params, images, grades), asked)
+    metrics = snapshot_metrics.SnapshotMetrics(tmp_path, best="")
+    found = metrics(training.images[:5], None, one, training.subset(np.arange(0)))
+    assert not {"copy_rate", "rejected", "ssim_excess"} & found.keys() and "ssim_within" in found
 
 
 # -- what is chosen

@@ -60,6 +60,7 @@ def _define(values, argv):
         lower_bound=16,
         flag_values=values,
     )
+    flags.DEFINE_boolean("verbose", False, "print every table after the summary", flag_values=values)
 
 
 def _run(values):
@@ -69,13 +70,15 @@ def _run(values):
     if not checkpoint.is_process_0("evaluate"):
         return
     from idrid_jax.cli.progress import StageProgress
-    from idrid_jax.evaluation import evaluate
+    from idrid_jax.evaluation import evaluate, summary
 
     with StageProgress() as progress:
 
         def show(result):
             progress.close()
-            _print_evaluation(result)
+            print(summary.text(result))
+            if values.verbose:
+                print("\n" + summary.tables(result))
 
         result = evaluate.evaluate(
             values.workdir,
@@ -86,53 +89,15 @@ def _run(values):
             statistics=values.batch_statistics,
             data_dir=values.data_dir,
             weights_files=[name for name in values.weights if name],
-            seeds=values.usefulness,
+            usefulness_seeds=values.usefulness,
             keep_share=values.keep_share,
             edema=values.edema,
-            side=values.grader_pixels,
-            progress=progress,
-            told=show,
+            grader_pixels=values.grader_pixels,
+            on_progress=progress,
+            on_result=show,
         )
     print(f"\nwritten to {Path(values.workdir) / evaluate.file_name(values.pixels)}")
     return 2 if "skipped_weights" in result else None
-
-
-def _print_evaluation(result):
-    from idrid_jax.evaluation import (
-        augmentation_leak,
-        closeness,
-        membership,
-        memorization,
-        quality,
-        reading,
-        usefulness,
-    )
-
-    of = result["run"]
-    print(
-        f"{of['network']} at step {of['step']} ({of['kimg']:g} kimg, {of['chosen']}; batch statistics: "
-        f"{of['batch_statistics']}) on release {of['release']} ({of['fingerprint'][:12]}), "
-        f"{of['size']}x{of['size']}x{of['channels']}, {of['crop']}"
-        + (f", compared at {of['pixels']}x{of['pixels']}" if "pixels" in of else "")
-        + "\n"
-    )
-    if "conditioning_strength" in of:
-        print(
-            f"The conditioning strength of this checkpoint is {of['conditioning_strength']:.1%}: its grades fade in.\n"
-        )
-    print(quality.table(result["quality"], thesis=of["network"] == "dcgan28"))
-    print("\n" + closeness.table(result["closeness"]))
-    if "memorization" in result:
-        print("\n" + memorization.table(result["memorization"]))
-        print(membership.line(result["membership"]))
-    if "grading" in result:
-        print(reading.line(result["grading"]))
-    if "augmentation_leak" in result:
-        print("\n" + augmentation_leak.table(result["augmentation_leak"]))
-    if "usefulness" in result:
-        print("\n" + usefulness.table(result["usefulness"]))
-    for name, why in result.get("skipped_weights", {}).items():
-        print(f"Not measured by {name}: {why}.")
 
 
 EVALUATE = Command(

@@ -1,1 +1,1 @@
-"""What the images are worth, always beside what real photographs give by the same measure."""
+"""Metrics of generated images, each reported next to its value on held-out photographs. See README.md."""

@@ -1,7 +1,10 @@
-"""How close generated images are to real photographs as sets, beside what real photographs, a mean image and noise get.
+"""Closeness: how close is the set of generated images to the set of training photographs?
 
-The reference is always the training photographs. The test split only gives the held-out row: nothing is chosen by it.
-NumPy arrays in, plain Python out; no files.
+Each number stands next to the same one of held-out photographs, of two halves of the training set, of the repeated mean
+image and of noise. The held-out row is the reference to beat; noise and the mean image show what a measure cannot see.
+The measures themselves are in `distances` (KID, Frechet), `coverage` (precision, recall, density, coverage), `diversity`
+(MS-SSIM) and `spectra` (sliced Wasserstein, power spectrum). The test split only gives the held-out row: nothing is
+chosen by it. NumPy arrays in, plain Python out; no files.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +18,13 @@ from idrid_jax.evaluation.features.extractor import FeatureExtractor
 
 ROWS = {  # in the table's order; keys of the result
     "generated": "generated x training",
-    "generated_few": "as many generated as held-out x training",  # distances and coverage depend on how many there are
+    "generated_few": "as many generated as held-out x training",  # distances and coverage depend on the number of images
     "held_out_real": "held-out real x training",
     "halves": "half of training x other half",
     "mean_image": "mean training image, repeated, x training",
     "noise": "uniform noise x training",
 }
-MEASURES = {  # of each network's features, and of the pixels; key: (heading, what is better, decimals)
+MEASURES = {  # of each extractor's features, and of the pixels; key: (heading, what is better, decimals)
     "features": {
         "kid": ("KID x1000", "low", 1),
         "frechet": ("Frechet", "low", 2),
@@ -38,10 +41,10 @@ MEASURES = {  # of each network's features, and of the pixels; key: (heading, wh
     },
 }
 PIXELS = "none (pixels)"
-ALIKE = 128  # images of noise and of the repeated mean image, at most: more of the same tell no more
-SAMPLE = 96  # images of a set whose pairs MS-SSIM takes: 4,560 pairs
+NUM_REFERENCE = 128  # images of noise and of the repeated mean image, at most: more add no information
+NUM_MS_SSIM = 96  # images whose pairs MS-SSIM compares, at most: 4,560 pairs
 BLOCK = 32  # sets are padded to a multiple, so that few shapes are compiled
-TWITCH = 2  # grey levels, largest noise on the repeated mean image
+MEAN_IMAGE_NOISE = 2  # grey levels, largest noise on the repeated mean image
 
 
 def measure(
@@ -52,219 +55,235 @@ def measure(
     held_out: np.ndarray,
     held_out_grades: np.ndarray,
     *,
-    networks: Sequence[FeatureExtractor],
+    extractors: Sequence[FeatureExtractor],
     seed: int = 0,
     resamples: int = 200,
-    most: int = 1000,
-    keep: Callable[[FeatureExtractor, np.ndarray], np.ndarray] = lambda network, images: network.extract(images),
-    note: Callable[[str], None] = lambda text: None,
+    max_images: int = 1000,
+    photograph_features: Callable[[FeatureExtractor, np.ndarray], np.ndarray] = lambda e, images: e.extract(images),
+    log: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Closeness of generated images to training ones, pooled and per grade, with the rows of ROWS.
+    """Measure the closeness of generated images to training photographs, of all grades and by grade, for each of ROWS.
 
     Args:
-        generated, training, held_out: uint8 [N, R, R, C], C and R alike. `generated` and `held_out` may be empty.
-        generated_grades: int [N] in 0..4, or None: then there is no "by_grade". The others' likewise.
-        networks: of features; their names stand beside every number they gave.
-        seed: of halves, noise, resamples. resamples: of each interval (half as many for Frechet and Wasserstein).
-        most: images of each set at most, drawn at random. keep: gives the features of photographs, which may be kept
-        on disk. note: is told what is being measured.
-    Returns: a dict for json.dumps: "rows" {row: {"images", "against", measure of pixels: entry, "features": {network:
-        {measure: entry}}}}; an entry is {"value", "interval": [low, high] or None, "features"}, and without its images
-        {"value": None, "interval": None, "missing": why}. "k" beside precision, recall, density and coverage, "scales"
-        beside MS-SSIM, "levels" (value of each level of the pyramid, finest first) beside the sliced Wasserstein
-        distance. KID in its own units (the table: x1000).
-        Intervals are over images, 95 %; of precision and its like from halves of the sets (None where these are smaller
-        than k); of these, Frechet, ratio and Wasserstein shifted to their estimate (see `intervals.interval`), which is
-        itself larger for small sets; of the ratio with the real images held.
-        "frechet_ratio": Frechet of n of the row's images and half of the training set, over that of n of the other half
-        and the same; n is what both have, so that the size of the sets does not speak.
-        "by_grade": {grade: the same rows within it}; "seed", "resamples", "networks", "given" and "images".
-    Raises: ValueError for no training image, or what `extract` refuses.
+      generated, training, held_out: uint8 [N, R, R, C], C and R alike. `generated` and `held_out` may be empty.
+      ..._grades: int [N] in 0..4; generated_grades None: no "by_grade".
+      extractors: feature extractors; their names are the keys of their numbers.
+      seed: of halves, noise and resamples. resamples: of each interval (half as many for Frechet and Wasserstein).
+      max_images: of each set, sampled at random. photograph_features: returns the features of photographs, perhaps from
+        a cache. log: receives a line for each stage.
+    Returns: for json.dumps: "rows" {row: {"images", "against", measure of pixels: entry, "features": {extractor:
+      {measure: entry}}}}; an entry is {"value", "interval": [low, high] or None, "features"}, or without enough images
+      {"value": None, "interval": None, "missing": why}. "k" of precision, recall, density and coverage, "scales" of
+      MS-SSIM, "levels" (value of each level of the pyramid, finest first) of the sliced Wasserstein distance. KID in its
+      own units (the table: x1000).
+      Intervals are of 95 %, over images; those of precision and its like by halves of the sets (None if these are not
+      larger than k). These and those of Frechet, ratio and Wasserstein are shifted to their estimate (see
+      `intervals.percentile_interval`), which itself grows for small sets; for the ratio, the real images are fixed.
+      "frechet_ratio": Frechet distance of n of the row's images to half of the training set, over that of n of the other
+      half; n is as many as both have, so that the size of the sets cancels.
+      "by_grade": {grade: the same rows within it}; "seed", "resamples", "networks", "given" and "images".
+    Raises: ValueError for no training image, or where `extract` does.
     """
     if not len(training):
         raise ValueError("training holds no images; there is nothing to compare with")
     rng = np.random.default_rng(seed)
-    sets, used = {}, {}
-    for name, images, grades in (
+    sets, grades, used = {}, {}, {}
+    for name, images, of_images in (
         ("generated", generated, generated_grades),
         ("training", training, training_grades),
         ("held_out", held_out, held_out_grades),
     ):
-        drawn = rng.permutation(len(images))[:most]  # also mixes them: rows take the first n
-        used[name] = len(drawn)
-
-        def extract(network, images, name=name):
-            note(f"closeness: {name.replace('_', '-')} images by {network.name.partition(' ')[0]}")
-            if not len(images):
-                return np.zeros((0, 1))
-            return _extract(network, images) if name == "generated" else keep(network, images)
-
-        in_order = np.sort(drawn)  # what is kept must not depend on the seed
-        whole = _set(np.asarray(images)[in_order], networks, extract)
-        sets[name] = (
-            _take(whole, np.searchsorted(in_order, drawn)),
-            None if grades is None else np.asarray(grades)[drawn],
-        )
-    result = {"networks": [network.name for network in networks], "seed": seed, "resamples": resamples, "images": used}
-    result["given"] = {"generated": len(generated), "training": len(training), "held_out": len(held_out)}
-    common = {"networks": networks, "seed": seed, "resamples": resamples}
-    note("closeness: all grades")
-    result["rows"] = _rows(*(sets[name][0] for name in ("generated", "training", "held_out")), **common)
+        chosen = rng.permutation(len(images))[:max_images]  # also shuffles: rows use the first n
+        used[name] = len(chosen)
+        in_order = np.sort(chosen)  # what is cached must not depend on the seed
+        extract = _extract if name == "generated" else photograph_features
+        whole = _set(np.asarray(images)[in_order], extractors, extract, lambda e, n=name: log(_stage(n, e)))
+        sets[name] = whole[np.searchsorted(in_order, chosen)]
+        grades[name] = None if of_images is None else np.asarray(of_images)[chosen]
+    result = {"networks": [extractor.name for extractor in extractors], "seed": seed, "resamples": resamples}
+    result |= {"images": used, "given": dict(zip(sets, map(len, (generated, training, held_out))))}
+    options = {"extractors": extractors, "seed": seed, "resamples": resamples}
+    log("closeness: all grades")
+    result["rows"] = _rows(*sets.values(), **options)
     if generated_grades is not None:
         result["by_grade"] = {}
         for grade, name in enumerate(GRADES):
-            note(f"closeness: {name}")
-            of_grade = [_take(sets[which][0], np.flatnonzero(sets[which][1] == grade)) for which in sets]
-            result["by_grade"][name] = _rows(*of_grade, **common, of=f" of grade {name}")
+            log(f"closeness: {name}")
+            of_grade = [one[np.flatnonzero(grades[which] == grade)] for which, one in sets.items()]
+            result["by_grade"][name] = _rows(*of_grade, **options, suffix=f" of grade {name}")
     return result
+
+
+def _stage(name, extractor):
+    return f"closeness: {name.replace('_', '-')} images by {extractor.name.partition(' ')[0]}"
+
+
+# --- sets and rows
 
 
 @dataclass(frozen=True)
 class _Set:
     images: np.ndarray
     spectra: np.ndarray
-    features: dict[str, np.ndarray]  # of each network
+    features: dict[str, np.ndarray]  # by extractor
 
     def __len__(self):
         return len(self.images)
 
-
-def _extract(network, images):
-    return network.extract(images)
-
-
-def _set(images, networks, extract=_extract) -> _Set:
-    of = lambda network: np.asarray(extract(network, images), np.float64)
-    return _Set(images, spectra.radial_spectrum(images), {network.name: of(network) for network in networks})
+    def __getitem__(self, index) -> "_Set":
+        features = {name: found[index] for name, found in self.features.items()}
+        return _Set(self.images[index], self.spectra[index], features)
 
 
-def _take(a_set, index) -> _Set:
-    features = {name: found[index] for name, found in a_set.features.items()}
-    return _Set(a_set.images[index], a_set.spectra[index], features)
+def _extract(extractor, images):
+    return extractor.extract(images)
 
 
-def _rows(generated, training, held_out, *, networks, seed, resamples, of=""):
-    count = len(training)
-    rng = np.random.default_rng(seed)
-    halves = _take(training, slice(0, count // 2)), _take(training, slice(count // 2, None))
-    few = _take(generated, slice(0, len(held_out))), training
-    rows = {"generated": (generated, training), "generated_few": few, "held_out_real": (held_out, training)}
-    rows["halves"] = halves
-    if count:
-        shape = (min(count, ALIKE), *training.images.shape[1:])
-        mean = training.images.mean(axis=0) + rng.integers(-TWITCH, TWITCH + 1, size=shape)
-        rows["mean_image"] = _set(np.clip(np.rint(mean), 0, 255).astype(np.uint8), networks), training
-        rows["noise"] = _set(rng.integers(0, 256, size=shape, dtype=np.uint8), networks), training
-    else:
-        rows |= {"mean_image": (training, training), "noise": (training, training)}
-    names = {"generated": "generated", "generated_few": "generated (as many as held-out)", "held_out_real": "held-out"}
+def _set(images, extractors, extract=_extract, before=lambda extractor: None) -> _Set:
+    features = {}
+    for extractor in extractors:
+        before(extractor)
+        found = extract(extractor, images) if len(images) else np.zeros((0, 1))
+        features[extractor.name] = np.asarray(found, np.float64)
+    return _Set(images, spectra.radial_spectrum(images), features)
+
+
+def _rows(generated, training, held_out, *, extractors, seed, resamples, suffix=""):
+    halves = training[: len(training) // 2], training[len(training) // 2 :]
+    mean_image, noise = _references(training, extractors, np.random.default_rng(seed))
+    rows = {  # key: (what it is called where it lacks images, its images, those it is compared with)
+        "generated": ("generated", generated, training),
+        "generated_few": ("generated (as many as held-out)", generated[: len(held_out)], training),
+        "held_out_real": ("held-out", held_out, training),
+        "halves": ("training", *halves),
+        "mean_image": ("training", mean_image, training),
+        "noise": ("training", noise, training),
+    }
     out = {}
-    for number, (key, (a, b)) in enumerate(rows.items()):
-        who = names.get(key, "training")
-
-        def measured(*parts):
-            found = {}
-            for part in parts:
-                try:
-                    found |= part(np.random.default_rng([seed, number + 1]))
-                except _Lacking as lacking:
-                    left, least = lacking.args
-                    why = f"{len(a)} {who} and {len(b)} training images{of}; it takes at least {least} of each"
-                    found |= {name: {"value": None, "interval": None, "missing": why} for name in left}
-            return found
-
+    for number, (key, (name, a, b)) in enumerate(rows.items()):
+        images = f"{len(a)} {name} and {len(b)} training images{suffix}"
+        entropy = [seed, number + 1]  # every measure of a row gets the same stream
         out[key] = {"images": len(a), "against": len(b), "features": {}}
-        out[key] |= measured(lambda r: _within(a.images, r, resamples), lambda r: _by_pixels(a, b, r, resamples, seed))
-        for name in (network.name for network in networks):
-            x, y, half, other = (one.features[name] for one in (a, b, *halves))
-            out[key]["features"][name] = measured(
-                lambda r: _by_features(x, y, r, resamples, name),
-                lambda r: _ratio(x, half, other, r, resamples, name),
-                lambda r: _prdc(x, y, r, resamples, name),
-            )
+        out[key] |= _or_missing(images, _ms_ssim, a.images, np.random.default_rng(entropy), resamples)
+        out[key] |= _or_missing(images, _pixel_distances, a, b, np.random.default_rng(entropy), resamples, seed)
+        for extractor in (extractor.name for extractor in extractors):
+            x, y, half, other = (one.features[extractor] for one in (a, b, *halves))
+            parts = ((_feature_distances, x, y), (_frechet_ratio, x, half, other), (_neighbors, x, y))
+            found = out[key]["features"][extractor] = {}
+            for function, *sets in parts:
+                found |= _or_missing(images, function, *sets, np.random.default_rng(entropy), resamples, extractor)
     return out
 
 
-class _Lacking(Exception):
+def _references(training, extractors, rng) -> tuple[_Set, _Set]:
+    """Return the repeated mean training image, and noise."""
+    if not len(training):
+        return training, training
+    shape = (min(len(training), NUM_REFERENCE), *training.images.shape[1:])
+    mean = training.images.mean(axis=0) + rng.integers(-MEAN_IMAGE_NOISE, MEAN_IMAGE_NOISE + 1, size=shape)
+    mean_image = _set(np.clip(np.rint(mean), 0, 255).astype(np.uint8), extractors)
+    return mean_image, _set(rng.integers(0, 256, size=shape, dtype=np.uint8), extractors)
+
+
+# --- entries
+
+
+class _TooFew(Exception):
     """(measures, how many images they need)."""
 
 
-def _need(least, names, *sets):
-    if min(len(s) for s in sets) < least:
-        raise _Lacking(names, least)
+def _or_missing(images, function, *args) -> dict:
+    """Return function(*args), {measure: entry}; where it needs more images, the entries with the reason."""
+    try:
+        return function(*args)
+    except _TooFew as error:
+        measures, needed = error.args
+        why = f"{images}; at least {needed} of each are needed"
+        return {name: {"value": None, "interval": None, "missing": why} for name in measures}
+
+
+def _need(needed, measures, *sets):
+    if min(len(s) for s in sets) < needed:
+        raise _TooFew(measures, needed)
 
 
 def _entry(value, interval, features, **more):
     return {"value": float(value), "interval": interval, "features": features, **more}
 
 
-def _by_features(a, b, rng, resamples, features):
+def _feature_distances(a, b, rng, resamples, extractor):
     _need(2, ("kid", "frechet"), a, b)
     kernels = [distances.polynomial_kernel(*pair) for pair in ((a, a), (b, b), (a, b))]
-    draws = list(zip(intervals.counts(rng, len(a), resamples), intervals.counts(rng, len(b), resamples)))
-    kids = [distances.mmd2(*kernels, u, v) for u, v in draws]
+    counts = [intervals.resample_counts(rng, len(one), resamples) for one in (a, b)]
+    kids = [distances.mmd2(*kernels, u, v) for u, v in zip(*counts)]
     value = distances.frechet(a, b)
-    drawn = [distances.frechet(a, b, u, v) for u, v in draws[: resamples // 2]]
+    values = [distances.frechet(a, b, u, v) for u, v in list(zip(*counts))[: resamples // 2]]
+    interval = intervals.percentile_interval(values, center=value, minimum=0)
     return {
-        "kid": _entry(distances.mmd2(*kernels), intervals.interval(kids), features),
-        "frechet": _entry(value, intervals.interval(drawn, centre=value, floor=0), features),
+        "kid": _entry(distances.mmd2(*kernels), intervals.percentile_interval(kids), extractor),
+        "frechet": _entry(value, interval, extractor),
     }
 
 
-def _ratio(a, half, other, rng, resamples, features):
+def _frechet_ratio(a, half, other, rng, resamples, extractor):
     _need(2, ("frechet_ratio",), a, half, other)
     n = min(len(a), len(half))
     real = distances.frechet(half[:n], other)
     if real == 0:
-        raise _Lacking(("frechet_ratio",), "2 unlike")
+        raise _TooFew(("frechet_ratio",), "2 different ones")
     value = distances.frechet(a[:n], other) / real
-    draws = intervals.counts(rng, n, resamples // 2)
-    drawn = [distances.frechet(a[:n], other, u) / real for u in draws]
-    return {"frechet_ratio": _entry(value, intervals.interval(drawn, centre=value, floor=0), features, images=n)}
+    counts = intervals.resample_counts(rng, n, resamples // 2)
+    values = [distances.frechet(a[:n], other, u) / real for u in counts]
+    interval = intervals.percentile_interval(values, center=value, minimum=0)
+    return {"frechet_ratio": _entry(value, interval, extractor, images=n)}
 
 
-def _prdc(a, b, rng, resamples, features):
+def _neighbors(a, b, rng, resamples, extractor):
     _need(2, ("precision", "recall", "density", "coverage"), a, b)
     k = coverage.choose_k(min(len(a), len(b)))
     aa, bb, ab = (coverage.distances(*pair) for pair in ((a, a), (b, b), (a, b)))
-    values = {name: v.mean() for name, v in coverage.prdc(aa, bb, ab, k=k).items()}
-    drawn = {name: [] for name in values}
+    estimates = {name: values.mean() for name, values in coverage.prdc(aa, bb, ab, k=k).items()}
+    resampled = {name: [] for name in estimates}
     if min(len(a), len(b)) // 2 > k:  # halves without replacement: their spread is that of the whole sets
         for _ in range(resamples):
             i, j = (rng.permutation(len(one))[: len(one) // 2] for one in (a, b))
-            for name, v in coverage.prdc(aa[np.ix_(i, i)], bb[np.ix_(j, j)], ab[np.ix_(i, j)], k=k).items():
-                drawn[name].append(v.mean())
-    most = {"density": np.inf}
-    return {
-        name: _entry(
-            value, intervals.interval(drawn[name], centre=value, floor=0, most=most.get(name, 1)), features, k=k
-        )
-        for name, value in values.items()
-    }
+            half = coverage.prdc(aa[np.ix_(i, i)], bb[np.ix_(j, j)], ab[np.ix_(i, j)], k=k)
+            for name, values in half.items():
+                resampled[name].append(values.mean())
+    out = {}
+    for name, value in estimates.items():
+        maximum = np.inf if name == "density" else 1
+        interval = intervals.percentile_interval(resampled[name], center=value, minimum=0, maximum=maximum)
+        out[name] = _entry(value, interval, extractor, k=k)
+    return out
 
 
-def _within(images, rng, resamples):
+def _ms_ssim(images, rng, resamples):
     _need(2, ("ms_ssim",), images)
-    used = min(len(images), SAMPLE)
+    used = min(len(images), NUM_MS_SSIM)
     padded = np.resize(images[:used], (-(-used // BLOCK) * BLOCK, *images.shape[1:])).astype(np.float32) / 255
     pairs = diversity.ms_ssim_pairs(padded, padded)[:used, :used]
-    drawn = [distances.within(pairs, u.astype(float)) for u in intervals.counts(rng, used, resamples)]
-    more = {"scales": diversity.scales(min(images.shape[1:3])), "images": used}
-    return {"ms_ssim": _entry(distances.within(pairs, np.ones(used)), intervals.interval(drawn), PIXELS, **more)}
+    counts = intervals.resample_counts(rng, used, resamples)
+    values = [distances.mean_over_pairs(pairs, u.astype(float)) for u in counts]
+    value = distances.mean_over_pairs(pairs, np.ones(used))
+    more = {"scales": diversity.num_scales(min(images.shape[1:3])), "images": used}
+    return {"ms_ssim": _entry(value, intervals.percentile_interval(values), PIXELS, **more)}
 
 
-def _by_pixels(a, b, rng, resamples, seed):
+def _pixel_distances(a, b, rng, resamples, seed):
     _need(2, ("sliced_wasserstein", "spectrum"), a, b)
-    draws = list(zip(intervals.counts(rng, len(a), resamples), intervals.counts(rng, len(b), resamples)))
+    counts = list(zip(*(intervals.resample_counts(rng, len(one), resamples) for one in (a, b))))
     pairs = spectra.slices(a.images, b.images, seed=seed)
     levels = spectra.sliced_wasserstein(pairs)
     value = np.mean(levels)
-    drawn = [np.mean(spectra.sliced_wasserstein(pairs, u, v)) for u, v in draws[: resamples // 2]]
+    values = [np.mean(spectra.sliced_wasserstein(pairs, u, v)) for u, v in counts[: resamples // 2]]
+    interval = intervals.percentile_interval(values, center=value, minimum=0)
     power = spectra.spectrum_distance(a.spectra, b.spectra)
-    powers = [spectra.spectrum_distance(a.spectra, b.spectra, u, v) for u, v in draws]
+    powers = [spectra.spectrum_distance(a.spectra, b.spectra, u, v) for u, v in counts]
+    power_interval = intervals.percentile_interval(powers, center=power, minimum=0)
     return {
-        "sliced_wasserstein": _entry(value, intervals.interval(drawn, centre=value, floor=0), PIXELS, levels=levels),
-        "spectrum": _entry(power, intervals.interval(powers, centre=power, floor=0), PIXELS),
+        "sliced_wasserstein": _entry(value, interval, PIXELS, levels=levels),
+        "spectrum": _entry(power, power_interval, PIXELS),
     }
 
 
@@ -272,7 +291,7 @@ def _by_pixels(a, b, rng, resamples, seed):
 
 
 def table(result: dict) -> str:
-    """Renders what `measure` returned for a console, also when read back from JSON; no newline at the end."""
+    """Render what `measure` returned as text, without a newline at the end."""
     used = result["images"]
     lines = ["Closeness. 95 % intervals over images.", "", *_table(result["rows"], result["networks"])]
     for name, rows in result.get("by_grade", {}).items():
@@ -280,35 +299,29 @@ def table(result: dict) -> str:
     lines += [
         "",
         f"Images used: {used['generated']} generated, {used['training']} training, {used['held_out']} held-out real.",
-        "Read as many generated against held-out real: that is what photographs get, and numbers count.",
-        "Ratio 1: as far from half of training as its other half is. No row says that lesions or vessels are right:",
-        "the grader's features know its training photographs. Of so many intervals one in twenty is wrong by chance.",
+        "Compare the row with as many generated images as held-out ones with that of the held-out photographs.",
+        "Ratio 1: as far from half of training as the other half is. No row proves that lesions or vessels are right:",
+        "the grader's features know its training photographs. One in twenty intervals is wrong by chance.",
     ]
     return "\n".join(lines)
 
 
 def _table(rows, networks):
-    parts = [
-        (f"features: {name}", MEASURES["features"], lambda row, name=name: row["features"][name]) for name in networks
-    ]
-    parts.append(("pixels", MEASURES["pixels"], lambda row: row))
+    parts = [(f"features: {name}", "features", {key: rows[key]["features"][name] for key in ROWS}) for name in networks]
+    parts.append(("pixels", "pixels", rows))
     captions = {key: f"{caption} ({rows[key]['images']} x {rows[key]['against']})" for key, caption in ROWS.items()}
     width = max(map(len, [*captions.values(), *(title for title, *_ in parts)]))
     lines, reasons = [], set()
-    for title, measures, entries in parts:
-        cells = {}
+    for title, kind, entries in parts:
+        measures = MEASURES[kind]
+        reasons |= {entries[key][name]["missing"] for key in ROWS for name in measures if "missing" in entries[key][name]}
+        grid = [[title, *(heading for heading, *_ in measures.values())], ["good:", *(m[1] for m in measures.values())]]
         for key, caption in captions.items():
-            of = entries(rows[key])
-            reasons |= {of[name]["missing"] for name in measures if "missing" in of[name]}
-            cells[caption] = [_cell(of[n], 1000 if n == "kid" else 1, measures[n][2]) for n in measures]
-        widths = [
-            max(len(heading), len(good), *(len(row[i]) for row in cells.values()))
-            for i, (heading, good, _) in enumerate(measures.values())
-        ]
-        show = lambda first, row: f"{first:<{width}}" + "".join(f"  {cell:>{w}}" for cell, w in zip(row, widths))
-        lines.append(show(title, [heading for heading, *_ in measures.values()]))
-        lines.append(show("good:", [good for _, good, _ in measures.values()]))
-        lines += [show(caption, row) for caption, row in cells.items()]
+            cells = [_cell(entries[key][n], 1000 if n == "kid" else 1, measures[n][2]) for n in measures]
+            grid.append([caption, *cells])
+        widths = [max(map(len, column)) for column in list(zip(*grid))[1:]]
+        for first, *cells in grid:
+            lines.append(f"{first:<{width}}" + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths)))
     return lines + [f"-: {reason}" for reason in sorted(reasons)]
 
 

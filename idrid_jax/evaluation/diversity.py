@@ -1,4 +1,4 @@
-"""MS-SSIM among the images of a set: high is bad, they are all alike."""
+"""MS-SSIM within a set of images: high if they are all alike."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,21 +9,16 @@ WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 
 WINDOW = 11
 
 
-def scales(size: int) -> int:
-    """How many of the five scales an image allows whose smaller side is `size`: the coarsest still holds the window."""
-    return sum(size // 2**s >= WINDOW for s in range(len(WEIGHTS)))
-
-
 def ms_ssim_pairs(a, b) -> np.ndarray:
-    """MS-SSIM of every a[i] with every b[j]: float64 [N, M] in [0, 1].
+    """Return the MS-SSIM of every a[i] with every b[j]: float64 [N, M] in [0, 1].
 
-    Contrast and structure at every scale, luminance at the coarsest, scales halved by 2x2 means; a negative mean counts
-    as 0. With fewer than five scales the first weights are used, divided by their sum.
+    Contrast and structure at every scale, luminance at the coarsest; 2x2 means halve the scales; a negative mean counts
+    as 0. Images that allow fewer than five scales use the first weights, divided by their sum.
     Args: float [N, H, W, C] and [M, H, W, C] in [0, 1]. Raises: ValueError for images below 11 pixels, or as `ssim`.
     Source: Wang et al., "Multiscale structural similarity", Asilomar 2003; Odena et al., ICML 2017, section 4.2.
     """
     a, b = jnp.asarray(a), jnp.asarray(b)
-    used = scales(min(a.shape[1:3]))
+    used = num_scales(min(a.shape[1:3]))
     if not used:
         raise ValueError(f"images of {a.shape[1]}x{a.shape[2]} are smaller than the {WINDOW}x{WINDOW} window of SSIM")
     weights = np.array(WEIGHTS[:used]) / sum(WEIGHTS[:used])
@@ -33,10 +28,15 @@ def ms_ssim_pairs(a, b) -> np.ndarray:
         value = ssim_pairs(a, b) if last else ssim_pairs(a, b, alpha=0)  # without luminance
         out *= np.maximum(np.asarray(value, np.float64), 0) ** weight
         if not last:
-            a, b = _halved(a), _halved(b)
+            a, b = _halve(a), _halve(b)
     return out
 
 
-def _halved(x):
+def num_scales(size: int) -> int:
+    """Return how many of the five scales images of smaller side `size` allow: the coarsest still holds the window."""
+    return sum(size // 2**s >= WINDOW for s in range(len(WEIGHTS)))
+
+
+def _halve(x):
     h, w = x.shape[1] // 2, x.shape[2] // 2
     return x[:, : 2 * h, : 2 * w].reshape(len(x), h, 2, w, 2, -1).mean(axis=(2, 4))

@@ -1,27 +1,38 @@
-"""Images made smaller, so that runs of two sizes can be measured at one."""
+"""Downsampling of images: with the filter of `data.preprocess`, and by means over squares."""
 
 import numpy as np
 from PIL import Image
 
 from idrid_jax.errors import UserError
 
-LEAST = 28  # pixels a side, the smallest network's
+MIN_PIXELS = 28  # side of the smallest network's images
 
 
-def check_pixels(pixels: int, size: int) -> None:
-    """Raises UserError where images of `size` pixels a side are not to be compared at so many."""
-    if not LEAST <= pixels < size:
-        way = f"give {LEAST} to {size - 1}, or leave it out" if size > LEAST else "none are smaller, leave it out"
-        raise UserError(f"--pixels {pixels}: the images are of {size} a side; {way}")
+def downsample(images: np.ndarray, pixels: int) -> np.ndarray:
+    """Return uint8 [N, pixels, pixels, C] of uint8 [N, R, R, C], C 1 or 3, by Pillow's Hamming filter.
 
-
-def smaller(images: np.ndarray, pixels: int) -> np.ndarray:
-    """uint8 [N, R, R, C], C 1 or 3 -> [N, pixels, pixels, C], by the filter that photographs are made small with
-    (`data.preprocess`): means of squares would leave 0.7 dB more in the finest frequencies (128 pixels to 64)."""
-    made = [
+    `data.preprocess` makes photographs small with the same filter, so that runs of two sizes can be compared at the
+    smaller one. Means over squares would leave 0.7 dB more in the finest frequencies (128 pixels to 64).
+    """
+    small = [
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).resize(
             (pixels, pixels), Image.Resampling.HAMMING
         )
         for image in np.asarray(images)
     ]
-    return np.stack([np.asarray(image) for image in made]).reshape(len(images), pixels, pixels, -1)
+    return np.stack([np.asarray(image) for image in small]).reshape(len(images), pixels, pixels, -1)
+
+
+def block_means(images: np.ndarray, factor: int) -> np.ndarray:
+    """Return the means of [N, R, R, C] over squares of factor x factor pixels, float32 [N, R // factor, R // factor, C].
+    Rows and columns beyond the last whole square are cut off."""
+    side = images.shape[1] // factor
+    squares = images[:, : side * factor, : side * factor].reshape(len(images), side, factor, side, factor, -1)
+    return squares.mean((2, 4), dtype=np.float32)
+
+
+def check_pixels(pixels: int, size: int) -> None:
+    """Raise UserError if images of `size` pixels a side cannot be compared at `pixels`."""
+    if not MIN_PIXELS <= pixels < size:
+        advice = f"choose {MIN_PIXELS} to {size - 1}" if size > MIN_PIXELS else "none are smaller, omit --pixels"
+        raise UserError(f"--pixels {pixels}: the images are {size} pixels a side; {advice}")

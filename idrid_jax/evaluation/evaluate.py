@@ -1,4 +1,9 @@
-"""What `idrid-jax evaluate` does: a run's generator measured beside photographs, written to evaluation.json."""
+"""`idrid-jax evaluate`: measure a run's generator against photographs and write evaluation.json.
+
+`evaluate` reads the checkpoint and the release once, generates the images, asks one module per question (quality,
+closeness, memorization, membership, grading, augmentation_leak, usefulness) and writes what they return, each under the
+module's name.
+"""
 
 import contextlib
 import dataclasses
@@ -9,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import ml_collections
 import numpy as np
 
 from idrid_jax.batching import map_in_batches
@@ -20,15 +26,15 @@ from idrid_jax.errors import UserError
 from idrid_jax.evaluation import (
     augmentation_leak,
     closeness,
-    grader,
+    grading,
     membership,
     memorization,
     quality,
-    reading,
+    small_grader,
     usefulness,
 )
-from idrid_jax.evaluation.downsample import check_pixels, smaller
-from idrid_jax.evaluation.features import feature_cache, pretrained, trained_grader
+from idrid_jax.evaluation.downsample import check_pixels, downsample
+from idrid_jax.evaluation.features import feature_cache, pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
 from idrid_jax.generation.sampling import Sampler
@@ -39,9 +45,9 @@ from idrid_jax.training.checkpoint import Checkpoints, read_run
 from idrid_jax.training.optimizers import grade_conditioning
 
 NAME = "evaluation.json"
-UNTRAINED = 8  # discriminators that know nobody, for what splits differ by themselves
 PAIRS = "memorization.png"  # the generated images nearest to training photographs, each above its own
-Progress = Callable[[str, int], None]  # (what is done now, of how many such stages)
+NUM_UNTRAINED = 8  # discriminators whose logits are the reference of the membership attack
+Progress = Callable[[str, int], None]  # (the current stage, the number of stages)
 
 
 def evaluate(
@@ -54,167 +60,201 @@ def evaluate(
     statistics: str = "auto",
     data_dir: Path | str = "",
     weights_files: Sequence[Path | str] = (),
-    seeds: int = 0,
+    usefulness_seeds: int = 0,
     keep_share: float = 0.0,
     edema: bool = False,
-    side: int = grader.Budget.side,
-    progress: Progress = lambda text, stages: None,
-    told: Callable[[dict], None] = lambda result: None,
+    grader_pixels: int = small_grader.Budget.max_side,
+    on_progress: Progress = lambda text, stages: None,
+    on_result: Callable[[dict], None] = lambda result: None,
 ) -> dict:
-    """Measures `count` images (None: as many as training photographs) against the release that the run was trained on.
+    """Measure `count` generated images against the release that the run was trained on.
 
-    step, statistics: of the generator, see `load_sampler`. data_dir: where the release is prepared; empty: where the
-      run found it.
-    pixels: a side at which images and photographs are compared, to set a run beside one of smaller images (None: the
-      images' own). Copies, membership, leaks and usefulness are measured at the images' own alone.
-    weights_files: of networks trained elsewhere, see `features.pretrained`: closeness is measured by their features too.
-      One that holds no such network, and `pretrained.IMAGENET` not installed, is told on stderr, and done without.
-    seeds: graders trained each way for `usefulness.measure`, whose result is then under "usefulness"; 0: none, but what
-      was measured earlier of the same checkpoint and seed stays. keep_share: above 0, also with this share of the
-      synthetic images, those likeliest to a grader of training photographs. edema: they learn the risk of macular
-      oedema too. side: pixels at which they read, at most.
-    told: is given the result before it is written: a disk that is full by then takes no more than the file.
-    Grades are drawn in the training split's proportions. The test split is the held-out one, and may be empty;
-    nothing is chosen by it.
-    Returns {"run": what was measured, "quality", "closeness", "memorization", "membership": what the module of that name
-    returns, for a conditional generator "grading", and where D was shown augmented images "augmentation_leak"}; writes
-    it to `workdir/evaluation.json`, and the pairs of "memorization" to `workdir/memorization.png`; at `pixels` to
-    `workdir/evaluation_PIXELS.json` alone.
-    Where a file of weights was skipped, "skipped_weights": {its name: why}.
-    Raises UserError where `load_sampler` does, a file of weights is not there, the release is no longer prepared,
-    `workdir` cannot be written, or `check_pixels` refuses `pixels`, which do not go with `seeds` either.
+    The grades of the images are in the training split's proportions. The test split is the held-out one and may be
+    empty; nothing is chosen by it.
+
+    Args:
+      count: default: as many as training photographs. seed: of the images and of every random choice.
+      step, statistics: of the generator, see `sampling.load_sampler`.
+      pixels: side to which images and photographs are downsampled, to compare runs of different sizes. Then only
+        quality, closeness and grading are measured, and written to `evaluation_PIXELS.json`.
+      data_dir: where the release is prepared; empty: where the run found it.
+      weights_files: of pretrained feature extractors, see `features.pretrained`. A file that cannot be read as one is
+        skipped with a warning on stderr, and so is `pretrained.IMAGENET` if it is not installed.
+      usefulness_seeds: graders trained for each arm of `usefulness.measure`. 0: none, but a result for the same images
+        in an earlier evaluation.json is carried over.
+      keep_share: above 0: usefulness also measures this share of the synthetic images, those to whose grade a grader of
+        training photographs gives the highest probability. edema: graders also learn the macular edema risk.
+        grader_pixels: largest side of the images for graders.
+      on_progress: called before each stage. on_result: called before the files are written, so that a full disk loses
+        only the files.
+    Returns: {"run": what was measured, "quality", "closeness", "memorization", "membership", "grading" (if the generator
+      is conditional), "augmentation_leak" (if D saw augmented images), "usefulness": what these modules return,
+      "skipped_weights": {file name: why}}; also written to `workdir/evaluation.json`, with the pairs of "memorization" in
+      `workdir/memorization.png`.
+    Raises: UserError if `read_run` does, a file of weights does not exist, the release is no longer prepared, `workdir`
+      cannot be written, or `pixels` is refused by `check_pixels` or given with `usefulness_seeds`.
     """
-    if pixels is not None and seeds:
-        raise UserError("--usefulness is measured at the images' own size: leave --pixels out")
-    trained_elsewhere, left_out = _trained_elsewhere(weights_files)
-    sampler = sampling.load_sampler(workdir, step, batch_statistics=statistics)
-    if pixels is not None:
-        check_pixels(pixels, sampler.network.size)
-    with atomic.partial_folder(Path(workdir)):  # or minutes of work would end in it
-        pass
-    conditional = sampler.network.conditional
-    arms = len(usefulness.ARMS) - (not keep_share) if seeds and conditional else 0
-    stages = 3 + 2 * (pixels is None) + 3 * (1 + len(trained_elsewhere)) + len(GRADES) * conditional + arms
-    tell = lambda text: progress(text, stages)
-    manifest, training, held_out = photographs(workdir, sampler, data_dir, pixels)
-    shown = training.subset(~folds.validation_mask(manifest, sampler.config.data.validation_folds))
+    if pixels is not None and usefulness_seeds:
+        raise UserError("--usefulness is measured at the images' own size: omit --pixels")
+    extractors, skipped = _load_extractors(weights_files)
+    source = _load(workdir, step, statistics, data_dir, pixels)
+    conditional = source.sampler.network.conditional
+    num_arms = len(usefulness.ARMS) - (not keep_share) if usefulness_seeds and conditional else 0
+    num_stages = 3 + 2 * (pixels is None) + 3 * (1 + len(extractors)) + len(GRADES) * conditional + num_arms
+    log = functools.partial(_log_stage, on_progress, num_stages)
+
+    training, held_out, cache_dir = source.training, source.held_out, source.manifest.folder / "features"
     count = len(training.grades) if count is None else count
-    # the training split's own grades, in a drawn order, over and over: the same mixture for any count
-    order = np.random.default_rng(seed).permutation(len(training.grades))
-    grades = training.grades[np.resize(order, count)]
-    tell(f"drawing {count} images; PSNR and SSIM of all pairs")
-    images = np.stack(list(sampler.images(grades, seed=seed)))
-    images = images if pixels is None else smaller(images, pixels)
-    real = np.asarray(training.images), training.grades, np.asarray(held_out.images), held_out.grades
-    sets = images, grades if conditional else None, *real
-    result = {"quality": quality.measure(*sets, seed=seed)}
-    tell("a grader of the training photographs")
-    dr_grader, params = trained_grader.train(shown.images, shown.grades, manifest.folder / "features")
-    strangers = [_remembered(network) for network in trained_elsewhere]
-    keep = lambda network, images: feature_cache.cached_features(network, images, manifest.folder / "features")
-    result["closeness"] = closeness.measure(*sets, networks=[dr_grader, *strangers], keep=keep, seed=seed, note=tell)
+    log(f"generating {count} images; PSNR and SSIM of all pairs")
+    images, grades = _generate(source, count, seed, pixels)
+    real, held = np.asarray(training.images), np.asarray(held_out.images)
+    sets = images, grades if conditional else None, real, training.grades, held, held_out.grades
+    result = {"run": source.description | {"seed": seed}, "quality": quality.measure(*sets, seed=seed)}
+    log("the small grader of the training photographs")
+    grader, params = small_grader.cached_grader(source.examples.images, source.examples.grades, cache_dir)
+    from_cache = functools.partial(_cached_features, cache_dir)
+    result["closeness"] = closeness.measure(
+        *sets, extractors=[grader, *extractors], photograph_features=from_cache, seed=seed, log=log
+    )
     if conditional:
-        read = [grader.read(params, some)[0].argmax(-1) for some in (images, real[2])]
-        result["grading"] = reading.measure(read[0], grades, read[1], held_out.grades)
+        read, read_held_out = (small_grader.read(params, some)[0].argmax(-1) for some in (images, held))
+        result["grading"] = grading.measure(read, grades, read_held_out, held_out.grades)
     if pixels is None:
-        tell("copies of training photographs")
-        features = _seen_soft(strangers, images, real[0], real[2], keep)
-        result["memorization"] = memorization.measure(images, real[0], real[2], training.ids, features)
-        tell("membership")
-        result["membership"] = membership.measure(*_scores(workdir, sampler.step, shown, held_out))
-        if augmentation := augment.augmentation_from_config(sampler.config):
-            augmented = _augmented(real[0], augmentation.strengths, sampler.network.sample_batch_size, seed)
-            result["augmentation_leak"] = augmentation_leak.compare(images, real[0], augmented, seed=seed)
-    result["run"] = _subject(workdir, sampler, manifest, step, seed, statistics, pixels)
-    if left_out:
-        result["skipped_weights"] = left_out
+        log("memorization of training photographs")
+        features = _softened_features(extractors, images, real, held, from_cache)
+        result["memorization"] = memorization.measure(images, real, held, training.ids, features)
+        log("membership inference")
+        result["membership"] = membership.measure(*_logits(source))
+        if augmentation := augment.augmentation_from_config(source.sampler.config):
+            augmented = _augment(real, augmentation.strengths, source.sampler.network.sample_batch_size, seed)
+            result["augmentation_leak"] = augmentation_leak.measure(images, real, augmented, seed=seed)
+    if skipped:
+        result["skipped_weights"] = skipped
     path = Path(workdir) / file_name(pixels)
-    if seeds:
-        result["usefulness"] = _usefulness(
-            sampler, training, held_out, params, seed=seed, seeds=seeds, keep_share=keep_share, edema=edema, side=side,
-            tell=tell,
-        )  # fmt: skip
-    elif earlier := _earlier(path, result):
+    if usefulness_seeds:
+        budget = small_grader.Budget(max_side=grader_pixels)
+        options = {"seeds": usefulness_seeds, "budget": budget, "log": log}
+        result["usefulness"] = _usefulness(source, params, seed, keep_share, edema, options)
+    elif earlier := _earlier_usefulness(path, result):
         result["usefulness"] = earlier
-    told(result)
-    if pairs := result.get("memorization", {}).get("pairs"):
-        drawn, nearest = ([pair[which] for pair in pairs] for which in ("generated", "index"))
-        both = np.concatenate([images[drawn], real[0][nearest]])
-        atomic.write_bytes(Path(workdir) / PAIRS, encode_image(np.asarray(image_grid(both, len(pairs))), "png"))
-    atomic.write_text(path, json.dumps(result, indent=2) + "\n")
+    on_result(result)
+    _write(Path(workdir), path, result, images, real)
     return result
 
 
 def file_name(pixels: int | None) -> str:
-    """Of what `evaluate` writes."""
+    """Return the name of the file that `evaluate` writes."""
     return NAME if pixels is None else NAME.replace(".", f"_{pixels}.")
 
 
-def _trained_elsewhere(files) -> tuple[list[FeatureExtractor], dict[str, str]]:
-    """Networks from files, and {the name of a file that holds none: why}."""
-    networks, left_out = [], {}
-    for path in files:
-        try:
-            networks.append(pretrained.load(path))
-        except UserError as error:
-            if str(path) != pretrained.IMAGENET and not Path(path).is_file():  # misspelt: sooner mended than done without
-                raise
-            left_out[Path(path).name] = str(error).removeprefix(f"{path}: ")
-            print(f"{error}; measuring without it", file=sys.stderr, flush=True)
-    return networks, left_out
+def _log_stage(on_progress, num_stages, text):
+    on_progress(text, num_stages)
 
 
-def _seen_soft(networks, generated, training, held_out, keep):
-    """Features of softened images as `memorization.measure` takes them. keep: of photographs, which are not seen again."""
-    generated, training, held_out = (memorization.softened(images) for images in (generated, training, held_out))
-    sides = lambda extract, images: np.stack([extract(side) for side in (images, images[:, :, ::-1])])
-    return {
-        n.name: (sides(n.extract, generated), keep(n, training), sides(functools.partial(keep, n), held_out))
-        for n in networks
+def _write(workdir, path, result, images, real):
+    if pairs := result.get("memorization", {}).get("pairs"):
+        both = [images[[pair["generated"] for pair in pairs]], real[[pair["index"] for pair in pairs]]]
+        atomic.write_bytes(workdir / PAIRS, encode_image(np.asarray(image_grid(np.concatenate(both), len(pairs))), "png"))
+    atomic.write_text(path, json.dumps(result, indent=2) + "\n")
+
+
+# --- what is measured: the checkpoint and the photographs, read once
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A run's checkpoint and its release.
+
+    Attributes:
+      description: of the result's "run". discriminator: parameters and batch statistics.
+      training, held_out: the splits. examples: the part of `training` that the networks saw.
+    """
+
+    sampler: Sampler
+    discriminator: tuple
+    description: dict
+    manifest: Manifest
+    training: cache.Split
+    held_out: cache.Split
+    examples: cache.Split
+
+
+def _load(workdir, step, statistics, data_dir, pixels) -> _Source:
+    # a training run may remove this checkpoint minutes later: whatever is needed of it is read here
+    record, state = read_run(workdir, step=step)
+    with Checkpoints(Path(workdir)) as checkpoints:
+        best, last_step = checkpoints.best_step(), checkpoints.steps()[-1]
+    sampler = sampling.sampler_from_state(record, state, batch_statistics=statistics)
+    if pixels is not None:
+        check_pixels(pixels, sampler.network.size)
+    with atomic.partial_folder(Path(workdir)):  # fails now, not after minutes, if it cannot be written
+        pass
+    manifest, training, held_out = photographs(workdir, sampler, data_dir, pixels)
+    chosen = "the newest checkpoint"
+    if step is not None:
+        chosen = "the requested checkpoint"
+    elif sampler.step == best:
+        chosen = f"the snapshot with the lowest {sampler.config.checkpoint.best} while training"
+    return _Source(
+        sampler=sampler,
+        discriminator=(state.d.params, state.d.stats),
+        description=_describe(sampler, manifest) | {"chosen": chosen, "last_step": last_step, "statistics": statistics}
+        | ({} if pixels is None else {"pixels": pixels}),
+        manifest=manifest,
+        training=training,
+        held_out=held_out,
+        examples=training.subset(~folds.validation_mask(manifest, sampler.config.data.validation_folds)),
+    )  # fmt: skip
+
+
+def _describe(sampler: Sampler, manifest) -> dict:
+    config, network = sampler.config, sampler.network
+    description = {
+        "network": config.network,
+        "step": sampler.step,
+        "kimg": sampler.step * config.batch_size / 1000,
+        "batch_statistics": sampler.batch_statistics,
+        "release": manifest.name,
+        "fingerprint": manifest.fingerprint,
+        "size": network.size,
+        "channels": network.channels,
+        "crop": config.data.crop,
     }
-
-
-def _remembered(network: FeatureExtractor) -> FeatureExtractor:
-    """One that knows again the images it has seen: a trained network takes minutes for them."""
-    seen = {}
-
-    def extract(images):
-        key = feature_cache.cache_key(images, network.name)
-        if key not in seen:
-            seen[key] = network.extract(images)
-        return seen[key]
-
-    return dataclasses.replace(network, extract=extract)
+    strength = sampler.conditioning_strength
+    return description | ({} if strength == 1 else {"conditioning_strength": strength})
 
 
 def photographs(
-    workdir, sampler: Sampler, data_dir, size: int | None = None
+    workdir, sampler: Sampler, data_dir: Path | str, size: int | None = None
 ) -> tuple[Manifest, cache.Split, cache.Split]:
-    """The release of a run, its training split, and its test split (of a release such as `sample` writes: empty),
-    `size` pixels a side (None: the network's)."""
-    manifest, training = training_photographs(workdir, sampler, data_dir, size)
-    if not any(manifest.counts["grading"]["test"]):
-        return manifest, training, training.subset(np.arange(0))
-    with _trained_on(workdir, sampler):
-        config = sampler.run.config_with_release(data_dir)
+    """Return the release of a run, its training split and its test split (empty for a release without one), `size` pixels
+    a side (None: the network's)."""
+    config, manifest = _release(workdir, sampler, data_dir)
+    with _naming_the_release(workdir, sampler):
+        training = load_split(config, manifest, "train", size)
+        if not any(manifest.counts["grading"]["test"]):
+            return manifest, training, training.subset(np.arange(0))
         return manifest, training, load_split(config, manifest, "test", size)
 
 
-def training_photographs(
-    workdir, sampler: Sampler, data_dir="", size: int | None = None
-) -> tuple[Manifest, cache.Split]:
-    """Of a run, as `photographs`; its test split need not be there.
+def training_photographs(workdir, sampler: Sampler, data_dir: Path | str = "") -> tuple[Manifest, cache.Split]:
+    """Return the release of a run and its training split.
 
-    data_dir: where the release is prepared; empty: where the run found it. Raises UserError where it is not there.
+    data_dir: where the release is prepared; empty: where the run found it. Raises UserError if it is not there.
     """
+    config, manifest = _release(workdir, sampler, data_dir)
+    with _naming_the_release(workdir, sampler):
+        return manifest, load_split(config, manifest, "train")
+
+
+def _release(workdir, sampler, data_dir) -> tuple[ml_collections.ConfigDict, Manifest]:
     config = sampler.run.config_with_release(data_dir)
-    with _trained_on(workdir, sampler):
-        manifest = find_release(config)
-        return manifest, load_split(config, manifest, "train", size)
+    with _naming_the_release(workdir, sampler):
+        return config, find_release(config)
 
 
 @contextlib.contextmanager
-def _trained_on(workdir, sampler):
+def _naming_the_release(workdir, sampler):
     try:
         yield
     except UserError as error:
@@ -224,81 +264,116 @@ def _trained_on(workdir, sampler):
         ) from error
 
 
-def _subject(workdir, sampler: Sampler, manifest, step, seed, statistics, pixels) -> dict:
-    """What was measured."""
-    config, network = sampler.config, sampler.network
-    with Checkpoints(Path(workdir)) as checkpoints:
-        best, newest = checkpoints.best_step(), checkpoints.steps()[-1]
-    strength = sampler.conditioning_strength
-    heard = {} if strength == 1 else {"conditioning_strength": strength}
-    how = "the newest checkpoint"
-    if step is not None:
-        how = "the checkpoint that was asked for"
-    elif sampler.step == best:
-        how = f"the snapshot with the lowest {config.checkpoint.best} while training"
-    return (
-        {
-            "network": config.network,
-            "step": sampler.step,
-            "kimg": sampler.step * config.batch_size / 1000,
-            "chosen": how,
-            "last_step": newest,
-            "seed": seed,
-            "statistics": statistics,
-            "batch_statistics": sampler.batch_statistics,
-            "release": manifest.name,
-            "fingerprint": manifest.fingerprint,
-            "size": network.size,
-            "channels": network.channels,
-            "crop": config.data.crop,
-        }
-        | heard
-        | ({} if pixels is None else {"pixels": pixels})
-    )
+def _generate(source, count, seed, pixels) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and their grades: the training split's grades, shuffled and repeated, so that any count has their
+    proportions."""
+    order = np.random.default_rng(seed).permutation(len(source.training.grades))
+    grades = source.training.grades[np.resize(order, count)]
+    images = np.stack(list(source.sampler.images(grades, seed=seed)))
+    return images if pixels is None else downsample(images, pixels), grades
 
 
-def _earlier(path, result) -> dict | None:
-    """The usefulness that an evaluation of the same images wrote down: it took minutes."""
-    try:
-        earlier = json.loads(path.read_text())
-        return earlier["usefulness"] if earlier["run"] == result["run"] else None
-    except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
-        return None
+# --- features
 
 
-def _scores(workdir, step, training, held_out):
-    """The discriminator's logits of training and of held-out photographs, and a list of the same of untrained ones."""
-    run, state = read_run(workdir, step=step)
-    _, discriminator = build_networks(run.config)
-    hears = grade_conditioning(run.config)
-    of = jax.jit(lambda arrays, images, grades: discriminator.eval(*arrays, to_float(images), hears(grades, step)))
-    # as it was shown them: it would take photographs of the other side for fakes, whoever's they are
-    seen = lambda images: laterality.canonicalize_laterality(images, laterality.is_left_eye(images)) if run.config.data.canonicalize_laterality else images
-    splits = [(seen(np.asarray(split.images)), split.grades) for split in (training, held_out)]
-    at_once = NETWORKS[run.config.network].sample_batch_size
-
-    def logits(arrays):
-        reads = functools.partial(of, arrays)
-        return tuple(map_in_batches(reads, *split, batch_size=at_once) for split in splits)
-
-    untrained = [discriminator.init(jax.random.key(seed)) for seed in range(UNTRAINED)]
-    return *logits((state.d.params, state.d.stats)), [logits(arrays) for arrays in untrained]
+def _load_extractors(files) -> tuple[list[FeatureExtractor], dict[str, str]]:
+    """Return the pretrained extractors in files, and {name of a file that holds none: why}."""
+    extractors, skipped = [], {}
+    for path in files:
+        try:
+            extractors.append(_remember(pretrained.load(path)))
+        except UserError as error:
+            if str(path) != pretrained.IMAGENET and not Path(path).is_file():  # probably misspelled
+                raise
+            skipped[Path(path).name] = str(error).removeprefix(f"{path}: ")
+            print(f"{error}; it is skipped", file=sys.stderr, flush=True)
+    return extractors, skipped
 
 
-def _augmented(images, strengths, at_once, seed) -> np.ndarray:
-    """Photographs as the discriminator is shown them where every transform is taken, uint8 [N, R, R, C]."""
-    of = jax.jit(lambda key, x: to_uint8(augment.apply(to_float(x), key, 1.0, strengths)))
+def _remember(extractor: FeatureExtractor) -> FeatureExtractor:
+    """Return the same extractor, which computes the features of the same images once: a network needs minutes."""
+    known = {}
+
+    def extract(images):
+        key = feature_cache.cache_key(images, extractor.name)
+        if key not in known:
+            known[key] = extractor.extract(images)
+        return known[key]
+
+    return dataclasses.replace(extractor, extract=extract)
+
+
+def _cached_features(cache_dir, extractor, images):
+    return feature_cache.cached_features(extractor, images, cache_dir)
+
+
+def _softened_features(extractors, generated, training, held_out, from_cache):
+    """Return the features that `memorization.measure` needs, of `memorization.softened` images."""
+    generated, training, held_out = (memorization.softened(images) for images in (generated, training, held_out))
+    features = {}
+    for extractor in extractors:
+        ours = [extractor.extract(side) for side in (generated, generated[:, :, ::-1])]
+        others = [from_cache(extractor, side) for side in (held_out, held_out[:, :, ::-1])]
+        features[extractor.name] = np.stack(ours), from_cache(extractor, training), np.stack(others)
+    return features
+
+
+# --- the discriminator's logits, and its augmented input
+
+
+def _logits(source):
+    """Return the discriminator's logits of the training examples and of held-out photographs, and a list of the same of
+    untrained discriminators."""
+    config, step = source.sampler.config, source.sampler.step
+    _, discriminator = build_networks(config)
+    conditioned = grade_conditioning(config)
+    batch_size = NETWORKS[config.network].sample_batch_size
+    splits = [(_as_trained_on(split.images, config), split.grades) for split in (source.examples, source.held_out)]
+
+    @jax.jit
+    def evaluate_batch(arrays, images, grades):
+        return discriminator.eval(*arrays, to_float(images), conditioned(grades, step))
+
+    def of_splits(arrays):
+        batch = functools.partial(evaluate_batch, arrays)
+        return tuple(map_in_batches(batch, *split, batch_size=batch_size) for split in splits)
+
+    untrained = [discriminator.init(jax.random.key(seed)) for seed in range(NUM_UNTRAINED)]
+    return *of_splits(source.discriminator), [of_splits(arrays) for arrays in untrained]
+
+
+def _as_trained_on(images, config) -> np.ndarray:
+    """Return images as the discriminator saw them: mirrored left eyes would otherwise look generated to it."""
+    images = np.asarray(images)
+    if not config.data.canonicalize_laterality:
+        return images
+    return laterality.canonicalize_laterality(images, laterality.is_left_eye(images))
+
+
+def _augment(images, strengths, batch_size, seed) -> np.ndarray:
+    """Return photographs with every augmentation applied, uint8 [N, R, R, C]."""
     key = jax.random.key(seed)
-    part = lambda places, some: of(jax.random.fold_in(key, places[0]), some)
-    return map_in_batches(part, np.arange(len(images)), images, batch_size=at_once)
+
+    @jax.jit
+    def augment_batch(key, x):
+        return to_uint8(augment.apply(to_float(x), key, 1.0, strengths))
+
+    def batch(indices, some):
+        return augment_batch(jax.random.fold_in(key, indices[0]), some)
+
+    return map_in_batches(batch, np.arange(len(images)), images, batch_size=batch_size)
 
 
-def _usefulness(sampler, training, held_out, params, *, seed, seeds, keep_share, edema, side, tell) -> dict:
-    """params: of the grader that finds which synthetic images are likeliest."""
+# --- usefulness
+
+
+def _usefulness(source, params, seed, keep_share, edema, options) -> dict:
+    """params: of the grader whose likelihood chooses the synthetic images of the arm "filtered"."""
+    sampler, training, held_out = source.sampler, source.training, source.held_out
     if not sampler.network.conditional:
         return {"missing": f"{sampler.config.network} is unconditional: its images have no grades to learn from"}
-    wanted = usefulness.wanted(training.grades)
-    grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), np.ceil(wanted / (keep_share or 1)).astype(int))
+    counts = np.ceil(usefulness.num_synthetic(training.grades) / (keep_share or 1)).astype(int)
+    grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), counts)
     synthetic = np.stack(list(sampler.images(grades, seed=seed)))
     return usefulness.measure(
         np.asarray(training.images),
@@ -307,9 +382,16 @@ def _usefulness(sampler, training, held_out, params, *, seed, seeds, keep_share,
         held_out.grades,
         synthetic,
         grades,
-        likelihood=trained_grader.likelihood(params, synthetic, grades) if keep_share else None,
+        likelihood=small_grader.likelihood(params, synthetic, grades) if keep_share else None,
         edema=(training.edema, held_out.edema) if edema else None,
-        seeds=seeds,
-        budget=grader.Budget(side=side),
-        tell=tell,
+        **options,
     )
+
+
+def _earlier_usefulness(path, result) -> dict | None:
+    """Return the usefulness in an earlier evaluation of the same images, None if there is none."""
+    try:
+        earlier = json.loads(path.read_text())
+        return earlier["usefulness"] if earlier["run"] == result["run"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

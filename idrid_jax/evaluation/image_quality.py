@@ -1,10 +1,9 @@
 """PSNR and SSIM in JAX: pure functions on pixels, pair by pair or all pairs of two sets.
 
-Contract: images are NHWC floats in [0, data_range] (data_range 1 unless told), the two arguments of one kind; every
-pair gives one number. uint8 is refused (divide by 255), as are other dtypes, ranks and sizes, with a ValueError that
-has the numbers. float16 and bfloat16 are computed and answered in float32, float64 (under JAX's x64) in float64.
-Everything can be jitted, vmapped and differentiated; derivatives are finite everywhere, also where the two images are
-equal or flat.
+Contract: images are NHWC floats in [0, data_range] (default 1), both arguments of one size; every pair gives one number.
+uint8 is refused (divide by 255), as are other dtypes, ranks and sizes, with a ValueError that names the numbers. float16
+and bfloat16 are computed and returned in float32, float64 (with JAX's x64) in float64. All functions can be jitted,
+vmapped and differentiated; derivatives are finite everywhere, also for equal or flat images.
 
 SSIM follows Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 13(4),
 2004, and section 4.2 of the thesis: l^alpha c^beta s^gamma with C1 = (0.01 L)^2, C2 = (0.03 L)^2, C3 = C2 / 2, moments
@@ -12,8 +11,8 @@ under a Gaussian window of unit sum, only where the window lies wholly inside, p
 and channels. With the default window (11 wide, sigma 1.5) that is `tf.image.ssim`, and scikit-image's
 `structural_similarity(gaussian_weights=True, use_sample_covariance=False)`.
 
-The Gaussian is applied as two products with small band matrices: on XLA:CPU that took 0.9 us for a 28x28 image and 8 us
-for 64x64, where a depthwise or a separable convolution took 25 to 30 and 230 to 240.
+The Gaussian is applied as two products with small band matrices. On XLA:CPU that takes 0.9 us for a 28x28 image and 8 us
+for 64x64; a depthwise or a separable convolution takes 25 to 30 and 230 to 240.
 """
 
 import math
@@ -30,7 +29,7 @@ STRIP = 32  # rows that a band matrix covers where an image has more than twice 
 
 
 def psnr(a, b, *, data_range: float = 1.0) -> jax.Array:
-    """Peak signal-to-noise ratio in dB of a[i] against b[i].
+    """Return the peak signal-to-noise ratio in dB of a[i] against b[i].
 
     10 log10(data_range^2 / MSE), with the MSE over all pixels and channels. The MSE is floored at 1e-10
     data_range^2, so that two equal images give 100 dB, and a derivative of 0 there.
@@ -43,12 +42,12 @@ def psnr(a, b, *, data_range: float = 1.0) -> jax.Array:
     """
     a, b = _images(a, b, data_range)
     if len(a) != len(b):
-        raise ValueError(f"psnr takes as many images of a as of b, not {len(a)} and {len(b)}; see psnr_pairs")
+        raise ValueError(f"psnr needs as many images in a as in b, not {len(a)} and {len(b)}; see psnr_pairs")
     return _psnr(a, b, float(data_range))
 
 
 def psnr_pairs(a, b, *, data_range: float = 1.0) -> jax.Array:
-    """PSNR in dB of every a[i] against every b[j], equal to `psnr` of that pair.
+    """Return the PSNR in dB of every a[i] against every b[j], equal to `psnr` of that pair.
 
     Computed from exact differences, one image of `a` against all of `b` at a time: the usual expansion |a|^2 + |b|^2 -
     2ab is no faster here and loses the near-equal pairs to rounding. Memory beyond the arguments: at most 4 M H W C
@@ -75,12 +74,12 @@ def ssim(
     beta: float = 1,
     gamma: float = 1,
 ) -> jax.Array:
-    """Structural similarity of a[i] and b[i]: the mean over positions and channels of l^alpha c^beta s^gamma.
+    """Return the structural similarity of a[i] and b[i]: the mean over positions and channels of l^alpha c^beta s^gamma.
 
     With all exponents 1 the usual product of two factors is used, which is the same function. Otherwise a whole
     exponent is an ordinary power (so gamma = 2 makes a negative structure term positive), and a fractional one keeps
     the sign: sign(t) |t|^gamma, continued as a straight line for |t| < 1e-4 so that its derivative is finite. Luminance
-    is negative only for images outside the contract and is treated alike. Exponent 0 leaves its term out. Then, local
+    is negative only for images outside the contract and is treated in the same way. Exponent 0 removes its term. Local
     variances below what the dtype resolves (7e-9 data_range^2 in float32) count as flat, standard deviation 0.
 
     Args:
@@ -94,7 +93,7 @@ def ssim(
     """
     a, b = _images(a, b, data_range)
     if len(a) != len(b):
-        raise ValueError(f"ssim takes as many images of a as of b, not {len(a)} and {len(b)}; see ssim_pairs")
+        raise ValueError(f"ssim needs as many images in a as in b, not {len(a)} and {len(b)}; see ssim_pairs")
     return _ssim(a, b, _options(a, data_range, sigma, window, alpha, beta, gamma))
 
 
@@ -109,7 +108,7 @@ def ssim_pairs(
     beta: float = 1,
     gamma: float = 1,
 ) -> jax.Array:
-    """SSIM of every a[i] with every b[j], equal to `ssim` of that pair.
+    """Return the SSIM of every a[i] with every b[j], equal to `ssim` of that pair.
 
     Means and variances are computed once per image, only the cross moment once per pair, over blocks of pairs in turn.
     Memory beyond the arguments: up to 28 (N + M) H W C bytes (images and their moments, as they are and in blocks), and
@@ -159,16 +158,16 @@ def _ssim_pairs(a, b, options):
     blocks_a = jax.tree.map(partial(_in_blocks, side=side_a), _moments(a, options))
     blocks_b = jax.tree.map(partial(_in_blocks, side=side_b), _moments(b, options))
 
-    def of_block(block_a, block_b):
+    def similarity(block_a, block_b):
         every = jax.tree.map(lambda x: x[:, None], block_a), jax.tree.map(lambda x: x[None], block_b)
         return _similarity(*every, options)  # [side_a, side_b]
 
-    out = lax.map(lambda block_a: lax.map(lambda block_b: of_block(block_a, block_b), blocks_b), blocks_a)
+    out = lax.map(lambda block_a: lax.map(lambda block_b: similarity(block_a, block_b), blocks_b), blocks_a)
     return out.transpose(0, 2, 1, 3).reshape(out.shape[0] * side_a, -1)[:n, :m]
 
 
 def _block(n, m, pair_bytes):
-    """How many images of each side make a block: near-square, even parts, products of at most BLOCK_BYTES."""
+    """Return the images of each side of a block: near-square, even parts, products of at most BLOCK_BYTES."""
     pairs = max(1, BLOCK_BYTES // pair_bytes)
     side_a = min(n, max(1, math.isqrt(pairs)))
     side_b = min(m, max(1, pairs // side_a))
@@ -182,10 +181,9 @@ def _in_blocks(x, side):
 
 
 def _moments(images, options):
-    """-> (images less their own mean, that mean, local means of these, local variances); all [B, C, ., .].
+    """Return (images minus their own mean, that mean, local means of the former, local variances), all [B, C, ., .].
 
-    Variances and covariances do not change when a constant is taken off; E[x^2] - E[x]^2 then loses far less in
-    float32.
+    Subtracting a constant changes no variance or covariance, but E[x^2] - E[x]^2 then loses far less in float32.
     """
     x = images.transpose(0, 3, 1, 2)
     centre = jnp.mean(x, axis=(2, 3), keepdims=True)
@@ -195,7 +193,7 @@ def _moments(images, options):
 
 
 def _similarity(moments_a, moments_b, options):
-    """SSIM of the images whose moments these are; leading axes broadcast."""
+    """Return the SSIM of images from their moments; leading axes broadcast."""
     data_range, taps, alpha, beta, gamma = options
     (a, centre_a, mean_a, var_a), (b, centre_b, mean_b, var_b) = moments_a, moments_b
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
@@ -216,7 +214,7 @@ def _similarity(moments_a, moments_b, options):
 
 
 def _standard_deviation(variance, floor):
-    """Square root, 0 below the floor; the inner `where` keeps the infinite slope at 0 out of the derivative."""
+    """Return the square root, 0 below the floor; the inner `where` keeps the infinite slope at 0 out of the derivative."""
     real = variance > floor
     return jnp.where(real, jnp.sqrt(jnp.where(real, variance, 1)), 0)
 
@@ -231,9 +229,9 @@ def _power(x, exponent):
 
 
 def _gaussian(x, taps):
-    """Correlates the last two axes of x with the taps, wholly inside, and swaps the two.
+    """Correlate the last two axes of x with the taps, wholly inside, and swap the two axes.
 
-    Every map here is swapped alike and only its mean is wanted; leaving the axis just filtered last is the fast layout.
+    All maps are swapped in the same way and only their mean is needed; the axis that was just filtered is fastest last.
     """
     return _along(_along(x, taps, "...hw,vw->...hv"), taps, "...hv,uh->...vu")
 
@@ -270,7 +268,7 @@ def _images(a, b, data_range):
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {x.shape}; images are [B, H, W, C], four axes")
     if a.shape[1:] != b.shape[1:]:
-        raise ValueError(f"images of a are {a.shape[1:]}, of b {b.shape[1:]}; they must be of one size and colour")
+        raise ValueError(f"images of a are {a.shape[1:]}, of b {b.shape[1:]}; their size and channels must be the same")
     if 0 in a.shape[1:]:
         raise ValueError(f"images of shape {a.shape[1:]} have no pixels")
     if not (math.isfinite(data_range) and data_range > 0):

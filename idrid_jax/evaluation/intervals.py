@@ -1,35 +1,37 @@
-"""Percentile intervals of a statistic over resampled images. Efron and Tibshirani, "An Introduction to the Bootstrap",
-1993, chapter 13. Each resample is a vector of counts, how often each image was drawn, so that kernels and distances
-computed once serve all of them."""
+"""Bootstrap percentile intervals over images.
+
+Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. A resample is a vector of counts (how
+often each image is in it), so that kernels and distances that are computed once serve all resamples.
+"""
 
 import numpy as np
 
 LEVEL = 0.95
 
 
-def counts(rng: np.random.Generator, images: int, resamples: int) -> np.ndarray:
-    """int64 [resamples, images], each row the counts of `images` draws with replacement."""
-    return rng.multinomial(images, np.full(images, 1 / images), size=resamples)
+def resample_counts(rng: np.random.Generator, num_images: int, resamples: int) -> np.ndarray:
+    """Return int64 [resamples, num_images]: how often each image is in each resample with replacement."""
+    return rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=resamples)
 
 
-def interval(
-    values, *, centre: float | None = None, floor: float | None = None, most: float | None = None
+def percentile_interval(
+    values, *, center: float | None = None, minimum: float | None = None, maximum: float | None = None
 ) -> list[float] | None:
-    """[low, high], the middle 95 % of the resampled values; None where none is finite.
+    """Return [low, high], the middle 95 % of the resampled values; None if none is finite.
 
-    centre: shifts the values so that this is their mean. For statistics that grow with repeated images (Frechet and
-    Wasserstein distances): as they are, their interval can leave out the very estimate it belongs to.
-    floor, most: the least and the largest value the statistic can have.
+    center: shift the values so that this is their mean. For statistics that grow with repeated images (Frechet and
+    Wasserstein distances): the interval could otherwise exclude its own estimate.
+    minimum, maximum: bounds of the statistic, to which the values are clipped.
     """
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if not len(values):
         return None
-    if centre is not None:
-        values = values - values.mean() + centre
-    if floor is not None:
-        values = np.maximum(values, floor)
-    if most is not None:
-        values = np.minimum(values, most)
+    if center is not None:
+        values = values - values.mean() + center
+    if minimum is not None:
+        values = np.maximum(values, minimum)
+    if maximum is not None:
+        values = np.minimum(values, maximum)
     tail = (1 - LEVEL) / 2
     return [float(v) for v in np.quantile(values, [tail, 1 - tail])]

@@ -1,9 +1,9 @@
-"""The thesis's protocol: PSNR and SSIM of generated images against the data set, beside what real photographs give.
+"""Quality: the thesis's protocol, PSNR and SSIM of generated images against the data set, with reference rows.
 
 The thesis (sections 4.2 and 4.4.2) compares one randomly picked generated image with every photograph and reports the
-mean. Alone that figure says little: two unrelated photographs score as high, a blurred mean image higher, and a
-generator that repeats one image can beat both. So the same two measures are always taken of those references too.
-NumPy arrays in, plain Python out; no files.
+mean. Alone that number says little: two unrelated photographs score as high, a blurred mean image higher, and a
+generator that repeats one image can beat both. So the same measures of those references are always reported next to it.
+The measures are in `image_quality`. NumPy arrays in, plain Python out; no files.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from idrid_jax.data.release import GRADES
 from idrid_jax.evaluation.image_quality import psnr_pairs, ssim_pairs
 
 THESIS = {"ssim": 0.516, "psnr": 16.444}  # section 4.4.2; its figure 16 swaps the two columns
-COLLAPSE = 0.1  # generated images may be this much more alike (SSIM) among themselves than real ones
-CHUNK_BYTES = 256 << 20  # float32 images of one set that are measured at a time
+COLLAPSE = 0.1  # SSIM within generated images may exceed that within training images by this much
+CHUNK_BYTES = 256 << 20  # float32 images of one set that are compared at a time
 
 CAPTIONS = {  # rows of the table, in its order; keys of the result
     "generated": "generated x training, all pairs (thesis's protocol)",
@@ -36,28 +36,25 @@ def measure(
     held_out_grades: np.ndarray,
     *,
     seed: int = 0,
-    most: int | None = 1000,
+    max_images: int | None = 1000,
 ) -> dict:
-    """SSIM and PSNR of generated images by the thesis's protocol, with their reference rows.
+    """Measure SSIM and PSNR of generated images by the thesis's protocol, with the reference rows.
 
     Args:
-        generated, training, held_out: uint8 [N, R, R, C], R at least 11; C and R alike, N may differ. `generated` and
-            `held_out` may be empty (N = 0): their rows are then None. Held-out images must be none of the training
-            ones.
-        generated_grades: int [N] in 0..4, or None for an unconditional generator: then there is no "by_grade".
-        training_grades, held_out_grades: int [N] in 0..4.
-        seed: picks the image of "one_generated", and the images kept where there are more than `most`.
-        most: at most so many images of each set are used, drawn at random; None uses all. Time grows with its square:
-            500 generated and IDRiD's 413 and 103 take 4 s at 28x28x1 and half a minute at 64x64x3 on two busy cores.
-    Returns: a dict that json.dumps takes, the same for the same arguments.
-        One entry for each key of CAPTIONS: "ssim" and "psnr" (dB), means over its pairs, "images" and "against" (how
-        many of each); where there were not enough images, None for both and the reason under "missing". Nearest is the
-        highest value, of SSIM and of PSNR apart. Two equal images have PSNR 100.
-        "one_generated" also has "index", its place in `generated`.
-        "collapse": {"ssim_excess", "threshold", "collapsed", "verdict"}, excess of within_generated over within_training.
-        "images": how many of each set were used; "given": how many were handed in; "seed".
-        "by_grade": {grade's name: {the same keys, and "collapse"}}, everything within that grade; only with
-        `generated_grades`.
+      generated, training, held_out: uint8 [N, R, R, C], R at least 11; R and C alike. `generated` and `held_out` may be
+        empty: their rows are then None. Held-out images must not be training images.
+      ..._grades: int [N] in 0..4; generated_grades None (an unconditional generator): no "by_grade".
+      seed: of the image of "one_generated", and of the images that are used if there are more than `max_images`.
+      max_images: of each set, sampled at random; None: all. Time grows with its square: 500 generated and IDRiD's 413
+        and 103 photographs take 4 s at 28x28x1 and half a minute at 64x64x3 on two busy cores.
+    Returns: for json.dumps, the same for the same arguments:
+      One entry for each key of CAPTIONS: "ssim" and "psnr" (dB), means over its pairs, "images" and "against" (how many
+      of each); without enough images, None for both and "missing": why. The nearest image is the one with the highest
+      value, for SSIM and for PSNR separately. Two equal images have PSNR 100.
+      "one_generated" also has "index", its position in `generated`.
+      "collapse": {"ssim_excess" (within_generated minus within_training), "threshold", "collapsed", "verdict"}.
+      "images": how many of each set were used; "given": how many there were; "seed".
+      "by_grade": {grade's name: {the same keys, and "collapse"}}, everything within that grade.
     Raises: ValueError for arrays of another form, no training image, or images smaller than SSIM's window.
     Source: thesis, sections 4.2 and 4.4.2.
     """
@@ -66,87 +63,51 @@ def measure(
         "training": (training, training_grades),
         "held_out": (held_out, held_out_grades),
     }
-    _check(sets, most)
+    _check(sets, max_images)
     rng = np.random.default_rng(seed)
-    kept = {name: _draw(rng, len(images), most) for name, (images, _) in sets.items()}
-    images = {name: np.asarray(sets[name][0])[index] for name, index in kept.items()}
-    grades = {name: None if g is None else np.asarray(g)[kept[name]] for name, (_, g) in sets.items()}
-    fake, real, held = images["generated"], images["training"], images["held_out"]
-
-    fake_real, held_real = _all_pairs(fake, real), _all_pairs(held, real)
-    mean_real = _all_pairs(_mean(real)[None], real)
-    fake_fake, real_real = _all_pairs(fake, fake), _all_pairs(real, real)
-
-    one = int(rng.integers(len(fake))) if len(fake) else None
-    result = {
-        "generated": _mean_of(fake_real, "generated"),
-        "one_generated": _mean_of([m[:0] if one is None else m[one : one + 1] for m in fake_real], "generated"),
-        "held_out_real": _mean_of(held_real, "held-out"),
-        "mean_image": _mean_of(mean_real, "training"),
-        "nearest_to_generated": _nearest(fake_real, "generated"),
-        "nearest_to_held_out": _nearest(held_real, "held-out"),
-        "within_generated": _among(fake_fake, "generated"),
-        "within_training": _among(real_real, "training"),
-    }
-    result["one_generated"]["index"] = None if one is None else int(kept["generated"][one])
-    result["collapse"] = _collapse(result["within_generated"], result["within_training"])
-    result["images"] = {name: len(index) for name, index in kept.items()}
+    index = {name: _sample(rng, len(images), max_images) for name, (images, _) in sets.items()}
+    images = {name: np.asarray(sets[name][0])[index[name]] for name in sets}
+    grades = {name: None if of is None else np.asarray(of)[index[name]] for name, (_, of) in sets.items()}
+    fake, real, held = images.values()
+    fake_real, held_real, fake_fake, real_real = (
+        _all_pairs(a, b) for a, b in ((fake, real), (held, real), (fake, fake), (real, real))
+    )
+    pick = rng.integers(len(fake), size=1) if len(fake) else np.zeros(0, int)
+    result = _rows(fake_real, held_real, _all_pairs(_mean(real)[None], real), fake_fake, real_real, pick)
+    result["one_generated"]["index"] = int(index["generated"][pick[0]]) if len(pick) else None
+    result["images"] = {name: len(chosen) for name, chosen in index.items()}
     result["given"] = {name: len(value[0]) for name, value in sets.items()}
     result["seed"] = seed
     if generated_grades is not None:
         result["by_grade"] = {}
         for grade, name in enumerate(GRADES):
-            f, r, h = (np.flatnonzero(grades[which] == grade) for which in ("generated", "training", "held_out"))
-            pick = f[[int(rng.integers(len(f)))]] if len(f) else f
-            mean = _all_pairs(_mean(real[r])[None], real[r]) if len(r) else _take(mean_real, r, r)
-            rows = {
-                "generated": _mean_of(_take(fake_real, f, r), "generated", name),
-                "one_generated": _mean_of(_take(fake_real, pick, r), "generated", name),
-                "held_out_real": _mean_of(_take(held_real, h, r), "held-out", name),
-                "mean_image": _mean_of(mean, "training", name),
-                "nearest_to_generated": _nearest(_take(fake_real, f, r), "generated", name),
-                "nearest_to_held_out": _nearest(_take(held_real, h, r), "held-out", name),
-                "within_generated": _among(_take(fake_fake, f, f), "generated", name),
-                "within_training": _among(_take(real_real, r, r), "training", name),
-            }
-            rows["collapse"] = _collapse(rows["within_generated"], rows["within_training"])
-            result["by_grade"][name] = rows
+            f, r, h = (np.flatnonzero(grades[which] == grade) for which in sets)
+            pick = rng.integers(len(f), size=1) if len(f) else np.zeros(0, int)
+            mean = _all_pairs(_mean(real[r])[None], real[r]) if len(r) else [np.zeros((0, 0))] * 2
+            matrices = _take(fake_real, f, r), _take(held_real, h, r), mean, _take(fake_fake, f, f), _take(real_real, r, r)
+            result["by_grade"][name] = _rows(*matrices, pick, name)
     return result
 
 
-def table(result: dict, *, thesis: bool = False) -> str:
-    """Renders what `measure` returned for a console.
-
-    Args:
-        result: of `measure`, also when read back from JSON.
-        thesis: adds the thesis's own numbers as a row: they are of its DCGAN at 28x28, so only `dcgan28` compares with
-        them.
-    Returns: lines of text without a newline at the end.
-    """
-    rows = [(caption, result[key]) for key, caption in CAPTIONS.items()]
-    if thesis:
-        rows.insert(2, ("the thesis's own DCGAN, as it reports it", THESIS))
-    lines = _rows(rows)
-    if "by_grade" in result:
-        lines += ["", *_by_grade(result["by_grade"])]
-    used, given = result["images"], result["given"]
-    of = {name: f"{used[name]}" + (f" of {given[name]}" if used[name] != given[name] else "") for name in used}
-    lines += [
-        "",
-        f"Images used: {of['generated']} generated, {of['training']} training, {of['held_out']} held-out real.",
-        f"Diversity: {result['collapse']['verdict']}.",
-        "Higher is more alike, not better. Two unrelated photographs give what the held-out row says, a blurred mean",
-        "image gives more, and a generator that repeats one image can beat both: read each row against the others.",
-    ]
-    if thesis:
-        lines.append("The thesis's 0.516 and 16.444 dB are about what two unrelated photographs give, or less.")
-    return "\n".join(lines)
+def _rows(fake_real, held_real, mean_real, fake_fake, real_real, pick, grade=""):
+    """Return the entries of CAPTIONS and "collapse". pick: row of "one_generated" in fake_real, int [1] or [0]."""
+    rows = {
+        "generated": _mean_of(fake_real, "generated", grade),
+        "one_generated": _mean_of([m[pick] for m in fake_real], "generated", grade),
+        "held_out_real": _mean_of(held_real, "held-out", grade),
+        "mean_image": _mean_of(mean_real, "training", grade),
+        "nearest_to_generated": _nearest(fake_real, "generated", grade),
+        "nearest_to_held_out": _nearest(held_real, "held-out", grade),
+        "within_generated": _within(fake_fake, "generated", grade),
+        "within_training": _within(real_real, "training", grade),
+    }
+    return rows | {"collapse": _collapse(rows["within_generated"], rows["within_training"])}
 
 
 # --- arrays
 
 
-def _check(sets, most):
+def _check(sets, max_images):
     shape = np.shape(sets["training"][0])
     for name, (images, grades) in sets.items():
         images = np.asarray(images)
@@ -163,23 +124,23 @@ def _check(sets, most):
             raise ValueError(f"{name}_grades holds {np.unique(grades).tolist()}; grades are 0 to {len(GRADES) - 1}")
     if not shape[0]:
         raise ValueError("training holds no images; there is nothing to compare with")
-    if most is not None and most < 1:
-        raise ValueError(f"most is {most}; it is a number of images, at least 1, or None")
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images is {max_images}; it is a number of images, at least 1, or None")
 
 
-def _draw(rng, count, most):
-    if most is None or count <= most:
+def _sample(rng, count, max_images):
+    if max_images is None or count <= max_images:
         return np.arange(count)
-    return np.sort(rng.choice(count, most, replace=False))
+    return np.sort(rng.choice(count, max_images, replace=False))
 
 
 def _mean(images):
-    """-> float32 [R, R, C] in [0, 255], not rounded."""
+    """Return the mean of uint8 [N, R, R, C], float32 [R, R, C] in [0, 255], not rounded."""
     return (images.sum(axis=0, dtype=np.int64) / len(images)).astype(np.float32)
 
 
 def _all_pairs(a, b):
-    """-> [SSIM, PSNR], each float64 [N, M]; a, b [N or M, R, R, C] in [0, 255], made float a part at a time."""
+    """Return [SSIM, PSNR], each float64 [N, M], of images in [0, 255]; only CHUNK_BYTES of each set are floats at a time."""
     step = max(1, CHUNK_BYTES // (4 * int(np.prod(a.shape[1:]))))
     out = np.zeros((2, len(a), len(b)))
     for i in range(0, len(a), step):
@@ -199,35 +160,33 @@ def _take(pairs, rows, columns):
 
 
 def _entry(pairs, values, missing):
-    """`missing` says why there is nothing to average, or is empty."""
+    """missing: why there is nothing to average, or empty."""
     images, against = pairs[0].shape
     entry = dict(zip(("ssim", "psnr"), (None, None) if missing else (float(np.mean(v)) for v in values)))
     entry |= {"images": images, "against": against}
     return entry | {"missing": missing} if missing else entry
 
 
-def _lacking(pairs, who, grade):
+def _missing(pairs, name, grade):
+    suffix = f" of grade {grade}" if grade else ""
     if not pairs[0].shape[0]:
-        return f"no {who} images{_of(grade)}"
-    return "" if pairs[0].shape[1] else f"no training images{_of(grade)}"
+        return f"no {name} images{suffix}"
+    return "" if pairs[0].shape[1] else f"no training images{suffix}"
 
 
-def _of(grade):
-    return f" of grade {grade}" if grade else ""
+def _mean_of(pairs, name, grade):
+    return _entry(pairs, pairs, _missing(pairs, name, grade))
 
 
-def _mean_of(pairs, who, grade=""):
-    return _entry(pairs, pairs, _lacking(pairs, who, grade))
-
-
-def _nearest(pairs, who, grade=""):
-    missing = _lacking(pairs, who, grade)
+def _nearest(pairs, name, grade):
+    missing = _missing(pairs, name, grade)
     return _entry(pairs, [] if missing else [m.max(axis=1) for m in pairs], missing)
 
 
-def _among(pairs, who, grade=""):
+def _within(pairs, name, grade):
     count = len(pairs[0])
-    missing = "" if count > 1 else _lacking(pairs, who, grade) or f"one {who} image{_of(grade)}, no pair"
+    one = f"one {name} image" + (f" of grade {grade}" if grade else "")
+    missing = "" if count > 1 else _missing(pairs, name, grade) or f"{one}, no pair"
     upper = np.triu_indices(count, 1)
     return _entry(pairs, [m[upper] for m in pairs], missing)
 
@@ -249,7 +208,32 @@ def _collapse(generated, real):
 # --- text
 
 
-def _rows(rows):
+def table(result: dict, *, thesis: bool = False) -> str:
+    """Render what `measure` returned as text, without a newline at the end.
+
+    thesis: adds the thesis's own numbers as a row. They are of its DCGAN at 28x28, so only `dcgan28` compares with them.
+    """
+    rows = [(caption, result[key]) for key, caption in CAPTIONS.items()]
+    if thesis:
+        rows.insert(2, ("the thesis's own DCGAN, as it reports it", THESIS))
+    lines = _row_lines(rows)
+    if "by_grade" in result:
+        lines += ["", *_grade_lines(result["by_grade"])]
+    used, given = result["images"], result["given"]
+    counts = {n: f"{used[n]}" + (f" of {given[n]}" if used[n] != given[n] else "") for n in used}
+    lines += [
+        "",
+        f"Images used: {counts['generated']} generated, {counts['training']} training, {counts['held_out']} held-out real.",
+        f"Diversity: {result['collapse']['verdict']}.",
+        "Higher is more alike, not better. Two unrelated photographs have the values of the held-out row, a blurred mean",
+        "image has higher ones, and a generator that repeats one image can beat both: compare each row with the others.",
+    ]
+    if thesis:
+        lines.append("The thesis's 0.516 and 16.444 dB are about the values of two unrelated photographs, or less.")
+    return "\n".join(lines)
+
+
+def _row_lines(rows):
     width = max(len(caption) for caption in CAPTIONS.values())
     lines = [f"{'':<{width}}   SSIM  PSNR dB  images x against"]
     for caption, entry in rows:
@@ -261,9 +245,9 @@ def _rows(rows):
     return lines
 
 
-def _by_grade(by_grade):
-    """One line a grade, SSIM/PSNR in each column; images are generated/training/held-out."""
-    columns = {  # the rows of the table above, in short
+def _grade_lines(by_grade):
+    """One line per grade, SSIM/PSNR in each column; images are generated/training/held-out."""
+    columns = {  # short captions of the rows above
         "generated": "gen x train",
         "held_out_real": "held x train",
         "nearest_to_generated": "gen, nearest",

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from idrid_jax.data.cache import Split
-from idrid_jax.evaluation import distances, memorization
-from idrid_jax.evaluation.features import pretrained, trained_grader
+from idrid_jax.evaluation import distances, memorization, small_grader
+from idrid_jax.evaluation.features import pretrained
 from idrid_jax.evaluation.image_quality import ssim_pairs
 
 KIDS = ("kid_imagenet", "kid_grader")
@@ -35,7 +35,7 @@ class SnapshotMetrics:
     diversity: total variance of the grader's features over the generated images, divided by that over the training
       photographs.
     copy_rate: share of generated images whose `memorization` similarity is at least `COPY`.
-    rejected: 1 if `copy_rate` is above `memorization.allowed`, so that the snapshot must not be chosen; else 0.
+    rejected: 1 if `copy_rate` is above `memorization.allowed_copy_rate`, so that the snapshot must not be chosen; else 0.
     ssim_within: mean SSIM between generated images. ssim_excess: minus that between as many training photographs.
     ssim_gap: the absolute value of ssim_excess.
     """
@@ -72,8 +72,8 @@ class SnapshotMetrics:
             metrics["kid_grader"] = distances.kid(features, reference.grader_features)
             metrics["diversity"] = float(features.var(axis=0).sum() / max(reference.variance, 1e-12))
         if reference.memorization is not None:
-            copy_rate = float((reference.memorization.likeness(fakes) >= memorization.COPY).mean())
-            metrics |= {"copy_rate": copy_rate, "rejected": float(copy_rate > memorization.allowed(len(fakes)))}
+            copy_rate = float((reference.memorization.similarity(fakes) >= memorization.COPY).mean())
+            metrics |= {"copy_rate": copy_rate, "rejected": float(copy_rate > memorization.allowed_copy_rate(len(fakes)))}
         metrics["ssim_within"] = ssim_within(fakes)
         if reference.ssim_within is not None:
             excess = metrics["ssim_within"] - reference.ssim_within
@@ -96,10 +96,10 @@ class _Reference:
         self.imagenet_features = None if imagenet is None else imagenet.extract(compared)
         self.grader = None
         if cache_dir is not None:
-            self.grader, _ = trained_grader.train(images, training.grades, cache_dir, tell=log)
+            self.grader, _ = small_grader.cached_grader(images, training.grades, cache_dir, log=log)
             self.grader_features = self.grader.extract(compared)
             self.variance = float(self.grader.extract(images).var(axis=0).sum())
-        self.memorization = memorization.Training(images) if len(images) >= memorization.LEAST else None
+        self.memorization = memorization.TrainingPhotographs(images) if len(images) >= memorization.MIN_IMAGES else None
         some = np.linspace(0, len(images) - 1, min(_ssim_images(images), len(images))).astype(int)
         self.ssim_within = ssim_within(images[some]) if len(some) > 1 else None
 

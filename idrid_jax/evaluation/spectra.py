@@ -1,19 +1,19 @@
-"""Measures that need no network: sliced Wasserstein distance on Laplacian pyramids, and the radial power spectrum."""
+"""Distances that need no network: sliced Wasserstein on Laplacian pyramids, and between radial power spectra."""
 
 import numpy as np
 from scipy import ndimage
 
 PATCH, PATCHES, DIRECTIONS, QUANTILES = 7, 16, 64, 512
-AT_ONCE = 32  # images as floats: a split of large photographs fills a memory
-LEAST = 16  # the coarsest level's side, Karras et al. 2018
+BATCH = 32  # images as floats at a time: large splits would fill the memory
+MIN_SIDE = 16  # of the coarsest level, Karras et al. 2018
 
 
 def laplacian_pyramid(images) -> list[np.ndarray]:
-    """uint8 [N, R, R, C] -> float32 levels at R, R/2, ... down to 16 or more; all but the last hold what the next
-    lacks. Burt and Adelson, "The Laplacian pyramid", 1983, with their 5-tap filter."""
+    """Return the levels of uint8 [N, R, R, C] at R, R/2, ... down to 16 pixels or more, float32; all but the last hold
+    the difference from the next. Source: Burt and Adelson, "The Laplacian pyramid", 1983, with their 5-tap filter."""
     x = np.asarray(images, np.float32)
     levels = []
-    while min(x.shape[1:3]) // 2 >= LEAST:
+    while min(x.shape[1:3]) // 2 >= MIN_SIDE:
         small = _smooth(x)[:, ::2, ::2]
         up = np.zeros_like(x)
         up[:, ::2, ::2] = small * 4
@@ -28,20 +28,20 @@ def _smooth(x):
 
 
 def descriptors(images, seed: int = 0) -> list[np.ndarray]:
-    """uint8 [N, R, R, C] -> of each level of the pyramid float32 [N, 16, 7 * 7 * C]: patches at random places, the same
-    for the same seed whatever the images."""
+    """Return patches at random places of each level of the pyramid of uint8 [N, R, R, C], float32 [N, 16, 7 * 7 * C] per
+    level. The places depend on the seed, not on the images."""
     rngs = [np.random.default_rng([seed, number, 0]) for number in range(20)]  # more than there are levels
     places, parts = [], []
-    for start in range(0, len(images), AT_ONCE):
-        levels = laplacian_pyramid(images[start : start + AT_ONCE])
+    for start in range(0, len(images), BATCH):
+        levels = laplacian_pyramid(images[start : start + BATCH])
         places = places or [_places(level.shape, len(images), rng) for level, rng in zip(levels, rngs)]
-        at = slice(start, start + AT_ONCE)
+        at = slice(start, start + BATCH)
         parts.append([_cut(level, ys[at], xs[at]) for level, (ys, xs) in zip(levels, places)])
     return [np.concatenate(level) for level in zip(*parts)]
 
 
 def _places(shape, n, rng):
-    """Upper left corners of patches of n images: rows and columns, int [n, PATCHES]."""
+    """Return the upper left corners of the patches of n images: rows and columns, int [n, PATCHES]."""
     side = min(PATCH, *shape[1:3])
     return tuple(rng.integers(size - side + 1, size=(n, PATCHES)) for size in shape[1:3])
 
@@ -55,7 +55,7 @@ def _cut(level, ys, xs):
 
 
 class Slices:
-    """One set's descriptors along random directions, sorted once, so that a resample costs no sort."""
+    """One set's descriptors projected on random directions, sorted once, so that a resample needs no sorting."""
 
     def __init__(self, described, channels: int, directions, scale):
         """described [N, P, F]; directions [F, S] of unit length; scale (mean, sd) per channel."""
@@ -68,7 +68,7 @@ class Slices:
         self.image = order // p
 
     def quantiles(self, counts=None) -> np.ndarray:
-        """[S, 512]; counts int [N], of a resample, must sum to N."""
+        """Return the quantiles along each direction, [S, 512]. counts: int [N] of a resample, with sum N."""
         values = self.values
         if counts is not None:
             values = np.repeat(values.ravel(), counts[self.image].ravel()).reshape(values.shape)
@@ -77,14 +77,14 @@ class Slices:
 
 
 def slices(images, reference, *, seed: int = 0) -> list[tuple[Slices, Slices]]:
-    """The two sets' slices at each level of the pyramid; uint8 [N, R, R, C] and [M, R, R, C].
+    """Return the slices of both sets, uint8 [N, R, R, C] and [M, R, R, C], at each level of the pyramid.
 
-    Descriptors are standardised per channel by the reference's mean and deviation (Karras et al. by each set's own,
-    which would hide a difference of colour or contrast).
+    Descriptors are standardized per channel by the reference's mean and standard deviation (Karras et al.: by each set's
+    own, which would hide a difference of color or contrast).
     """
     pairs = []
     c = np.shape(images)[-1]
-    # the same places in both, so that a set is at distance 0 from itself
+    # the same places in both sets, so that a set is at distance 0 from itself
     for number, (da, db) in enumerate(zip(descriptors(images, seed), descriptors(reference, seed))):
         rng = np.random.default_rng([seed, number, 1])
         directions = rng.standard_normal((da.shape[-1], DIRECTIONS)).astype(np.float32)
@@ -96,7 +96,8 @@ def slices(images, reference, *, seed: int = 0) -> list[tuple[Slices, Slices]]:
 
 
 def sliced_wasserstein(pairs, counts_a=None, counts_b=None) -> list[float]:
-    """1-Wasserstein distance of each level of `slices`, mean over directions; in deviations of the reference's patches.
+    """Return the 1-Wasserstein distance at each level of `slices`, the mean over directions, in standard deviations of
+    the reference's patches. counts_a, counts_b: of a resample.
 
     Source: Karras et al., "Progressive growing of GANs", ICLR 2018, section 5; Rabin et al. 2011.
     """
@@ -104,8 +105,8 @@ def sliced_wasserstein(pairs, counts_a=None, counts_b=None) -> list[float]:
 
 
 def radial_spectrum(images) -> np.ndarray:
-    """uint8 [N, R, R, C] -> float64 [N, R // 2 - 1], dB: power at each whole radius 1 to R/2 - 1, mean over angles and
-    channels, each channel less its mean, under a Hann window.
+    """Return the power at each whole radius from 1 to R/2 - 1 in dB, float64 [N, R // 2 - 1], of uint8 [N, R, R, C]: the
+    mean over angles and channels, each channel minus its mean, under a Hann window.
 
     Source: Durall et al., "Watch your up-convolution", CVPR 2020, section 3 (azimuthal integration).
     """
@@ -124,6 +125,6 @@ def radial_spectrum(images) -> np.ndarray:
 
 
 def spectrum_distance(a, b, counts_a=None, counts_b=None) -> float:
-    """Root mean square over radii of the difference, in dB, of the mean spectra [N, K] and [M, K]."""
+    """Return the root mean square over radii of the difference of the mean spectra [N, K] and [M, K], in dB."""
     mean_a, mean_b = (np.average(x, axis=0, weights=w) for x, w in ((a, counts_a), (b, counts_b)))
     return float(np.sqrt(np.square(mean_a - mean_b).mean()))

@@ -1,15 +1,17 @@
-"""Whether synthetic images help: a grader trained with and without them, read on held-out real photographs.
+"""Usefulness: does a grader read held-out photographs better when it is also trained on generated images?
 
-Ways to learn, with the same budget, each over the same seeds:
+The small grader is trained in several ways ("arms"), with the same budget and the same seeds:
 
-    real             the training photographs as they are
-    oversampled      the training photographs, every grade drawn equally often
-    balanced         synthetic images added until every grade has as many
-    synthetic        as many synthetic images of every grade, and no photograph
-    filtered         as "balanced", of those synthetic images that a grader of real ones finds likeliest; where asked
+    real             the training photographs
+    oversampled      the training photographs, every grade sampled equally often
+    balanced         training photographs, plus synthetic images until every grade has as many
+    synthetic        as many synthetic images of every grade, no photographs
+    filtered         as "balanced", with those synthetic images to whose grade a grader of photographs gives the highest
+                     probability; only if `likelihood` is given
 
-Losses count every grade alike in all of them. The held-out split is read at the end. It chooses nothing but which of
-the first two the others are held against: the better one, which is to the synthetic images' disadvantage.
+The loss gives every grade the same total weight in all of them. The baseline is the better of "real" and "oversampled" on
+the held-out split, which is to the disadvantage of the synthetic images; nothing else is chosen by that split. The
+result depends on the small grader: another classifier, or one pretrained on ImageNet, may gain nothing or more.
 """
 
 from collections.abc import Callable
@@ -17,19 +19,19 @@ from collections.abc import Callable
 import numpy as np
 
 from idrid_jax.data.layout import EDEMA, GRADES
-from idrid_jax.evaluation import grader, grading
+from idrid_jax.evaluation import grading, small_grader
 
 ARMS = {
     "real": "real photographs",
-    "oversampled": "real, every grade drawn equally often",
+    "oversampled": "real, every grade sampled equally often",
     "balanced": "real and synthetic, as many of every grade",
-    "synthetic": "synthetic alone",
+    "synthetic": "synthetic only",
     "filtered": "real and the likeliest synthetic, as many",
 }
+MEASURES = {"kappa": grading.quadratic_kappa, "balanced_accuracy": grading.balanced_accuracy}
 RESAMPLES = 1000
-SEEDS = 5  # with fewer, the spread over seeds is hardly known, and the verdict says so
+MIN_SEEDS = 5  # with fewer, the spread over seeds is hardly known, and the verdict says so
 LEVEL = 0.95
-Told = Callable[[str], None]
 
 
 def measure(
@@ -43,134 +45,127 @@ def measure(
     likelihood: np.ndarray | None = None,
     edema: tuple[np.ndarray, np.ndarray] | None = None,
     seeds: int = 5,
-    budget: grader.Budget = grader.Budget(),
-    tell: Told = lambda text: None,
+    budget: small_grader.Budget = small_grader.Budget(),
+    log: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Trains `seeds` graders each way and compares them.
+    """Train `seeds` graders per arm and compare them on held-out photographs.
 
     Args:
-      training, held_out, synthetic: uint8 [N, R, R, C], R and C alike; synthetic as many of every grade as the training
-        split has of its most frequent one (`wanted`), or more: then the first so many are taken.
+      training, held_out, synthetic: uint8 [N, R, R, C], R and C alike. Of every grade, `synthetic` needs as many images as
+        the most frequent grade has training photographs (`num_synthetic`); more are ignored.
       ..._grades: int [N] in 0..4.
-      likelihood: float of each synthetic image, by a grader of training photographs: adds the way "filtered", of the
-        likeliest of all that are given.
-      edema: risks of macular oedema, int 0..2, of the training and of the held-out photographs: graders then learn
-        these too. Of synthetic images nobody knows them.
-      tell: is told what is being done.
+      likelihood: probability of its grade for each synthetic image, by a grader of the training photographs: adds the arm
+        "filtered", which chooses from all synthetic images.
+      edema: macular edema risks, int 0..2, of the training and of the held-out photographs: the graders learn these too.
+        Those of synthetic images are unknown.
+      log: receives a line for each arm.
     Returns: for json.dumps: "arms" {name: {"kappa", "balanced_accuracy": {"mean", "interval", "by_seed"}, "recall",
-      "confusion" (summed over the seeds)}}, "baseline": the better of the ways without synthetic images, "differences"
-      {name: kappa and balanced accuracy of the others, less those of that one}, "verdict", "seeds", "budget"; with
-      oedema "edema", a dict with the first four. Where nothing can be told: {"missing": why}.
+      "confusion" (summed over the seeds)}}, "baseline": a name; "differences" {name: kappa and balanced accuracy minus
+      those of the baseline}, "verdict", "seeds", "budget"; with `edema` "edema", a dict with the first four. If it cannot
+      be measured: {"missing": why}.
       Intervals are of 95 %, by resampling seeds and held-out images together, the same ones for every arm, and widened
-      by sqrt(S / (S - 1)), as S resampled seeds spread too little. They are of one set of synthetic images, and say
-      nothing of another sample or another generator.
+      by sqrt(S / (S - 1)), because S resampled seeds spread too little. They hold for this set of synthetic images, not
+      for another sample or another generator.
     """
     if len(held_out_grades) < 2 or len(np.unique(held_out_grades)) < 2:
-        return {"missing": f"{len(held_out_grades)} held-out photographs of one grade or none: nothing to read"}
-    wanted_ = wanted(training_grades)
-    have = np.bincount(synthetic_grades, minlength=len(GRADES))
-    if (short := np.flatnonzero(have < wanted_)).size:
+        return {"missing": f"{len(held_out_grades)} held-out photographs, of at most one grade"}
+    wanted = num_synthetic(training_grades)
+    counts = np.bincount(synthetic_grades, minlength=len(GRADES))
+    if (short := np.flatnonzero(counts < wanted)).size:
         grade = short[0]
-        return {"missing": f"{have[grade]} synthetic images of {GRADES[grade]}, and {wanted_[grade]} are needed"}
+        return {"missing": f"{counts[grade]} synthetic images of {GRADES[grade]}, {wanted[grade]} are needed"}
     images = np.concatenate([training, synthetic])
     labels = np.concatenate([training_grades, synthetic_grades]).astype(np.int32)
     risks = None if edema is None else np.concatenate([edema[0], np.full(len(synthetic), -1)])
     read, read_edema = {}, {}
-    for name, odds in _arms(training_grades, synthetic_grades, likelihood).items():
-        tell(f"usefulness: {ARMS[name]}, {seeds} seeds")
-        learns = risks if risks is not None and (risks[odds > 0] >= 0).any() else None
-        params = grader.train(images, labels, odds, seeds=range(seeds), edema=learns, budget=budget)
-        read[name] = grader.read(params, held_out, budget=budget).argmax(-1)  # [seeds, M]
-        if learns is not None:
-            read_edema[name] = grader.read_edema(params, held_out, budget=budget).argmax(-1)
+    for name, weights in sampling_weights(training_grades, synthetic_grades, likelihood).items():
+        log(f"usefulness: {ARMS[name]}, {seeds} seeds")
+        known_risks = risks if risks is not None and (risks[weights > 0] >= 0).any() else None
+        params = small_grader.train(images, labels, weights, seeds=range(seeds), edema=known_risks, budget=budget)
+        read[name] = small_grader.read(params, held_out, budget=budget).argmax(-1)  # [seeds, M]
+        if known_risks is not None:
+            read_edema[name] = small_grader.read_edema(params, held_out, budget=budget).argmax(-1)
     result = compare(held_out_grades, read) | {"seeds": seeds, "budget": vars(budget).copy()}
     if read_edema:
         result["edema"] = compare(edema[1], read_edema, tuple(f"risk {risk}" for risk in EDEMA))
     return result
 
 
-def wanted(training_grades: np.ndarray) -> np.ndarray:
-    """How many synthetic images of each grade are needed: int [5]."""
+def num_synthetic(training_grades: np.ndarray) -> np.ndarray:
+    """Return how many synthetic images of each grade are needed, int [5]."""
     return np.full(len(GRADES), np.bincount(training_grades, minlength=len(GRADES)).max())
 
 
-def _arms(grades, synthetic_grades, likelihood=None) -> dict[str, np.ndarray]:
-    """How often each image is drawn, photographs first: float [N + M] for each way; 0 for those it leaves out."""
+def sampling_weights(grades, synthetic_grades, likelihood=None) -> dict[str, np.ndarray]:
+    """Return the sampling weight of each image in each arm, {arm: float [N + M]}, photographs first; 0 excludes it."""
     labels = np.concatenate([grades, synthetic_grades])
     counts = np.bincount(grades, minlength=len(GRADES))
     real = np.arange(len(labels)) < len(grades)
-    missing = (counts.max() - counts)[labels]
-
-    def first(order):
-        """Place of each synthetic image among those of its grade, which come in this order."""
-        place = np.full(len(labels), len(labels))
-        for grade in range(len(GRADES)):
-            of_grade = np.flatnonzero(~real & (labels == grade))
-            place[of_grade[np.argsort(order[of_grade - len(grades)], kind="stable")]] = np.arange(len(of_grade))
-        return place
-
-    as_drawn = first(np.arange(len(synthetic_grades)))
-    odds = {
+    lacking = (counts.max() - counts)[labels]
+    in_order = _rank_in_grade(labels, len(grades), np.arange(len(synthetic_grades)))
+    weights = {
         "real": real,
         "oversampled": real / np.maximum(counts, 1)[labels],
-        "balanced": real | (as_drawn < missing),
-        "synthetic": as_drawn < counts.max(),
+        "balanced": real | (in_order < lacking),
+        "synthetic": in_order < counts.max(),
     }
     if likelihood is not None:
-        odds["filtered"] = real | (first(-likelihood) < missing)
-    return {name: weight.astype(float) for name, weight in odds.items()}
+        weights["filtered"] = real | (_rank_in_grade(labels, len(grades), -likelihood) < lacking)
+    return {name: weight.astype(float) for name, weight in weights.items()}
+
+
+def _rank_in_grade(labels, num_real, order):
+    """Return the rank of each synthetic image by `order` [M] within its grade; a rank beyond all for photographs."""
+    rank = np.full(len(labels), len(labels))
+    for grade in range(len(GRADES)):
+        members = num_real + np.flatnonzero(labels[num_real:] == grade)
+        rank[members[np.argsort(order[members - num_real], kind="stable")]] = np.arange(len(members))
+    return rank
 
 
 def compare(
-    truth: np.ndarray,
-    read: dict[str, np.ndarray],
-    labels: tuple[str, ...] = GRADES,
-    *,
-    resamples: int = RESAMPLES,
+    truth: np.ndarray, read: dict[str, np.ndarray], labels: tuple[str, ...] = GRADES, *, resamples: int = RESAMPLES
 ) -> dict:
-    """truth int [M], read {arm: int [seeds, M]}, "real" among them -> "arms", "baseline", "differences", "verdict" as
-    `measure`. labels: what 0, 1, ... are called."""
+    """Compare the arms' readings: truth int [M], read {arm: int [seeds, M]}, "real" among them; labels: names of the
+    classes. Returns "arms", "baseline", "differences" and "verdict" as `measure`."""
     seeds, count = read["real"].shape
     rng = np.random.default_rng(0)
     images = rng.integers(count, size=(resamples, count))
-    chosen = rng.integers(seeds, size=(resamples, seeds))
-    measures = {"kappa": grading.quadratic_kappa, "balanced_accuracy": grading.balanced_accuracy}
-    arms, drawn = {}, {}
+    chosen_seeds = rng.integers(seeds, size=(resamples, seeds))
+    arms, resampled = {}, {}
     for name, one in read.items():
         matrix = grading.confusion(truth, one, len(labels))  # [seeds, 5, 5]
-        # [resamples, seeds, 5, 5], a seed at a time: every resample of the images for every seed, then the seeds drawn
-        again = np.stack([grading.confusion(truth[images], row[images], len(labels)) for row in one], axis=1)
+        # [resamples, seeds, 5, 5]: every resample of the images for every seed; the seeds are resampled below
+        matrices = np.stack([grading.confusion(truth[images], row[images], len(labels)) for row in one], axis=1)
         arms[name] = {}
-        for key, function in measures.items():
-            by_seed = function(matrix)
-            values = np.take_along_axis(function(again), chosen, axis=1).mean(1)
-            drawn[name, key] = values.mean() + (values - values.mean()) * np.sqrt(seeds / max(1, seeds - 1))
-            arms[name][key] = _number(by_seed, drawn[name, key])
+        for key, function in MEASURES.items():
+            values = np.take_along_axis(function(matrices), chosen_seeds, axis=1).mean(1)
+            resampled[name, key] = values.mean() + (values - values.mean()) * np.sqrt(seeds / max(1, seeds - 1))
+            arms[name][key] = _entry(function(matrix), resampled[name, key])
         with np.errstate(invalid="ignore"):
             recalls = grading.recall(matrix).mean(0)
-        arms[name]["recall"] = {g: None if np.isnan(r) else float(r) for g, r in zip(labels, recalls)}
+        arms[name]["recall"] = {label: None if np.isnan(r) else float(r) for label, r in zip(labels, recalls)}
         arms[name]["confusion"] = matrix.sum(0).tolist()
-    plain = [name for name in ("real", "oversampled") if name in arms]
-    beside = max(plain, key=lambda name: arms[name]["kappa"]["mean"])
+    baseline = max((name for name in ("real", "oversampled") if name in arms), key=lambda n: arms[n]["kappa"]["mean"])
     differences = {
         name: {
-            key: _number(
-                np.subtract(arms[name][key]["by_seed"], arms[beside][key]["by_seed"]),
-                drawn[name, key] - drawn[beside, key],
+            key: _entry(
+                np.subtract(arms[name][key]["by_seed"], arms[baseline][key]["by_seed"]),
+                resampled[name, key] - resampled[baseline, key],
             )
-            for key in measures
+            for key in MEASURES
         }
         for name in read
-        if name != beside
+        if name != baseline
     }
     verdict = _verdict(arms, differences)
-    if seeds < SEEDS:
-        verdict += f"; {seeds} seed{'s are' if seeds > 1 else ' is'} few to tell by, take {SEEDS}"
-    return {"arms": arms, "baseline": beside, "differences": differences, "verdict": verdict}
+    if seeds < MIN_SEEDS:
+        verdict += f"; {seeds} seed{'s are' if seeds > 1 else ' is'} too few for a conclusion, choose {MIN_SEEDS}"
+    return {"arms": arms, "baseline": baseline, "differences": differences, "verdict": verdict}
 
 
-def _number(by_seed, drawn):
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _entry(by_seed, resampled):
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {
         "mean": float(np.mean(by_seed)),
         "interval": [float(low), float(high)],
@@ -181,53 +176,42 @@ def _number(by_seed, drawn):
 def _verdict(arms, differences) -> str:
     low, high = arms["real"]["kappa"]["interval"]
     if low <= 0:
-        return (
-            f"not measurable: the kappa of graders of real photographs is between {low:.2f} and {high:.2f}, which "
-            "includes 0"
-        )
-    said = []
-    for arm in ("balanced", "filtered"):
-        if arm in differences:
-            gain = differences[arm]["kappa"]
-            low, high = gain["interval"]
-            what = (
-                "adding synthetic images until grades are level" if arm == "balanced" else "adding the likeliest ones"
-            )
-            word = "a gain" if low > 0 else "a loss" if high < 0 else "no measurable gain"
-            said.append(f"{word}: kappa {gain['mean']:+.3f} ({low:+.3f} to {high:+.3f}) for {what}")
-    return "; ".join(said)
+        return f"not measurable: the kappa of graders of photographs is {low:.2f} to {high:.2f}, which includes 0"
+    parts = []
+    added = {"balanced": "synthetic images until grades are balanced", "filtered": "the likeliest synthetic images"}
+    for arm in [arm for arm in added if arm in differences]:
+        gain = differences[arm]["kappa"]
+        low, high = gain["interval"]
+        word = "a gain" if low > 0 else "a loss" if high < 0 else "no measurable gain"
+        parts.append(f"{word}: kappa {gain['mean']:+.3f} ({low:+.3f} to {high:+.3f}) by adding {added[arm]}")
+    return "; ".join(parts)
 
 
 def table(result: dict) -> str:
-    """What `measure` returned, for a console, without a newline at the end."""
+    """Render what `measure` returned as text, without a newline at the end."""
     if "missing" in result:
         return f"Usefulness: not measured: {result['missing']}."
     lines = [*_rows(result, "a grader trained on", "recall by grade 0 to 4"), "", f"Usefulness: {result['verdict']}."]
     if "edema" in result:
-        edema = result["edema"]
-        lines += [
-            "",
-            *_rows(edema, "risk of macular oedema", "recall by risk 0 to 2"),
-            "",
-            f"Oedema: {edema['verdict']}.",
-        ]
+        rows = _rows(result["edema"], "macular edema risk", "recall by risk 0 to 2")
+        lines += ["", *rows, "", f"Edema: {result['edema']['verdict']}."]
     lines.append(
-        f"{result['seeds']} seeds, {result['budget']['steps']} updates of {result['budget']['batch_size']} images each "
-        "way; read on held-out real photographs. Less best: than the better of the two ways without synthetic images."
+        f"{result['seeds']} seeds per arm, {result['budget']['steps']} updates of {result['budget']['batch_size']} images; "
+        "read on held-out photographs. minus best: minus the better of the two arms without synthetic images."
     )
     return "\n".join(lines)
 
 
 def _rows(result, first, last):
     width = max(map(len, ARMS.values()))
-    lines = [f"{first:<{width}}  kappa  95 %            less best  balanced acc.  {last}"]
+    lines = [f"{first:<{width}}  kappa  95 %           minus best  balanced acc.  {last}"]
     for name, arm in result["arms"].items():
         low, high = arm["kappa"]["interval"]
-        less = result["differences"].get(name)
+        difference = result["differences"].get(name)
         recalls = " ".join("   -" if value is None else f"{value:4.2f}" for value in arm["recall"].values())
         lines.append(
             f"{ARMS[name]:<{width}}  {arm['kappa']['mean']:5.2f}  {low:5.2f} to {high:5.2f}  "
-            f"{'' if less is None else format(less['kappa']['mean'], '+.3f'):>9}  "
+            f"{'' if difference is None else format(difference['kappa']['mean'], '+.3f'):>10}  "
             f"{arm['balanced_accuracy']['mean']:13.2f}  {recalls}"
         )
     return lines

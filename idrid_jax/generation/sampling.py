@@ -17,6 +17,7 @@ from idrid_jax.models.functional import Functional, recompute_batch_stats
 from idrid_jax.training.checkpoint import read_run
 from idrid_jax.training.optimizers import conditioning_strength, grade_conditioning
 from idrid_jax.training.run_dir import RunRecord
+from idrid_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,11 @@ def load_sampler(run_dir: Path | str, step: int | None = None, *, batch_statisti
     Raises:
       UserError: where `read_run` does.
     """
-    run, state = read_run(run_dir, step=step)
+    return sampler_from_state(*read_run(run_dir, step=step), batch_statistics=batch_statistics)
+
+
+def sampler_from_state(run: RunRecord, state: TrainState, *, batch_statistics: str = "auto") -> Sampler:
+    """Return the generator of a state that `read_run` has read; `batch_statistics` as in `load_sampler`."""
     network = NETWORKS[run.config.network]
     generator, _ = build_networks(run.config)
     params, stats = state.sampling_params, state.g.stats

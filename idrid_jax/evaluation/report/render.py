@@ -6,7 +6,7 @@ import jinja2
 import numpy as np
 
 import idrid_jax
-from idrid_jax.evaluation.memorization import NEARER, QUANTILES
+from idrid_jax.evaluation.memorization import C_T_LIMIT, QUANTILES
 from idrid_jax.evaluation.report import cards, closeness, plots, sections
 from idrid_jax.evaluation.report.gather import Run
 from idrid_jax.evaluation.report.verdicts import QUESTIONS
@@ -49,7 +49,7 @@ def page(runs: list[Run]) -> str:
         grading=sections.grading(runs),
         data_cards=cards.data(runs),
         model=cards.model(runs),
-        c_t_threshold=NEARER,
+        c_t_threshold=C_T_LIMIT,
         quantiles=", ".join(f"{q:.0%}" for q in QUANTILES),
         version=idrid_jax.__version__,
     )

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from idrid_jax.data.layout import GRADES
-from idrid_jax.evaluation.memorization import NEARER
+from idrid_jax.evaluation.memorization import C_T_LIMIT
 from idrid_jax.evaluation.report.gather import Run
 from idrid_jax.evaluation.report.results import interval, metric, missing_reason, number
 
@@ -66,7 +66,7 @@ def memorization(run: Run) -> Verdict:
     found = run.results("memorization")
     rate, threshold = number(found, "copy_rate"), number(found, "threshold")
     tone = OPEN if rate is None or threshold is None else BAD if rate > threshold else GOOD
-    if tone == GOOD and (number(found, "c_t") or 0) < NEARER:
+    if tone == GOOD and (number(found, "c_t") or 0) < C_T_LIMIT:
         tone = OPEN
     return _stated(run, "memorization", tone)
 

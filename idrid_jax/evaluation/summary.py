@@ -1,0 +1,156 @@
+"""The summary that `idrid-jax evaluate` prints: the six questions, each with its numbers and their references."""
+
+MAX_LINES = 30
+MAX_EXTRACTORS = 3  # rows of KID; the other extractors are in the tables
+NAME_WIDTH, CELL_WIDTH = 52, 24
+
+
+def text(result: dict) -> str:
+    """Summarize what `evaluate` returned in at most MAX_LINES lines, without a newline at the end.
+
+    Each question has rows of a number of the generated images next to the same of held-out photographs (or the
+    reference that is named), and a verdict in words if it has one.
+    """
+    rows = [
+        *_quality(result["quality"]),
+        *_closeness(result["closeness"]),
+        *_memorization(result.get("memorization")),
+        *_membership(result.get("membership")),
+        *_grading(result.get("grading")),
+        *_usefulness(result.get("usefulness")),
+    ]
+    lines = [describe(result["run"]), "", _line("", "generated", "held-out photographs")]
+    lines += [_line(*row) for row in rows]
+    verdicts = _verdicts(result)
+    return "\n".join([*lines, "", *verdicts] if verdicts else lines)
+
+
+def describe(run: dict) -> str:
+    """Describe what was measured: network, checkpoint, release and size."""
+    text = (
+        f"{run['network']} at step {run['step']} ({run['kimg']:g} kimg, {run['chosen']}; batch statistics: "
+        f"{run['batch_statistics']}) on release {run['release']} ({run['fingerprint'][:12]}), "
+        f"{run['size']}x{run['size']}x{run['channels']}, {run['crop']}"
+    )
+    if "pixels" in run:
+        text += f", compared at {run['pixels']}x{run['pixels']}"
+    if "conditioning_strength" in run:
+        text += f"\nIts conditioning strength is {run['conditioning_strength']:.1%}: it ignores part of the requested grade."
+    return text
+
+
+def _line(name, value, reference=""):
+    return f"{name:<{NAME_WIDTH}}  {value:>{CELL_WIDTH}}  {reference:>{CELL_WIDTH}}".rstrip()
+
+
+def _quality(found):
+    rows = []
+    for name, key, decimals in (("SSIM", "ssim", 3), ("PSNR in dB", "psnr", 2)):
+        values = (_number(found[row][key], decimals) for row in ("generated", "held_out_real"))
+        rows.append((f"1 quality: {name}, all pairs with training", *values))
+    within = (_number(found[row]["ssim"], 3) for row in ("within_generated", "within_training"))
+    generated, training = within
+    return [*rows, ("  SSIM within the set (collapse: above by 0.1)", generated, f"training: {training}")]
+
+
+def _closeness(found):
+    rows = []
+    entries = {row: found["rows"][row] for row in ("generated", "held_out_real")}
+    for network in found["networks"][:MAX_EXTRACTORS]:
+        cells = (_interval(entries[row]["features"][network]["kid"], 1000, 1) for row in entries)
+        rows.append((f"2 closeness: KID x1000, {network.partition(' ')[0]}", *cells))
+    if len(found["networks"]) > MAX_EXTRACTORS:
+        rows.append((f"  ({len(found['networks']) - MAX_EXTRACTORS} more extractors in the tables)", ""))
+    rows.append(("  power spectrum, difference in dB", *(_interval(entries[row]["spectrum"], 1, 1) for row in entries)))
+    return rows
+
+
+def _memorization(found):
+    if found is None or "missing" in found:
+        return _not_measured("3 memorization", found)
+    copies = (f"{found[name]['num_copies']} of {found[name]['images']}" for name in ("generated", "held_out"))
+    return [
+        ("3 memorization: copies of training photographs", *copies),
+        ("  C_T (below -3: nearer than new images)", f"{found['c_t']:+.1f}", "expected: 0"),
+    ]
+
+
+def _membership(found):
+    if found is None or "missing" in found:
+        return _not_measured("4 membership", found)
+    value = f"{found['auc']:.2f} ({found['interval'][0]:.2f} to {found['interval'][1]:.2f})"
+    return [("4 membership: AUC of the discriminator's logits", value, f"untrained: {found['untrained_auc']:.2f}")]
+
+
+def _grading(found):
+    if found is None:
+        return []
+    return [("5 grading: kappa of a grader of photographs", *(_kappa(found[name]) for name in ("generated", "held_out")))]
+
+
+def _usefulness(found):
+    if found is None:
+        return [("6 usefulness", "not measured", "--usefulness 5 does")]
+    if "missing" in found:
+        return _not_measured("6 usefulness", found)
+    baseline = found["arms"][found["baseline"]]["kappa"]["mean"]
+    return [
+        (f"6 usefulness: kappa of a grader trained with {arm}", f"{found['arms'][arm]['kappa']['mean']:.2f}",
+         f"without: {baseline:.2f}")
+        for arm in ("balanced", "filtered") if arm in found["arms"]
+    ]  # fmt: skip
+
+
+def _not_measured(name, found):
+    return [] if found is None else [(name, "not measured", "")]
+
+
+def _verdicts(result) -> list[str]:
+    lines = [f"Diversity: {result['quality']['collapse']['verdict']}."]
+    for name in ("memorization", "membership", "grading", "augmentation_leak", "usefulness"):
+        found = result.get(name)
+        if found is not None:
+            verdict = found["verdict"] if "verdict" in found else f"not measured: {found['missing']}"
+            lines.append(f"{name.capitalize().replace('_', ' ')}: {verdict}.")
+    return lines + [f"Skipped {name}: {why}." for name, why in list(result.get("skipped_weights", {}).items())[:3]]
+
+
+def tables(result: dict) -> str:
+    """Render every table of the result, as `--verbose` prints them."""
+    from idrid_jax.evaluation import (
+        augmentation_leak,
+        closeness,
+        grading,
+        membership,
+        memorization,
+        quality,
+        usefulness,
+    )  # fmt: skip
+
+    parts = [quality.table(result["quality"], thesis=result["run"]["network"] == "dcgan28")]
+    for module in (closeness, memorization, membership, grading, augmentation_leak, usefulness):
+        name = module.__name__.rpartition(".")[2]
+        if name in result:
+            parts.append(module.table(result[name]))
+    return "\n\n".join(parts)
+
+
+def _number(value, decimals):
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _interval(entry, factor, decimals):
+    value = entry["value"]
+    if value is None:
+        return "-"
+    text = f"{value * factor:.{decimals}f}"
+    if entry["interval"] is None:
+        return text
+    low, high = (f"{bound * factor:.{decimals}f}" for bound in entry["interval"])
+    return f"{text} ({low} to {high})"
+
+
+def _kappa(found):
+    if "missing" in found:
+        return "-"
+    return f"{found['kappa']:.2f} ({found['interval'][0]:.2f} to {found['interval'][1]:.2f})"
