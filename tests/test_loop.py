@@ -324,10 +324,7 @@ def test_init_from_under_fsdp(config, tmp_path, monkeypatch):
 
 def test_init_from_another_network_is_refused(config, tmp_path):
     train(changed(config, total_kimg=0.008, network="tiny_unconditional"), tmp_path / "source")
-    with pytest.raises(
-        UserError,
-        match="init_from = .*its network is tiny_unconditional, and of the 18 arrays of tiny none fit: name a",
-    ):
+    with pytest.raises(UserError, match="init_from = .*tiny_unconditional.*0 of 18 arrays"):
         train(changed(config, init_from=str(tmp_path / "source")), tmp_path / "run")
 
 
@@ -343,7 +340,7 @@ def test_images_are_sampled_in_batches(config):
         program = jax.jit(sample_images, static_argnums=(0, 4)).trace(generator, state, z, grades, batch_size)
         assert f"u8[{part},{SIZE},{SIZE},{CHANNELS}]" in str(program.jaxpr)
         np.testing.assert_array_equal(sample_images(generator, state, z, grades, batch_size), whole)
-    assert {name: made.at_once for name, made in NETWORKS.items() if "dcgan" in name} == {
+    assert {name: made.sample_batch_size for name, made in NETWORKS.items() if "dcgan" in name} == {
         "dcgan28": 64, "dcgan64": 64, "dcgan128": 64, "dcgan256": 16, "dcgan512": 4, "dcgan1024": 1
     }  # fmt: skip
 

@@ -6,6 +6,7 @@ CRC-32 of all arrays is saved with them. Several processes save and restore toge
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -16,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from idrid_jax.errors import UserError
+from idrid_jax.models import NETWORKS, transfer
 from idrid_jax.training import multihost
 from idrid_jax.training.run_dir import RunDir, RunRecord, read_record
 from idrid_jax.training.state import TrainState, single_device_state
@@ -300,3 +304,76 @@ def _is_from_orbax(record: logging.LogRecord) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+# -- Starting from another run's networks
+
+MIN_SHARE = 0.1  # of the parameters must come from the other run; with fewer this would be training from scratch
+
+
+def find_source(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError if `config.init_from` is not a run; early, as `init_from_run` needs a compiled state."""
+    with _naming_init_from():
+        read_record(config.init_from)
+
+
+def init_from_run(config: ml_collections.ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
+    """Replace the layers of a fresh state that fit the networks of the run `config.init_from`.
+
+    Parameters, batch statistics and the moving average are copied; what does not fit, the optimizers and the progress
+    stay fresh. Returns the state, and lines that say what was copied.
+
+    Raises UserError if `read_run` does, if the run's network is of another family, or if hardly anything of it fits.
+    """
+    with _naming_init_from():
+        record, source = read_run(config.init_from, sharding=state.step.sharding)
+    fits = [
+        transfer.fit((mine.params, mine.stats), (theirs.params, theirs.stats), coarsest_last=network == "d")
+        for network, mine, theirs in (("g", state.g, source.g), ("d", state.d, source.d))
+    ]
+    _check_fits(config, record.config, fits)
+    networks = {}
+    for network, found in zip("gd", fits):
+        mine, theirs = getattr(state, network), getattr(source, network)
+        copy = functools.partial(transfer.copy_fitting, found=found, coarsest_last=network == "d")
+        networks[network] = dataclasses.replace(
+            mine, params=copy(mine.params, theirs.params), stats=copy(mine.stats, theirs.stats)
+        )
+    ema = {}
+    if config.ema_kimg:
+        ema = transfer.copy_fitting(state.ema, source.sampling_params, fits[0], coarsest_last=False)
+        ema = jax.tree.map(jnp.copy, ema)  # not the arrays of g, which are donated too
+    start = dataclasses.replace(state, **networks, ema=ema)
+    shardings = jax.tree.map(lambda x: x.sharding, state)  # the other run's may differ
+    return jax.jit(lambda state: state, out_shardings=shardings)(start), [_describe_fits(config, record.config, fits)]
+
+
+@contextlib.contextmanager
+def _naming_init_from():
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
+
+
+def _check_fits(config, other, fits) -> None:
+    same_family = NETWORKS[config.network].family == NETWORKS[other.network].family
+    if same_family and sum(found.values for found in fits) >= MIN_SHARE * sum(found.all_values for found in fits):
+        return
+    adjustable = "max_channels" in NETWORKS[config.network].options
+    if same_family and adjustable and other.model.max_channels != config.model.max_channels:
+        advice = f"set config.model.max_channels to {other.model.max_channels}, as it has"
+    else:
+        family = [name for name, network in NETWORKS.items() if network.family == NETWORKS[config.network].family]
+        advice = f"name a run of {config.network if same_family else ' or '.join(family)}"
+    raise UserError(f"config.init_from = {config.init_from!r}: {_describe_fits(config, other, fits)}: {advice}")
+
+
+def _describe_fits(config, other, fits) -> str:
+    arrays, all_arrays = (sum(getattr(found, name) for found in fits) for name in ("arrays", "all_arrays"))
+    source = f"from {config.init_from} ({other.network})"
+    if arrays == all_arrays:
+        return f"{source}: all {arrays} arrays"
+    named = (("generator", fits[0].names()), ("discriminator", fits[1].names()))
+    parts = "; ".join(f"{network}: {', '.join(names)}" for network, names in named if names)
+    return f"{source}: {arrays} of {all_arrays} arrays of {config.network} fit" + (f" ({parts})" if parts else "")

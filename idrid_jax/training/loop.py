@@ -14,8 +14,8 @@ from idrid_jax.data.manifest import Manifest
 from idrid_jax.data.pipeline import choose_pipeline, tfdata
 from idrid_jax.data.splits import find_release, load_training_splits
 from idrid_jax.models import NETWORKS, build_networks
-from idrid_jax.training import monitoring, multihost, run_dir, transfer
-from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training import monitoring, multihost, run_dir
+from idrid_jax.training.checkpoint import Checkpoints, find_source, init_from_run
 from idrid_jax.training.logging import Log, NullLog, read_stats
 from idrid_jax.training.monitoring import Snapshots, TrainingCollapsed
 from idrid_jax.training.run_dir import RunDir
@@ -51,7 +51,7 @@ def train(
     monitoring.check_best_metric(config, getattr(snapshot_metrics, "names", ()))
     paths, network = RunDir(workdir), NETWORKS[config.network]
     if config.init_from and not paths.has_checkpoints():  # a resumed run does not need it
-        transfer.find(config)
+        find_source(config)
 
     # -- What the processes must have in common, and devices
     manifest = manifest or multihost.run_on_each(lambda: find_release(config))
@@ -83,7 +83,7 @@ def train(
         if state is None:
             state = fresh_state(config, mesh)
             if config.init_from:
-                state, notes = transfer.start_from(config, state)
+                state, notes = init_from_run(config, state)
         first_step, last_step = int(state.step), steps(config.total_kimg, config)
         multihost.run_on_first(lambda: run_dir.write_record(paths.path, config, manifest, split.left_eye_share))
 
