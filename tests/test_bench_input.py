@@ -11,7 +11,7 @@ from idrid_jax import cli
 from idrid_jax.bench import input as bench
 from idrid_jax.data.pipeline import tfdata
 from idrid_jax.errors import UserError
-from idrid_jax.training.logging import TrainingLog
+from idrid_jax.training.logging import Log
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -23,7 +23,7 @@ def config(config, monkeypatch):
 
 
 def test_rows_and_table_show_slow_data_and_slow_snapshots(config, capsys, monkeypatch):
-    batches, image = tfdata.batches, TrainingLog.image
+    batches, image = tfdata.batches, Log.image
 
     def slow_batches(*args, **kwargs):
         for batch in batches(*args, **kwargs):
@@ -31,7 +31,7 @@ def test_rows_and_table_show_slow_data_and_slow_snapshots(config, capsys, monkey
             yield batch
 
     monkeypatch.setattr(tfdata, "batches", slow_batches)
-    monkeypatch.setattr(TrainingLog, "image", lambda *args: (time.sleep(0.2), image(*args)))
+    monkeypatch.setattr(Log, "image", lambda *args: (time.sleep(0.2), image(*args)))
     before = config.to_dict()
     rows = bench.run(changed(config, data__pipeline="resident"), 1.0)
     out, err = capsys.readouterr()
