@@ -53,7 +53,7 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path):
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     (line,) = lines(output, "interrupted")
-    first = int(re.search(r"saved step (\d+); the same command goes on", line)[1])
+    first = int(re.search(r"saved step (\d+)", line)[1])
     assert steps(folder)[-1] == first and not run_dir.RunDir(folder).lock.exists()
 
     with started(*words) as process:
@@ -70,7 +70,7 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path):
     assert lines(output, "another process was lost|another task died"), output
     assert lines(output, f"resuming from step {first}") and "Traceback" not in output
 
-    # what two have saved, one goes on with on eight devices; then two of four devices each; then one on one
+    # resumed by one process on eight devices, by two on four devices each, and by one on one device
     last = steps(folder)[-1] + 6
     alone = lambda where, until, devices: train_here(
         make_config(
