@@ -55,7 +55,8 @@ def train(
 
     # -- What the processes must have in common, and devices
     manifest = manifest or multihost.run_on_each(lambda: find_release(config))
-    multihost.check_same(run_dir.shared_facts(config, manifest))
+    if multihost.process_count() > 1:
+        multihost.check_same(run_dir.shared_facts(config, manifest))
     mesh = mesh_from_config(config, network.size)
     multihost.check_devices(mesh)
     multihost.run_on_each(lambda: run_dir.check_resume(paths.path, config, manifest))
