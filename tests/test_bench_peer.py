@@ -1,4 +1,4 @@
-"""The peer in PyTorch: the same losses as ours on the same weights and inputs, and its process."""
+"""The PyTorch side of `bench step`: the same losses as ours on copied weights and inputs, and its process."""
 
 import functools
 import json
@@ -24,6 +24,7 @@ from idrid_jax.training.optimizers import update_ema  # noqa: E402
 from idrid_jax.training.state import init_state  # noqa: E402
 from idrid_jax.training.update import make_update, update_networks  # noqa: E402
 
+pytestmark = pytest.mark.peer
 BATCH, STEPS = 8, 3
 CPU = torch.device("cpu")
 NAMES = list(step.BATCH_SIZES)
@@ -36,7 +37,7 @@ def make_config(network, **changes):
 
 
 def without_dropout(module):
-    """Neither side drops anything: masks are drawn by generators that have nothing in common."""
+    """Disable dropout: the two sides generate different masks."""
 
     def make(rngs):
         made = module(dtype=jnp.float32, rngs=rngs)
@@ -49,7 +50,7 @@ def without_dropout(module):
 
 
 def their_update(config, state):
-    """The peer with the weights of our state."""
+    """Return the peer's update with the weights of our state."""
     update = torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=False)
     for ours, module in ((state.g, update.generator), (state.d, update.discriminator)):
         copy(ours, module)
@@ -67,13 +68,13 @@ def copy(ours, module):
 
 
 def to_peer(images, module):
-    """uint8 [B, R, R, C] -> [B, C, R, R], rotated where the peer's network is."""
+    """Return uint8 [B, R, R, C] as [B, C, R, R], rotated if the peer's network is."""
     images = images[:, ::-1, ::-1] if module.rotated else images
     return torch.from_numpy(np.moveaxis(images, -1, 1).copy()).contiguous(memory_format=torch.channels_last)
 
 
 def our_losses(config):
-    """-> losses of D and G [STEPS, 2], the state before and after, and a batch of each step: images, grades, z."""
+    """Return losses of D and G [STEPS, 2], the state before and after, and the batch of each step: images, grades, z."""
     network = NETWORKS[config.network]
     update = make_update(config, tuple(map(without_dropout, (network.generator, network.discriminator))))
     parts = update.generator, update.discriminator, update.g_optimizer, update.d_optimizer
@@ -92,7 +93,7 @@ def our_losses(config):
 
 
 def their_losses(update, batches):
-    """The same [STEPS, 2] of the peer."""
+    """Return the peer's losses [STEPS, 2]."""
     rows = []
     for images, grades, z in batches:
         losses = update(to_peer(images, update.discriminator), torch.from_numpy(grades), torch.from_numpy(z))
@@ -117,21 +118,21 @@ def assert_same_statistics(stats, module):
     ],
 )
 def test_same_losses(network, rate, bounds):
-    """Later steps see what the updates before them made of both networks."""
+    """Losses of later steps depend on the updates before them."""
     config = make_config(network, optimizer__g_learning_rate=rate, optimizer__d_learning_rate=rate)
     ours, first, last, batches = our_losses(config)
     update = their_update(config, first)
     theirs = their_losses(update, batches)
     for mine, other, bound in zip(ours, theirs, bounds, strict=True):
         np.testing.assert_allclose(mine, other, rtol=bound)
-    assert abs(ours[1:] / ours[:-1] - 1).max() > 3 * bounds[-1]  # and they move
+    assert abs(ours[1:] / ours[:-1] - 1).max() > 3 * bounds[-1]  # and they change
     assert_same_statistics(last.g.stats, update.generator)
     assert_same_statistics(last.d.stats, update.discriminator)
     assert_same_statistics(last.d.stats, update.frozen_discriminator)
 
 
 def test_same_options():
-    """What a configuration changes in the update; and the losses would tell if the peer left one of them out."""
+    """Options of the update; the losses differ if the peer omits one of them."""
     options = dict(loss__label_smoothing=0.2, optimizer__clip_norm=0.01, optimizer__b1=0.0, optimizer__b2=0.9)
     options |= dict(optimizer__g_learning_rate=1e-3, optimizer__d_learning_rate=5e-4)
     config, plain = make_config("cgan32", **options), make_config("cgan32")
@@ -144,7 +145,7 @@ def test_same_options():
 
 
 def test_same_moving_average():
-    """Ours of the peer's own parameters, step by step."""
+    """Our moving average of the peer's parameters, step by step."""
     config = make_config("dcgan28", ema_kimg=0.02)
     update = torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=False)
     parameters = lambda: [p.detach().numpy().copy() for p in update.generator.parameters()]
@@ -156,7 +157,7 @@ def test_same_moving_average():
         assert capture.difference(mine, theirs) < 1e-6
 
 
-def test_flips_are_of_whole_images():
+def test_whole_images_are_flipped():
     config = make_config("dcgan28", data__flip=True)
     update = torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=False)
     seen = []
@@ -170,7 +171,7 @@ def test_flips_are_of_whole_images():
 
 @pytest.mark.parametrize("network", NAMES)
 def test_same_settings(network):
-    """Of every BatchNorm and dropout; running variances, unbiased there, are no part of the losses."""
+    """Of every BatchNorm and dropout. PyTorch's running variances are unbiased; no loss depends on them."""
     for ours, theirs in (
         (NETWORKS[network].generator, torch_networks.NETWORKS[network].generator()),
         (NETWORKS[network].discriminator, torch_networks.NETWORKS[network].discriminator()),
@@ -190,8 +191,8 @@ def test_same_settings(network):
         assert found == sum(isinstance(module, kinds) for module in theirs.modules())
 
 
-def test_g_learns_without_d_s_gradients_and_d_keeps_its_own():
-    """The judge is D itself: the same arrays, before and after an update, but no gradients."""
+def test_the_generator_update_computes_no_gradients_of_the_discriminator():
+    """The frozen discriminator shares all arrays with the discriminator and has no gradients."""
     config = make_config("dcgan64")
     update = torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=False)
     batches = torch_step.Batches(update.options, 16, CPU)
@@ -203,7 +204,7 @@ def test_g_learns_without_d_s_gradients_and_d_keeps_its_own():
     assert update.discriminator.norm[0].num_batches_tracked == 3  # real, fake, and fake again
 
 
-# -- its process
+# Its process
 
 
 @pytest.fixture
@@ -225,17 +226,17 @@ def test_rounds_in_a_process(process):
         process.run("eager", 1)
 
 
-def test_what_goes_wrong_is_one_line(process):
+def test_a_failure_is_one_line(process):
     with pytest.raises(peer.PeerError, match="^KeyError: 'nothing'$"):
         process.make("eager", options() | {"network": "nothing"}, 16)
     with pytest.raises(peer.PeerError) as error:
         process.make("eager", options() | {"batch_size": 2**40}, 16)
     assert "\n" not in str(error.value) and "memory" in str(error.value)
-    process.make("eager", options(), 16)  # and it goes on
+    process.make("eager", options(), 16)  # the process continues
 
 
 def test_a_device_that_pytorch_lacks(process):
-    with pytest.raises(peer.PeerError, match="^RuntimeError: JAX runs on a GPU, and this PyTorch has none"):
+    with pytest.raises(peer.PeerError, match="^RuntimeError: .*PyTorch has no CUDA"):
         process.start(1, "cuda")
 
 
@@ -279,9 +280,9 @@ def test_the_command(monkeypatch, tmp_path, capsys):
 
 
 def test_compiled_is_the_same_update():
-    """torch.compile changes nothing but speed: losses of two steps on the same weights and inputs.
+    """Losses of two steps on the same weights and inputs.
 
-    Adam's first step is as long for a gradient that is rounding as for any other: after it 0.3 % were seen."""
+    Adam's first step has full length even where a gradient is rounding noise: after it the losses differed by 0.3 %."""
     config = make_config("dcgan64")
     plain, compiled = (
         torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=compiled)

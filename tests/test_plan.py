@@ -64,7 +64,7 @@ def slices(monkeypatch):
 
     def mesh(self, config):
         shards = run.num_shards(config, self.num_chips)
-        sharding.check(config.batch_size, NETWORKS[config.network].size, shards, config.mesh.rows)
+        sharding.check_divisible(config.batch_size, NETWORKS[config.network].size, shards, config.mesh.rows)
         return shards
 
     def compile_stats(config, shards, effort):

@@ -1,8 +1,8 @@
-"""Our alternating update against the loop of PyTorch's DCGAN tutorial, on the same weights, latents and images.
+"""Our alternating update and the loop of PyTorch's DCGAN tutorial, on the same weights, latents and images.
 
-The losses and probabilities in float32 over two steps of Adam, at full width. What a step leaves in the parameters,
-narrow and in float64 (see capture.filled), by SGD and by an Adam with a large epsilon: with a small one its update is
-the gradient's sign, which noise decides near 0.
+Losses and probabilities are compared in float32 over two steps of Adam, at full width. Parameters after a step are
+compared for narrow networks in float64 (see capture.filled), with SGD and with Adam at a large epsilon: with a small one
+an update is the sign of the gradient, which rounding decides near 0.
 """
 
 import functools
@@ -25,11 +25,12 @@ from idrid_jax.training.losses import Weights  # noqa: E402
 from idrid_jax.training.state import NetworkState, TrainState  # noqa: E402
 from idrid_jax.training.update import Update, update_networks  # noqa: E402
 
+pytestmark = pytest.mark.peer
 BATCH, SIZE = 8, 64
 
 
 def ours(width, dtype, g_tx, d_tx, **options):
-    """The update, its state, and the two modules that the state was taken from; weights as the tutorial draws them."""
+    """Return the update, its state, and the two modules with that state; weights are initialized as in the tutorial."""
     networks, states, modules = [], [], []
     for make, tx, seed in ((dcgan.Generator, g_tx, 1), (dcgan.Discriminator, d_tx, 2)):
         make = functools.partial(make, SIZE, width=width)
@@ -48,14 +49,16 @@ def ours(width, dtype, g_tx, d_tx, **options):
 
 
 def ours_of(peer, name, array):
-    """The peer's array in our order of axes."""
+    """Return the peer's array in our order of axes."""
     a = getattr(peer.get_submodule(name), torch_networks.ARRAYS[array]).detach().numpy()
     return a.transpose(2, 3, 1, 0) if a.ndim == 4 else a
 
 
 def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z, r1=0.0, r2=0.0):
-    """One turn of the tutorial's inner loop; its numbers under our names. r1, r2: weights of the zero-centred
-    penalties, which it does not have: differentiated twice by autograd."""
+    """Run the body of the tutorial's inner loop and return its metrics under our names.
+
+    r1, r2: weights of the zero-centred gradient penalties, which the tutorial does not have.
+    """
 
     def squared_gradient(output, images):
         (gradient,) = torch.autograd.grad(output.sum(), images, create_graph=True)
@@ -98,7 +101,7 @@ def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z, r1=0.0, r2=0.
 
 
 def both(width, dtype, steps, tx, optimizer, r1=0.0, r2=0.0):
-    """-> (our metrics, theirs) of each step, our state, their networks, at the end."""
+    """Return (our metrics, PyTorch's) of each step, our last state and PyTorch's networks."""
     update, state, modules = ours(width, dtype, tx(), tx(), weights=Weights(r1, r2))
     torch_type = getattr(torch, dtype)
     net_g, net_d = (
@@ -123,7 +126,7 @@ def both(width, dtype, steps, tx, optimizer, r1=0.0, r2=0.0):
     return rows, state, (net_g, net_d)
 
 
-def test_two_steps_of_adam_give_the_tutorial_s_numbers():
+def test_metrics_of_two_steps_of_adam_are_the_tutorial_s():
     rows, *_ = both(
         64,
         "float32",
@@ -143,8 +146,8 @@ def test_two_steps_of_adam_give_the_tutorial_s_numbers():
 @pytest.mark.parametrize(
     "name, penalties", [("sgd", {}), ("adam", {}), ("sgd", {"r1": 0.7, "r2": 0.3})], ids=["sgd", "adam", "penalties"]
 )
-def test_a_step_leaves_the_tutorial_s_parameters(name, penalties):
-    """Two steps, every parameter of both networks, and the running means, in float64 (losses are float32 always)."""
+def test_parameters_after_two_steps_are_the_tutorial_s(name, penalties):
+    """Every parameter of both networks and the running means after two steps in float64 (losses are always float32)."""
     tx, optimizer = {
         "sgd": (lambda: optax.sgd(1e-2), lambda parameters: torch.optim.SGD(parameters, lr=1e-2)),
         # eps as large as the gradients: the update is then no sign, and still tells m from v, and both bias corrections
