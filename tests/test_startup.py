@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 # Prints the imported modules at the end of training, in place of drawing curves, which need matplotlib
 SCRIPT = """
 import sys
+from idrid_jax import runtime
+runtime.enable_compilation_cache()  # as main does, before JAX is imported
 from idrid_jax.training import logging
 logging.plot_curves = lambda workdir: print("imported", *sorted(sys.modules))
 from idrid_jax.cli import main
