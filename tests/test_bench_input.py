@@ -32,8 +32,10 @@ def test_rows_and_table_show_slow_data_and_slow_snapshots(config, capsys, monkey
 
     monkeypatch.setattr(tfdata, "batches", slow_batches)
     monkeypatch.setattr(Log, "image", lambda *args: (time.sleep(0.2), image(*args)))
+    monkeypatch.setattr(bench, "STEP_ROUNDS", 4)
+    monkeypatch.setattr(bench, "MIN_SPANS", 3)
     before = config.to_dict()
-    rows = bench.run(changed(config, data__pipeline="resident"), 1.0)
+    rows = bench.run(changed(config, data__pipeline="resident"), 0.1)
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     found = {(row["measurement"], row["pipeline"]): row for row in rows}

@@ -1,5 +1,6 @@
 """`bench step`: the compiler's figures, rows and table, batches that do not fit, and refused arguments."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -32,9 +33,10 @@ def tiny_file(tiny, tmp_path):
 
 @pytest.fixture
 def quick_rate(monkeypatch):
-    """A fixed rate of matrix products and short rounds."""
+    """A fixed rate of matrix products, short rounds, and compiled programs that tests share."""
     monkeypatch.setattr(step.timing, "matrix_flops_per_s", lambda dtype: 1e9)
     monkeypatch.setattr(step, "MIN_ROUND_S", 0.01)
+    monkeypatch.setattr(program, "no_persistent_cache", contextlib.nullcontext)
 
 
 # The compiler's figures
@@ -69,14 +71,12 @@ def test_memory_counts_donated_arguments_once():
 
 
 def test_rows_and_table(tiny_file, quick_rate, capsys):
-    arguments = ["bench", "step", "--config", tiny_file, "--batch=2,4", "--config.dtype=bfloat16", "--rounds=3"]
+    arguments = ["bench", "step", "--config", tiny_file, "--batch=64", "--config.dtype=bfloat16", "--rounds=3"]
     assert cli.main(arguments) == 0
-    *rows, blank, header, first, second = capsys.readouterr().out.splitlines()
+    *rows, blank, header, line = capsys.readouterr().out.splitlines()
     rows = [json.loads(row) for row in rows]
-    assert [(row["batch_size"], row["dtype"]) for row in rows] == [(2, "bfloat16"), (4, "bfloat16")]
-    assert [line.split()[:3] for line in (first, second)] == [
-        ["tiny", str(row["batch_size"]), row["dtype"]] for row in rows
-    ] and not blank
+    assert [(row["batch_size"], row["dtype"]) for row in rows] == [(64, "bfloat16")]
+    assert line.split()[:3] == ["tiny", "64", "bfloat16"] and not blank
     for row in rows:
         assert row["images_per_s"] == pytest.approx(row["batch_size"] / row["ms_per_step"] * 1e3)
         assert row["s_per_kimg"] == pytest.approx(1e3 / row["images_per_s"])
@@ -90,6 +90,12 @@ def test_without_a_configuration_all_networks():
     cases = list(step._cases(None, [], ["float32", "bfloat16"]))
     assert [(case.config.network, case.config.batch_size) for case in cases[::2]] == list(step.BATCH_SIZES.items())
     assert {case.config.dtype for case in cases[1::2]} == {"bfloat16"}
+
+
+def test_every_batch_size_in_every_dtype(tiny):
+    cases = step._cases(make_config("", "tiny"), ["2", "max"], ["float32", "bfloat16"])
+    found = [(case.config.batch_size, case.config.dtype) for case in cases]
+    assert found == [(2, "float32"), (2, "bfloat16"), (0, "float32"), (0, "bfloat16")]
 
 
 def test_the_compiled_program_is_the_one_that_train_runs(config, caplog):
