@@ -58,7 +58,7 @@ def relit(light, b, c, s):
 
 
 def reference(images, amounts):
-    """float64; the amounts of `augment.draw`."""
+    """float64; the amounts of `augment.sample_amounts`."""
     amounts = {name: np.asarray(amount, np.float64) for name, amount in amounts.items()}
     out = []
     for i, image in enumerate(np.asarray(images, np.float64)):
@@ -76,7 +76,7 @@ def reference(images, amounts):
 @pytest.mark.parametrize("p", [0.5, 1.0])
 def test_images_are_the_formulas(p):
     found = jax.jit(lambda x, p: augment.apply(x, KEY, p, ALL))(jnp.float32(IMAGES), p)
-    expected = reference(IMAGES, augment.draw(KEY, len(IMAGES), p, ALL))
+    expected = reference(IMAGES, augment.sample_amounts(KEY, len(IMAGES), p, ALL))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(expected - IMAGES).max() > 0.3
@@ -85,12 +85,12 @@ def test_images_are_the_formulas(p):
 @pytest.mark.parametrize("name", augment.TRANSFORMS)
 def test_each_transform_alone(name):
     alone = Strengths(**{name: getattr(ALL, name)})
-    amounts = augment.draw(KEY, len(IMAGES), 1.0, alone)
+    amounts = augment.sample_amounts(KEY, len(IMAGES), 1.0, alone)
     assert {other for other, amount in amounts.items() if (amount != 0).any()} == {name}
     found = augment.apply(jnp.float32(IMAGES), KEY, 1.0, alone)
     np.testing.assert_allclose(found, reference(IMAGES, amounts), atol=1e-5)
     # the same amounts as beside the others: one that is turned off changes none of the rest
-    assert_same(amounts[name], augment.draw(KEY, len(IMAGES), 1.0, ALL)[name])
+    assert_same(amounts[name], augment.sample_amounts(KEY, len(IMAGES), 1.0, ALL)[name])
 
 
 def test_the_resampling_keeps_what_a_bilinear_one_blurs():
@@ -111,7 +111,7 @@ def test_directions():
     amounts = lambda **given: {name: jnp.float32([given.get(name, (0, 0))]) for name in augment.TRANSFORMS}
     spot = np.zeros((1, 9, 9, 1), np.float32)
     spot[0, 4, 6] = 1
-    place = lambda **given: augment.placed(amounts(**given), 9)
+    place = lambda **given: augment.affine_parameters(amounts(**given), 9)
     at = lambda light: tuple(map(int, np.unravel_index(np.argmax(light), light.shape)))[1:3]
     assert at(augment.resample(spot, place(shift=(1 / 9, -2 / 9)), 5)) == (5, 4)
     assert at(augment.resample(spot, place(rotation=(90, 0)), 8)) == (2, 4)
@@ -123,19 +123,19 @@ def test_black_stays_black_and_hue_stays():
     surround = augment.apply(-jnp.ones((8, 12, 12, 3)), KEY, 1.0, ALL)
     assert (surround == -1).all()
     light = jnp.broadcast_to(jnp.float32([1.2, 0.6, 0.2]), (8, 4, 4, 3))
-    after = augment.relit(light, augment.draw(KEY, 8, 1.0, dataclasses.replace(ALL, saturation=0)))
+    after = augment.adjust_light(light, augment.sample_amounts(KEY, 8, 1.0, dataclasses.replace(ALL, saturation=0)))
     np.testing.assert_allclose(after / after[..., :1], light / light[..., :1], rtol=1e-5)
     rising = jnp.linspace(0, 6, 100).reshape(1, 1, 100, 1)
     for contrast in (-0.5, 0.5):
         zero = jnp.zeros((1, 2))
-        curve = augment.relit(rising, {"brightness": zero, "contrast": zero + contrast, "saturation": zero})
+        curve = augment.adjust_light(rising, {"brightness": zero, "contrast": zero + contrast, "saturation": zero})
         assert (np.diff(curve.ravel()) > 0).all()
 
 
 def test_grey_images_have_no_saturation():
     grey = jnp.float32(IMAGES[..., :1])
     found = augment.apply(grey, KEY, 1.0, ALL)
-    np.testing.assert_allclose(found, reference(grey, augment.draw(KEY, len(grey), 1.0, ALL)), atol=1e-5)
+    np.testing.assert_allclose(found, reference(grey, augment.sample_amounts(KEY, len(grey), 1.0, ALL)), atol=1e-5)
     assert_same(augment.apply(grey, KEY, 1.0, Strengths(saturation=0.5)), grey)
 
 
@@ -152,7 +152,7 @@ def test_at_0_it_is_the_identity_bit_for_bit(dtype):
 
     assert_same(both(jnp.float32(0), images, gradient), (images, gradient))
     shown, back = both(jnp.float32(0.15), images, gradient)
-    amounts = augment.draw(KEY, len(images), 0.15, ALL)
+    amounts = augment.sample_amounts(KEY, len(images), 0.15, ALL)
     untouched = ~np.any([(amount != 0).any(-1) for amount in amounts.values()], axis=0)
     assert 0 < untouched.sum() < len(images)
     assert_same((shown[untouched], back[untouched]), (images[untouched], gradient[untouched]))
@@ -167,7 +167,7 @@ def test_geometry_is_float32_in_bfloat16():
 
 
 def test_each_is_taken_with_probability_p_and_stays_within_its_strength():
-    drawn = {p: augment.draw(KEY, 4000, p, ALL) for p in (0.3, 1.0)}
+    drawn = {p: augment.sample_amounts(KEY, 4000, p, ALL) for p in (0.3, 1.0)}
     taken = {name: np.asarray((amount != 0).any(-1)) for name, amount in drawn[0.3].items()}
     assert all(abs(each.mean() - 0.3) < 0.04 for each in taken.values())
     assert np.abs(np.corrcoef(list(taken.values())) - np.eye(6)).max() < 0.06
@@ -188,7 +188,7 @@ def test_the_adjoint_is_that_of_the_resampling(strengths, window):
     assert strengths.window == window
     with jax.enable_x64(True):
         light, gradient = (jnp.asarray(RNG.normal(size=(40, 12, 12, 3))) for _ in range(2))
-        place = augment.placed(augment.draw(KEY, 40, 1.0, strengths), 12)
+        place = augment.affine_parameters(augment.sample_amounts(KEY, 40, 1.0, strengths), 12)
         forward = lambda x: augment._gather(x, place, window)
         (expected,) = jax.linear_transpose(forward, light)(gradient)
         shown, back = jax.vjp(lambda x: augment.resample(x, place, window), light)
@@ -240,7 +240,7 @@ class Behind:
     p: float
 
     def _shown(self, x, rngs):
-        key = jax.random.fold_in(rngs.dropout.key[...], augment.STREAM)
+        key = jax.random.fold_in(rngs.dropout.key[...], augment.KEY_STREAM)
         return augment.apply(x, key, self.p, self.augment.strengths)
 
     def train(self, params, stats, x, grades, rngs):
@@ -254,7 +254,7 @@ def make(discriminator=DISCRIMINATOR, p=None, **options):
     """A tiny update with SGD, and a fresh state, which begins at `p` where it is given."""
     update = Update(GENERATOR, discriminator, SGD, SGD, latent=LATENT, **options)
     adapts = update.augment is not None and update.augment.p is None
-    state = init_state(jax.random.key(0), GENERATOR, DISCRIMINATOR, SGD, SGD, ema=False, augment=adapts)
+    state = init_state(jax.random.key(0), GENERATOR, DISCRIMINATOR, SGD, SGD, adaptive_augment=adapts)
     if adapts and p is not None:
         state = dataclasses.replace(state, augment={"p": jnp.float32(p), "r": jnp.float32(0)})
     return update, state
@@ -268,7 +268,7 @@ def test_the_update_is_that_of_a_discriminator_behind_the_transforms():
     update, state = make(augment=augmentation, p=0.7, **options)
     behind, plain = make(Behind(augmentation, 0.7), **options)
     after, metrics = jax.jit(functools.partial(update_networks, update))(state, *batch(), jax.random.key(7))
-    expected, expected_metrics = jax.jit(behind)(plain, *batch(), jax.random.key(7))
+    expected, expected_metrics = jax.jit(functools.partial(update_networks, behind))(plain, *batch(), jax.random.key(7))
     for found, x in zip(*(jax.tree.leaves((state.g, state.d)) for state in (after, expected)), strict=True):
         np.testing.assert_allclose(found, x, atol=1e-5)
     assert metrics.keys() - expected_metrics.keys() == {"augment_p", "augment_r"} and expected.augment == {}
@@ -277,7 +277,7 @@ def test_the_update_is_that_of_a_discriminator_behind_the_transforms():
 
 def test_p_is_the_constant_or_the_state_s():
     images = jnp.float32(IMAGES)
-    expected = augment.apply(images, jax.random.fold_in(KEY, augment.STREAM), 0.4, ALL)
+    expected = augment.apply(images, jax.random.fold_in(KEY, augment.KEY_STREAM), 0.4, ALL)
     assert_same(Augmentation(ALL, 0.4)(images, KEY, {}), expected)
     assert_same(Augmentation(ALL, None)(images, KEY, {"p": jnp.float32(0.4), "r": jnp.float32(0)}), expected)
     assert_same(Augmentation(ALL, None)(images, KEY, augment.initial_state()), images)
@@ -289,7 +289,7 @@ def test_p_is_the_constant_or_the_state_s():
 def test_p_is_the_recursion():
     """In float64, through both ends, with the mean of what was seen so far."""
     augmentation, batch_size = Augmentation(ALL, None, target=0.3, images=800.0), 32
-    state, decay = augment.initial_state(), 0.5 ** (batch_size / augment.REAL_SIGNS)
+    state, decay = augment.initial_state(), 0.5 ** (batch_size / augment.SIGN_HALF_LIFE)
     p, weighted, weights, path = 0.0, 0.0, 0.0, []
     adapt = jax.jit(augmentation.adapt)
     for step in range(120):
@@ -313,7 +313,7 @@ def test_r_is_of_real_logits_and_of_their_lead_where_the_loss_is_of_pairs(loss):
         def train(self, params, stats, x, grades, rngs):
             return 100 + x.mean((1, 2, 3)) + params["hidden"]["bias"].mean(), stats
 
-    update, state = make(Yes(), augment=Augmentation(ALL, None), loss=loss)
+    update, state = make(Yes(), augment=Augmentation(ALL, None), loss=LOSSES[loss])
     _, metrics = jax.jit(functools.partial(update_networks, update))(state, *batch(), jax.random.key(7))
     images, grades = batch()
     z = jax.random.normal(jax.random.split(jax.random.key(7), 5)[0], (BATCH, LATENT))
@@ -427,7 +427,7 @@ def test_the_sheet_shows_photographs_and_what_becomes_of_them(phantom_data, tmp_
     said = capsys.readouterr().out
     assert [f"row {i}: train/IDRiD_" in said for i in range(1, 8)] == [True] * 6 + [False]
     assert [line.split("grade ")[1] for line in said.splitlines()[:6]] == list("012340")
-    assert "rotation within 10 degrees" in said and f"written to {out}" in said
+    assert "rotation up to 10 degrees" in said and f"written to {out}" in said
     picture = np.asarray(Image.open(out))
     assert picture.shape == (6 * 34 - 2, 4 * 34 - 2, 3)
     tiles = [[picture[y : y + 32, x : x + 32].astype(int) for x in range(0, 136, 34)] for y in range(0, 204, 34)]
@@ -452,10 +452,10 @@ def test_the_sheet_takes_a_configuration(phantom_data, tmp_path, capsys):
     only = [f"--config.augment.{name}=0" for name in augment.TRANSFORMS if name != "rotation"]
     assert sheet("--config", path, *only, "--out", out) == 0
     said = capsys.readouterr().out
-    assert "p = 1: rotation within 20 degrees\n" in said and "zoom" not in said
+    assert "p = 1: rotation up to 20 degrees\n" in said and "zoom" not in said
     assert np.asarray(Image.open(out)).shape == (5 * 30 - 2, 8 * 30 - 2)  # grey, 28 pixels
     for arguments, says in (
-        ((*only, "--config.augment.rotation=0"), "config.augment: every transform is at 0, there is nothing to show"),
+        ((*only, "--config.augment.rotation=0"), "config.augment: every transform is off"),
         (("--config.augment.zoom=1",), "config.augment.zoom = 1.0: must be in [0, 0.4]"),
         (("--config.augment.zom=1",), "did you mean augment.zoom?"),
         (("--data_dir", tmp_path), "no release has been prepared under"),

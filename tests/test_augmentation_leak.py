@@ -16,9 +16,9 @@ SIZE, COUNT = 64, 60
 @functools.cache
 def photographs():
     """[120, 64, 64, 3]: the square about the field of view's centre, with the field's edge in it."""
-    drawn = [phantom.make_photograph(np.random.default_rng([5, i]), i % 5, 80, 120).image for i in range(2 * COUNT)]
-    left = round(phantom.CENTRE * 120 - 40)
-    whole = np.stack([image[:, left : left + 80] for image in drawn])
+    made = [phantom.make_photograph(np.random.default_rng([5, i]), i % 5, 80, 120).image for i in range(2 * COUNT)]
+    left = round(phantom.CENTER * 120 - 40)
+    whole = np.stack([image[:, left : left + 80] for image in made])
     small = ndimage.zoom(whole.astype(float), (1, SIZE / 80, SIZE / 80, 1), order=1)
     return np.clip(np.rint(small), 0, 255).astype(np.uint8)
 

@@ -1,5 +1,6 @@
 """`evaluate`: what evaluation.json holds, its command, and that it repeats itself."""
 
+import functools
 import io
 import json
 import shutil
@@ -18,6 +19,7 @@ from idrid_jax.data.release import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import (
     augmentation_leak,
+    closeness,
     downsample,
     evaluate,
     quality,
@@ -35,14 +37,17 @@ from idrid_jax.models import build_networks
 from idrid_jax.training import augment
 from idrid_jax.training.checkpoint import read_run
 
+TRAIN = (4, 4, 4, 2, 1)  # by grade; 15 as generated images, so that few shapes are compiled
 OF_REAL_IMAGES = ("held_out_real", "mean_image", "within_training", "nearest_to_held_out")
 BRIGHTNESS = FeatureExtractor("brightness:1 (trained on nothing)", lambda x: x.mean((1, 2)).astype(np.float32))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_training():
+def quick():
+    """No grader is trained, and intervals have few resamples."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(small_grader, "train", untrained_graders)
+        patch.setattr(closeness, "measure", functools.partial(closeness.measure, resamples=10))
         yield
 
 
@@ -53,7 +58,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manifest(folder):
-    return prepare(made_run.write_release(folder / "made up", test=(3, 2, 2, 2, 2)), folder / "data", tfds=False)[0]
+    return prepare(made_run.write_release(folder / "made up", TRAIN, test=(3, 2, 2, 2, 2)), folder / "data", tfds=False)[0]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +96,9 @@ def test_every_question_has_a_section_with_finite_numbers(workdir, manifest, res
     assert list(result) == ["run", "quality", "closeness", "grading", "memorization", "membership", "augmentation_leak"]
     for row in quality.CAPTIONS:
         assert np.isfinite(result["quality"][row]["psnr"]) and -1 <= result["quality"][row]["ssim"] <= 1, row
-    assert result["quality"]["images"] == {"generated": sum(made_run.TRAIN), "training": sum(made_run.TRAIN), "held_out": 11}
+    assert result["quality"]["images"] == {"generated": sum(TRAIN), "training": sum(TRAIN), "held_out": 11}
     assert list(result["quality"]["by_grade"]) == list(GRADES)
-    for count, rows in zip(made_run.TRAIN, result["quality"]["by_grade"].values()):
+    for count, rows in zip(TRAIN, result["quality"]["by_grade"].values()):
         assert rows["generated"]["images"] == rows["generated"]["against"] == count  # the training split's proportions
     assert result["memorization"]["verdict"].startswith("no sign") and (workdir / evaluate.PAIRS).stat().st_size
     assert 0 <= result["membership"]["auc"] <= 1
@@ -106,10 +111,10 @@ def test_every_question_has_a_section_with_finite_numbers(workdir, manifest, res
 
 
 def test_the_numbers_are_those_of_the_images_that_sample_gives(copy, folder, manifest, training, result):
-    """One plain loop over pairs of one generated image each, on newly preprocessed pixels, for another step and seed."""
-    older = evaluate.evaluate(copy, step=3, count=2, seed=3, data_dir=folder / "data")
+    """All pairs one by one, on newly preprocessed pixels, for another step and seed."""
+    older = evaluate.evaluate(copy, step=3, seed=3, data_dir=folder / "data")
     assert older["run"]["step"] == 3 and older["run"]["chosen"] == "the requested checkpoint"
-    grades = training.grades[np.random.default_rng(3).permutation(len(training.grades))[:2]]
+    grades = training.grades[np.random.default_rng(3).permutation(len(training.grades))]
     generated = np.stack(list(sampling.load_sampler(copy, 3).images(grades, seed=3))) / np.float32(255)
     real = np.stack([preprocess(p.source.read(), p.id, size=32, channels=3, crop="field_of_view")
                      for p in manifest.grading["train"]]) / np.float32(255)  # fmt: skip
@@ -172,9 +177,9 @@ def test_the_command_prints_a_summary_and_measures_usefulness_if_asked(copy, fol
     assert len(useful["arms"]["real"]["kappa"]["by_seed"]) == useful["seeds"] == 2
     assert np.sum(useful["arms"]["balanced"]["confusion"]) == 2 * 11
     assert list(written["skipped_weights"]) == ["damaged.npz"] and str(damaged) in err
-    closeness = written["closeness"]
-    assert closeness["networks"][-1] == BRIGHTNESS.name and closeness["networks"][:-1] == result["closeness"]["networks"]
-    assert np.isfinite(closeness["rows"]["generated"]["features"][BRIGHTNESS.name]["kid"]["value"])
+    networks, rows = written["closeness"]["networks"], written["closeness"]["rows"]
+    assert networks == [*result["closeness"]["networks"], BRIGHTNESS.name]
+    assert np.isfinite(rows["generated"]["features"][BRIGHTNESS.name]["kid"]["value"])
     assert f"features: {BRIGHTNESS.name}" in out and "generated x training" in out  # the tables
     stages = [line.split("]")[0][1:].split("/") for line in err.splitlines() if line.startswith("[")]
     assert [int(done) for done, _ in stages] == list(range(1, len(stages) + 1)) and stages[-1][1] == str(len(stages))
@@ -192,7 +197,7 @@ def test_the_command_prints_a_summary_and_measures_usefulness_if_asked(copy, fol
 
 def test_at_fewer_pixels_as_photographs_of_that_size(workdir, manifest, result, capsys):
     before = {name: (workdir / name).read_bytes() for name in (evaluate.NAME, evaluate.PAIRS)}
-    assert cli.main(["evaluate", "--workdir", str(workdir), "--pixels=28", "--count=3", "--weights="]) == 0
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--pixels=28", "--weights="]) == 0
     out = capsys.readouterr().out
     assert "compared at 28x28" in out and "evaluation_28.json" in out
     small = json.loads((workdir / "evaluation_28.json").read_text())
@@ -200,7 +205,7 @@ def test_at_fewer_pixels_as_photographs_of_that_size(workdir, manifest, result, 
     assert list(small) == ["run", "quality", "closeness", "grading"]
     assert {name: (workdir / name).read_bytes() for name in before} == before
     split = cache.load(manifest, "train", size=28, channels=3, crop="field_of_view")
-    grades = split.grades[np.random.default_rng(0).permutation(len(split.grades))[:3]]
+    grades = split.grades[np.random.default_rng(0).permutation(len(split.grades))]
     generated = downsample.downsample(np.stack(list(sampling.load_sampler(workdir).images(grades, seed=0))), 28)
     none = np.asarray(split.images[:0]), split.grades[:0]
     wanted = quality.measure(generated, grades, np.asarray(split.images), split.grades, *none)

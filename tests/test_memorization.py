@@ -156,7 +156,7 @@ def test_a_duplicated_photograph_does_not_hide_its_copies():
 
 def test_similarity_by_its_definition():
     """Against loops: averaged to about 32 pixels, blurred, within the retina, mirrored, upside down, both or neither,
-    beside the next."""
+    relative to the next."""
     inside = memorization.retina_mask(TRAINING)
     assert inside.shape == (24, 24) and 0.2 < inside.mean() < 0.7
     assert (inside == inside[:, ::-1]).all() and (inside == inside[::-1]).all()

@@ -76,7 +76,7 @@ def frechet(a, b, counts_a=None, counts_b=None) -> float:
 
 
 def _center(a, counts):
-    """Return the mean, and a matrix [K, D] whose product with itself is the covariance."""
+    """Return the mean, and a matrix A [K, D] with the covariance A^T A."""
     if counts is None:
         mean, weight = a.mean(axis=0), 1
     else:
