@@ -173,7 +173,7 @@ def compiled_collectives(function, in_specs, out_specs, shape):
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     text = jax.jit(mapped).lower(jax.ShapeDtypeStruct(shape, jnp.float32)).compile().as_text()
     found, _ = summarize_collectives(text, 8)
-    return {kind: (said["count"], said["bytes"], said["wire_bytes"]) for kind, said in found.items()}
+    return {kind: (figures["count"], figures["bytes"], figures["wire_bytes"]) for kind, figures in found.items()}
 
 
 SPLIT, WHOLE = PartitionSpec("d"), PartitionSpec()

@@ -117,7 +117,7 @@ def both(width, dtype, steps, tx, optimizer, r1=0.0, r2=0.0):
         images = np.random.default_rng(i).integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
         key = jax.random.key(i)
         z = np.array(jax.random.normal(jax.random.split(key, 5)[0], (BATCH, 100)))
-        # lax's own convolutions: of the rounding of ours on CPU, held in test_convolution, Adam would make whole steps
+        # Native convolutions: Adam would turn the rounding of our CPU lowering (see test_convolution) into whole steps
         with jax.default_matmul_precision("highest"), convolution.lowering("native"):
             state, metrics = step(state, images, np.zeros(BATCH, np.int32), key)
         real = torch.from_numpy(np.moveaxis(images, -1, 1) / np.float32(127.5) - 1).to(torch_type)
@@ -150,7 +150,7 @@ def test_parameters_after_two_steps_are_the_tutorial_s(name, penalties):
     """Every parameter of both networks and the running means after two steps in float64 (losses are always float32)."""
     tx, optimizer = {
         "sgd": (lambda: optax.sgd(1e-2), lambda parameters: torch.optim.SGD(parameters, lr=1e-2)),
-        # eps as large as the gradients: the update is then no sign, and still tells m from v, and both bias corrections
+        # eps as large as the gradients: an update is then not a sign, and depends on m, v and both bias corrections
         "adam": (
             lambda: optax.adam(2e-4, b1=0.5, b2=0.999, eps=1e-3),
             lambda parameters: torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999), eps=1e-3),

@@ -462,9 +462,9 @@ def test_the_lowest_kid_of_the_snapshots_is_shown(file, workdir):
     path = file()
     made = definition.read_sweep(path, cli.parsing.load_config(str(path)))
     line = {"kimg": 1.0, "loss_d": 1.0, "loss_g": 1.0, "images_per_s": 1.0}
-    told = [line | {"step": 1, "kid_grader": 0.02, "kid_imagenet": 0.2}, line | {"step": 2}, line | {"step": 3, "kid_grader": 0.03}]
+    lines = [line | {"step": 1, "kid_grader": 0.02, "kid_imagenet": 0.2}, line | {"step": 2}, line | {"step": 3, "kid_grader": 0.03}]
     (workdir / SLOW).mkdir(parents=True)
-    (workdir / SLOW / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    (workdir / SLOW / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     frame = results.results_table(made, workdir)
     assert frame.kid_grader[0] == 0.02 and frame.kid_imagenet[0] == 0.2 and frame.kid_grader[1:].isna().all()
     header, first, second, *_ = results.format_results(frame, made.fields()).splitlines()
@@ -587,8 +587,8 @@ def test_a_killed_sweep_of_real_commands_resumes_and_finishes(file, workdir):
     (row,) = csv(workdir).itertuples()
     measured = json.loads((folder / "evaluation.json").read_text())
     assert measured["run"]["last_step"] == 6 and row.kimg == 0.012 and row.status == "finished"
-    assert row.ssim == pytest.approx(measured["generated"]["ssim"])
-    assert row.ssim_nearest == pytest.approx(measured["nearest_to_generated"]["ssim"])
+    assert row.ssim == pytest.approx(measured["quality"]["generated"]["ssim"])
+    assert row.ssim_nearest == pytest.approx(measured["quality"]["nearest_to_generated"]["ssim"])
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6] and row.loss_g == pytest.approx(lines[-1]["loss_g"])
     assert json.loads((folder / "config.json").read_text())["config"]["optimizer"]["g_learning_rate"] == 1e-4
