@@ -195,6 +195,7 @@ def test_the_command_prints_a_summary_and_measures_usefulness_if_asked(copy, fol
     assert out.count("\n") <= summary.MAX_LINES and useful["verdict"] in out and "features:" not in out
 
 
+@pytest.mark.slow  # compiles every metric for another size
 def test_at_fewer_pixels_as_photographs_of_that_size(workdir, manifest, result, capsys):
     before = {name: (workdir / name).read_bytes() for name in (evaluate.NAME, evaluate.PAIRS)}
     assert cli.main(["evaluate", "--workdir", str(workdir), "--pixels=28", "--weights="]) == 0
