@@ -4,8 +4,7 @@ D and G are the discriminator and the generator, x real images, z latents. D(.) 
 probability of being real. Losses take logits [B] of any floating dtype and return a float32 scalar; E is the mean over
 the batch. `update.py` evaluates them.
 
-To add a loss: write its two functions, add an `AdversarialLoss` to `LOSSES` and its name to the choices of `loss.name`
-in `config.py`.
+To add a loss: write its two functions, add an `AdversarialLoss` to `LOSSES` and its name to `LOSSES` in `config.py`.
 """
 
 import dataclasses
