@@ -288,7 +288,7 @@ def test_p_is_the_constant_or_the_state_s():
 
 def test_p_is_the_recursion():
     """In float64, through both ends, with the mean of what was seen so far."""
-    augmentation, batch_size = Augmentation(ALL, None, target=0.3, images=800.0), 32
+    augmentation, batch_size = Augmentation(ALL, None, target=0.3, adapt_images=800.0), 32
     state, decay = augment.initial_state(), 0.5 ** (batch_size / augment.SIGN_HALF_LIFE)
     p, weighted, weights, path = 0.0, 0.0, 0.0, []
     adapt = jax.jit(augmentation.adapt)
@@ -409,7 +409,7 @@ def test_augmentation_that_a_run_can_have():
         assert (found is None) == (config.augment.mode == "none")
         if found:
             assert found.p == (0.5 if config.augment.mode == "fixed" else None) and found.strengths == MILD
-            assert found.images == config.augment.kimg * 1000
+            assert found.adapt_images == config.augment.kimg * 1000
     assert set(augment.TRANSFORMS) == {field.name for field in dataclasses.fields(Strengths)}
 
 

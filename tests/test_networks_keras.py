@@ -17,6 +17,8 @@ from peers import capture, keras_cgan, keras_dcgan  # noqa: E402
 
 from idrid_jax.models import cgan, dcgan  # noqa: E402
 
+pytestmark = pytest.mark.peer
+
 # Shares of the largest value. Gradients are compared in float64 alone: see capture.filled. It comes to 1e-8 and no
 # closer, because TensorFlow keeps the slope of its leaky ReLU, 0.2 or 0.3, as a float32.
 TOLERANCES = {"float32": 5e-5, "float64": 3e-7}

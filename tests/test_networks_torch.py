@@ -12,6 +12,8 @@ from peers import capture  # noqa: E402
 from idrid_jax.bench import torch_networks  # noqa: E402
 from idrid_jax.models import convolution, dcgan  # noqa: E402
 
+pytestmark = pytest.mark.peer
+
 # Shares of the largest value. Gradients are compared in float64 alone: see capture.filled.
 TOLERANCES = {"float32": 5e-5, "float64": 1e-12}
 WIDTHS = {"float32": 64, "float64": 16}  # the networks as they are, and narrow ones for time's sake

@@ -4,9 +4,9 @@ With a few hundred photographs the discriminator soon memorizes them and its gra
 Photographs that are rotated, shifted and relit differently at each step are harder to memorize. Generated images pass
 through the same transforms, so the generator need not imitate transformed photographs.
 
-That holds as long as the effect on a whole distribution of images is invertible (Karras et al. 2020, "Training generative
-adversarial networks with limited data", section 2.2): each transform is applied with probability p only, so for p < 1 a
-part of the images is unchanged. For p near 1 it fails: upright eyes rotated by up to 10 degrees look like eyes that
+That holds as long as the effect on a whole distribution of images is invertible (Karras et al. 2020, "Training
+generative adversarial networks with limited data", section 2.2): each transform is applied with probability p only, so
+for p < 1 a part of the images is unchanged. For p near 1 it fails: upright eyes rotated by up to 10 degrees look like eyes that
 stand at 2 degrees and are rotated so, and the augmentation leaks into generated images.
 `evaluation.augmentation_leak` measures that.
 
@@ -34,7 +34,7 @@ import ml_collections
 
 TRANSFORMS = ("rotation", "zoom", "shift", "brightness", "contrast", "saturation")
 GEOMETRIC = TRANSFORMS[:3]
-KERNEL_RADIUS = 2  # pixels, of the cubic kernel
+RADIUS = 2  # pixels, of the cubic kernel
 KEY_STREAM = 0xA06  # folded into the key of a discriminator pass, of which dropout uses 0, 1, ...
 MEAN_LIGHT = 0.7  # of the retinas in IDRiD's training photographs, light in [0, 2] (0.45 to 0.91 for 90 % of them)
 SIGN_HALF_LIFE = 256  # images, of the moving mean sign; StyleGAN2-ADA averages four batches of 64
@@ -42,7 +42,7 @@ SIGN_HALF_LIFE = 256  # images, of the moving mean sign; StyleGAN2-ADA averages 
 
 @dataclasses.dataclass(frozen=True)
 class Strengths:
-    """The largest amount of each transform; amounts are uniform up to it in both directions, and 0 turns a transform off.
+    """The largest amount of each transform. Amounts are uniform in both directions; 0 turns a transform off.
 
     Attributes:
       rotation: degrees, about the centre of the image, which the crop puts at the centre of the field of view.
@@ -64,7 +64,7 @@ class Strengths:
     def window(self) -> int:
         """Side in pixels of a square that contains all pixels to which one pixel contributes; see `_gather_adjoint`."""
         angle = math.radians(min(self.rotation, 45.0))
-        return math.ceil(2 * KERNEL_RADIUS * (1 + self.zoom) * (math.cos(angle) + math.sin(angle)))
+        return math.ceil(2 * RADIUS * (1 + self.zoom) * (math.cos(angle) + math.sin(angle)))
 
 
 # -- The augmentation of a run
@@ -98,8 +98,8 @@ class Augmentation:
     def adapt(self, state: dict[str, jax.Array], confidence: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
         """Return the state after an update.
 
-        p <- clip(p + sign(r - target) B / adapt_images, 0, 1), with r the moving mean of sign(confidence). Karras et al.
-        2020, section 3, r_t, at every update instead of every fourth.
+        p <- clip(p + sign(r - target) B / adapt_images, 0, 1), with r the moving mean of sign(confidence).
+        Source: Karras et al. 2020, section 3, r_t, at every update instead of every fourth.
 
         Args:
           confidence: logits [B] of the real images as the discriminator saw them. For losses of pairs, which leave the
@@ -172,7 +172,8 @@ def adjust_light(light: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
         l <- (1 + 2 c (m - M) / (m + M)) l    with M = `MEAN_LIGHT`
         l <- m + (1 + s) (l - m)
 
-    The second has slope 1 + c at M, increases everywhere for |c| < 1/2, and keeps the ratios of the channels, so the hue.
+    The second has slope 1 + c at M, increases everywhere for |c| < 1/2, and keeps the ratios of the channels and so the
+    hue.
     """
     b, c, s = (amounts[name][:, 0].reshape(-1, 1, 1, 1) for name in ("brightness", "contrast", "saturation"))
     light = (1 + b) * light
@@ -195,7 +196,7 @@ _grey.defvjp(lambda light: (_grey(light), None), lambda _, gradient: (_grey(grad
 
 
 def affine_parameters(amounts: dict[str, jax.Array], size: int) -> jax.Array:
-    """Return the parameters of `resample`, float32 [B, 4]: u, v (rotation and zoom), shift in rows and columns (pixels)."""
+    """Return the `place` of `resample`, float32 [B, 4]: u, v (rotation and zoom), shift in rows and columns."""
     angle, shift = jnp.deg2rad(amounts["rotation"][:, 0]), amounts["shift"] * size
     zoom = amounts["zoom"][:, 0]
     zoom = jnp.where(zoom < 0, 1 / (1 - zoom), 1 + zoom)
@@ -258,22 +259,23 @@ def _unless_identity(move, images, place, window):
 def _gather(light, place, window):
     size = light.shape[1]
     index = jnp.arange(size, dtype=jnp.float32)
-    y, x = (jnp.clip(at, -KERNEL_RADIUS, size - 1 + KERNEL_RADIUS) for at in _source(place, index[:, None], index, size))
+    y, x = (jnp.clip(at, -RADIUS, size - 1 + RADIUS) for at in _source(place, index[:, None], index, size))
     top, left = jnp.floor(y), jnp.floor(x)
-    pixels_at = _shifted_gather(light, 2 * KERNEL_RADIUS - 1, 2 * KERNEL_RADIUS, top, left)
-    around = range(1 - KERNEL_RADIUS, 1 + KERNEL_RADIUS)
+    pixels_at = _shifted_gather(light, 2 * RADIUS - 1, 2 * RADIUS, top, left)
+    around = range(1 - RADIUS, 1 + RADIUS)
     down, right = ([_cubic(at - first - i) for i in around] for at, first in ((y, top), (x, left)))
     total = 0
     for i in around:
         for j in around:
-            total = total + (down[i + KERNEL_RADIUS - 1] * right[j + KERNEL_RADIUS - 1])[..., None].astype(light.dtype) * pixels_at(i, j)
+            weight = down[i + RADIUS - 1] * right[j + RADIUS - 1]
+            total = total + weight[..., None].astype(light.dtype) * pixels_at(i, j)
     return total
 
 
 def _gather_adjoint(gradient, place, window):
     """Sum, for each input pixel s, the gradients of the output pixels to which it contributed.
 
-    These have their source within `KERNEL_RADIUS` of s, so they are in a rotated square of side 2 KERNEL_RADIUS /
+    These have their source within `RADIUS` of s, so they are in a rotated square of side 2 RADIUS /
     |(u, v)| about the place to which s moved; the `window`^2 pixels nearest to that place contain it.
     """
     size = gradient.shape[1]
@@ -299,7 +301,7 @@ def _cubic(distance):
     processing", equation 15."""
     d = jnp.abs(distance)
     near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
-    return jnp.where(d < 1, near, jnp.where(d < KERNEL_RADIUS, far, 0))
+    return jnp.where(d < 1, near, jnp.where(d < RADIUS, far, 0))
 
 
 def _source(place, y, x, size):
@@ -311,7 +313,7 @@ def _source(place, y, x, size):
 
 
 def _shifted_gather(images, before, after, y, x):
-    """Return (i, j) -> the pixels at integer rows y + i and columns x + j; 0 up to `before` and `after` pixels outside."""
+    """Return (i, j) -> pixels at integer rows y + i and columns x + j; 0 up to `before` and `after` pixels outside."""
     count, size, _, channels = images.shape
     side = size + before + after
     margin = (before, after)
