@@ -1,6 +1,6 @@
 """`retina64.py` at 1024 x 1024, for a GPU or TPU. Not trained yet.
 
-    idrid-jax train --config configs/retina1024.py --workdir runs/retina1024
+idrid-jax train --config configs/retina1024.py --workdir runs/retina1024
 """
 
 from idrid_jax.config import base

@@ -1,6 +1,6 @@
 """`retina64.py` at 128 x 128: one level more, with twice the channels. Trained to 60 kimg on an H100 so far.
 
-    idrid-jax train --config configs/retina128.py --workdir runs/retina128
+idrid-jax train --config configs/retina128.py --workdir runs/retina128
 """
 
 from idrid_jax.config import base

@@ -1,6 +1,6 @@
 """`retina64.py` at 256 x 256, for a GPU or TPU. Trained to 14 kimg so far; see `configs/retina.md`.
 
-    idrid-jax train --config configs/retina256.py --workdir runs/retina256
+idrid-jax train --config configs/retina256.py --workdir runs/retina256
 """
 
 from idrid_jax.config import base

@@ -1,6 +1,6 @@
 """`retina64.py` at 512 x 512, for a GPU or TPU. Not trained yet.
 
-    idrid-jax train --config configs/retina512.py --workdir runs/retina512
+idrid-jax train --config configs/retina512.py --workdir runs/retina512
 """
 
 from idrid_jax.config import base

@@ -52,7 +52,7 @@ def _check_loss(loss) -> None:
         )
     if loss.name == "wasserstein" and not penalty:
         raise UserError(
-            "config.loss.name = 'wasserstein': D needs a penalty on its slope; set config.loss.gradient_penalty (10 in the "
+            "config.loss.name = 'wasserstein': D needs a gradient penalty; set config.loss.gradient_penalty (10 in the "
             "paper) or config.loss.r1"
         )
     if loss.penalty_every > 1 and not penalty:

@@ -1,4 +1,4 @@
-"""Process-wide settings: memory allocator, BLAS threads, JAX's compilation cache and platforms. Only `cli` calls them."""
+"""Process-wide settings, set by `cli` alone: memory allocator, BLAS threads, JAX's compilation cache and platforms."""
 
 import contextlib
 import ctypes

@@ -17,7 +17,7 @@ LANE = 256  # bytes; the lanes of a long record are checksummed in parallel
 
 
 class EventFile:
-    """One event file. Written by the calling thread, so that a failing disk is an OSError there; buffered until `flush`."""
+    """One event file, buffered until `flush`. The calling thread writes, so that a failing disk is an OSError there."""
 
     def __init__(self, folder: Path, purge_step: int):
         """Create the file. TensorBoard ignores events of `purge_step` and later in earlier files of `folder`."""

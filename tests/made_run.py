@@ -41,8 +41,9 @@ def write_release(out: Path, train=TRAIN, test=TEST) -> Path:
     return out
 
 
-def make_run(workdir: Path, manifest: Manifest, *, network: str = "cgan32", steps: tuple[int, ...] = (3,),
-             **changes) -> Path:
+def make_run(
+    workdir: Path, manifest: Manifest, *, network: str = "cgan32", steps: tuple[int, ...] = (3,), **changes
+) -> Path:
     """Write a run directory as training leaves it, with random checkpoints, without compiling anything; return it.
 
     Checkpoints of different steps differ, and so do the generator and its moving average. changes: of the default

@@ -1,8 +1,9 @@
 """A stand-in for `idrid-jax train` and `evaluate` in tests of sweeps: it writes the same files and computes nothing.
 
-It trains to 0.08 kimg unless the command line says otherwise, saves every step, resumes, saves and exits on SIGTERM, and
-diverges at a learning rate above 1. In the folder above the run directory, a file `pace` holds the seconds of a step and
-`linger` the seconds of saving after SIGTERM. Every start and end appends a line to `starts.jsonl` there. It writes no config.json, so `use` skips the check of that file.
+It trains to 0.08 kimg unless the command line says otherwise, saves every step, resumes, saves and exits on SIGTERM,
+and diverges at a learning rate above 1. In the folder above the run directory, a file `pace` holds the seconds of a
+step and `linger` the seconds of saving after SIGTERM. Every start and end appends a line to `starts.jsonl` there. It
+writes no config.json, so `use` skips the check of that file.
 """
 
 import json

@@ -53,7 +53,10 @@ def test_statistics_of_a_planted_disc():
 
 
 def test_mirroring_changes_only_the_column():
-    one, other = augmentation_leak.statistics(photographs()[:20]), augmentation_leak.statistics(photographs()[:20, :, ::-1])
+    one, other = (
+        augmentation_leak.statistics(photographs()[:20]),
+        augmentation_leak.statistics(photographs()[:20, :, ::-1]),
+    )
     for name in augmentation_leak.CAPTIONS.keys() - {"disc_angle"}:
         np.testing.assert_allclose(other[name], -one[name] if name == "field_column" else one[name], atol=1e-9)
     assert np.median(np.abs(other["disc_angle"] - one["disc_angle"])) < 1e-6
@@ -61,7 +64,10 @@ def test_mirroring_changes_only_the_column():
 
 def test_grey_and_black_images_have_finite_statistics():
     for images in (np.zeros((3, 32, 32, 3), np.uint8), photographs()[:3, ..., :1], np.full((2, 32, 32, 1), 255)):
-        assert all(np.isfinite(value).all() and len(value) == len(images) for value in augmentation_leak.statistics(images).values())
+        assert all(
+            np.isfinite(value).all() and len(value) == len(images)
+            for value in augmentation_leak.statistics(images).values()
+        )
 
 
 def test_halves_of_the_photographs_are_not_a_leak():
@@ -90,13 +96,15 @@ def test_planted_changes_are_named(plant, named):
     generated, real = halves()
     found = augmentation_leak.measure(plant(generated), real)
     assert named in found["leaks"] and found["verdict"].startswith("augmentation may have leaked")
-    assert augmentation_leak.CAPTIONS[named] in found["verdict"] and f"{augmentation_leak.CAPTIONS[named]:<36}" in augmentation_leak.table(found)
+    assert augmentation_leak.CAPTIONS[named] in found[
+        "verdict"
+    ] and f"{augmentation_leak.CAPTIONS[named]:<36}" in augmentation_leak.table(found)
     of = found["statistics"][named]
     assert of["distance"] > augmentation_leak.MIN_DISTANCE and of["p"] < augmentation_leak.LEVEL
 
 
 def test_the_share_separates_a_leak_from_another_difference():
-    """A third of the generated images rotated, next to rotated photographs; dark ones, which rotation does not explain."""
+    """A third of the images rotated, next to rotated photographs; dark ones, which rotation does not explain."""
     generated, real = halves()
     augmented = rotated(real, 40)
     third = np.concatenate([rotated(generated[:20], 40), generated[20:]])
@@ -105,13 +113,17 @@ def test_the_share_separates_a_leak_from_another_difference():
     dark = augmentation_leak.measure((generated * 0.6).astype(np.uint8), real, augmented)
     assert "brightness" not in dark["leaks"]
     assert "not as augmentation would: " in dark["verdict"] and "brightness" in dark["verdict"]
-    assert augmentation_leak.measure(augmented, real, augmented)["statistics"]["disc_angle"]["share"] == pytest.approx(1)
+    assert augmentation_leak.measure(augmented, real, augmented)["statistics"]["disc_angle"]["share"] == pytest.approx(
+        1
+    )
 
 
 def test_distance_is_wasserstein_and_p_is_of_permutations():
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1, 30), rng.normal(0.2, 1.5, 40)
     assert augmentation_leak.permutation_test(a, b, rng)[0] == pytest.approx(stats.wasserstein_distance(a, b))
-    assert augmentation_leak.permutation_test(a + 5, b, rng)[1] == pytest.approx(1 / (augmentation_leak.PERMUTATIONS + 1))
+    assert augmentation_leak.permutation_test(a + 5, b, rng)[1] == pytest.approx(
+        1 / (augmentation_leak.PERMUTATIONS + 1)
+    )
     null = [augmentation_leak.permutation_test(rng.normal(size=20), rng.normal(size=20), rng)[1] for _ in range(60)]
     assert 0.35 < np.mean(null) < 0.65 and np.mean(np.array(null) < 0.1) < 0.2

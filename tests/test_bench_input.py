@@ -18,7 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 @pytest.fixture
 def config(config, monkeypatch):
-    monkeypatch.setattr(bench, "SnapshotMetrics", lambda *_, **__: lambda *_: {})  # the window of SSIM is larger than tiny images
+    monkeypatch.setattr(
+        bench, "SnapshotMetrics", lambda *_, **__: lambda *_: {}
+    )  # the window of SSIM is larger than tiny images
     return changed(config, snapshot_kimg=10.0)
 
 
@@ -39,11 +41,15 @@ def test_rows_and_table_show_slow_data_and_slow_snapshots(config, capsys, monkey
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     found = {(row["measurement"], row["pipeline"]): row for row in rows}
-    assert list(found) == [(line["measurement"], line["pipeline"]) for line in lines] == [
-        *(("from_disk", pipeline) for pipeline in bench.PIPELINES),
-        *(("steps", pipeline) for pipeline in ("bare", *bench.PIPELINES)),
-        ("train_loop", "resident"),
-    ]
+    assert (
+        list(found)
+        == [(line["measurement"], line["pipeline"]) for line in lines]
+        == [
+            *(("from_disk", pipeline) for pipeline in bench.PIPELINES),
+            *(("steps", pipeline) for pipeline in ("bare", *bench.PIPELINES)),
+            ("train_loop", "resident"),
+        ]
+    )
     for line in lines:
         assert line["benchmark"] == "input" and line["network"] == "tiny" and line["batch_size"] == 8
         low, high = line["images_per_s_quartiles"]

@@ -74,7 +74,7 @@ def to_peer(images, module):
 
 
 def our_losses(config):
-    """Return losses of D and G [STEPS, 2], the state before and after, and the batch of each step: images, grades, z."""
+    """Return losses of D and G [STEPS, 2], the state before and after, and each step's images, grades and z."""
     network = NETWORKS[config.network]
     update = make_update(config, tuple(map(without_dropout, (network.generator, network.discriminator))))
     parts = update.generator, update.discriminator, update.g_optimizer, update.d_optimizer
@@ -197,7 +197,9 @@ def test_the_generator_update_computes_no_gradients_of_the_discriminator():
     update = torch_step.Update(torch_step.Options(**step.peer_options(config)), CPU, compiled=False)
     batches = torch_step.Batches(update.options, 16, CPU)
     update(*batches())
-    for (name, p), (_, q) in zip(update.discriminator.named_parameters(), update.frozen_discriminator.named_parameters(), strict=True):
+    for (name, p), (_, q) in zip(
+        update.discriminator.named_parameters(), update.frozen_discriminator.named_parameters(), strict=True
+    ):
         assert p.data_ptr() == q.data_ptr() and p.grad is not None and q.grad is None, name
     for p, q in zip(update.discriminator.buffers(), update.frozen_discriminator.buffers(), strict=True):
         assert p.data_ptr() == q.data_ptr()

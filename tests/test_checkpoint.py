@@ -150,8 +150,16 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(tmp_path, cap
     assert_same(restore(tmp_path), state(2))
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), PermissionError(13, "denied"), MemoryError(),
-                                   ValueError("cannot read [os_error_code='5']"), RuntimeError("RESOURCE_EXHAUSTED")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        PermissionError(13, "denied"),
+        MemoryError(),
+        ValueError("cannot read [os_error_code='5']"),
+        RuntimeError("RESOURCE_EXHAUSTED"),
+    ],
+)
 def test_errors_that_are_no_damage_are_raised_and_move_nothing(tmp_path, monkeypatch, error):
     save(tmp_path, [1, 2])
     with Checkpoints(tmp_path) as checkpoints:

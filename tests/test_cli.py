@@ -100,7 +100,8 @@ def test_help_names_every_flag_and_imports_nothing_slow():
     """In a process of its own, as `idrid-jax COMMAND --help` is asked for before anything else."""
     code = (
         "import sys\nfrom idrid_jax import cli\n"
-        f"for name in {list(COMMANDS)}:\n    print('COMMAND', name)\n    assert cli.main([*name.split(), '--help']) == 0\n"
+        f"for name in {list(COMMANDS)}:\n    print('COMMAND', name)\n"
+        "    assert cli.main([*name.split(), '--help']) == 0\n"
         "print('COMMAND', end='')\nassert cli.main(['--help']) == 0 and cli.main(['smple']) == 2\n"
         "print('LOADED', {'jax', 'tensorflow', 'tensorflow_datasets', 'flax', 'numpy'} & set(sys.modules))"
     )
@@ -313,8 +314,8 @@ def test_from_a_release_to_an_evaluation(folder, capsys, monkeypatch, no_table):
     text = run(*next_command(text), "--notfds", "--overlap")
     assert "PROLIFERATIVE" in text and "part A photographs that are in part B: 0" in text
     assert next_command(text)[:2] == ["train", "--config"]
-    train = ["train", "--config", CGAN, "--workdir", out / "run", *SMALL, "--config.data.flip", "--config.network=tiny16",
-             "--config.data.min_images_per_class=0"]  # fmt: skip
+    train = ["train", "--config", CGAN, "--workdir", out / "run", *SMALL, "--config.data.flip",
+             "--config.network=tiny16", "--config.data.min_images_per_class=0"]  # fmt: skip
     text = run(*train, "--config.total_kimg", "0.008")
     for words in ("layers", "release phantom (", "by grade: [3, 1, 2, 1, 1]", "step 1 (0.008 kimg)"):
         assert words in text, words

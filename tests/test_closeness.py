@@ -164,12 +164,22 @@ def test_all_measures_of_planted_images():
 
     def keep(network, images):
         asked_for.append((network.name, len(images)))
-        assert (images == (real[:24] if len(images) == 24 else real[24:])).all()  # in their order, independent of the seed
+        assert (
+            images == (real[:24] if len(images) == 24 else real[24:])
+        ).all()  # in their order, independent of the seed
         return network.extract(images)
 
     result = closeness.measure(
-        real[:24], grades[:24], real[:24], grades[:24], real[24:], grades[24:], extractors=[plain, bright],
-        resamples=20, photograph_features=keep)
+        real[:24],
+        grades[:24],
+        real[:24],
+        grades[:24],
+        real[24:],
+        grades[24:],
+        extractors=[plain, bright],
+        resamples=20,
+        photograph_features=keep,
+    )
     json.dumps(result)
     # photographs only: features of generated images are not cached
     assert sorted(asked_for) == sorted((n.name, count) for n in (plain, bright) for count in (24, 12))

@@ -58,7 +58,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manifest(folder):
-    return prepare(made_run.write_release(folder / "made up", TRAIN, test=(3, 2, 2, 2, 2)), folder / "data", tfds=False)[0]
+    return prepare(
+        made_run.write_release(folder / "made up", TRAIN, test=(3, 2, 2, 2, 2)), folder / "data", tfds=False
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,8 @@ def test_every_question_has_a_section_with_finite_numbers(workdir, manifest, res
     leak = result["augmentation_leak"]["statistics"]
     assert set(leak) == set(augmentation_leak.CAPTIONS) and all(0 <= found["share"] <= 1 for found in leak.values())
     assert result["run"] == {
-        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "chosen": "the newest checkpoint", "last_step": 5, "seed": 0,
+        "network": "cgan32", "step": 5, "kimg": 5 * 16 / 1000, "chosen": "the newest checkpoint", "last_step": 5,
+        "seed": 0,
         "statistics": "auto", "batch_statistics": "none", "release": "made up", "fingerprint": manifest.fingerprint,
         "size": 32, "channels": 3, "crop": "field_of_view"}  # fmt: skip
 
@@ -173,7 +176,9 @@ def test_the_command_prints_a_summary_and_measures_usefulness_if_asked(copy, fol
     out, err = capsys.readouterr()
     written = json.loads((copy / evaluate.NAME).read_text())
     useful = written["usefulness"]
-    assert useful["arms"].keys() == usefulness.ARMS.keys() - {"filtered"} and useful["budget"] == vars(small_grader.Budget())
+    assert useful["arms"].keys() == usefulness.ARMS.keys() - {"filtered"} and useful["budget"] == vars(
+        small_grader.Budget()
+    )
     assert len(useful["arms"]["real"]["kappa"]["by_seed"]) == useful["seeds"] == 2
     assert np.sum(useful["arms"]["balanced"]["confusion"]) == 2 * 11
     assert list(written["skipped_weights"]) == ["damaged.npz"] and str(damaged) in err
@@ -241,7 +246,9 @@ def test_the_summary_has_at_most_30_lines_with_each_question_and_its_reference(r
     many["closeness"]["networks"] *= 9
     many["skipped_weights"] = {f"{i}.npz": "damaged" for i in range(9)}
     rng = np.random.default_rng(0)
-    many["usefulness"] = usefulness.compare(rng.integers(5, size=40), {a: rng.integers(0, 5, (2, 40)) for a in usefulness.ARMS})
+    many["usefulness"] = usefulness.compare(
+        rng.integers(5, size=40), {a: rng.integers(0, 5, (2, 40)) for a in usefulness.ARMS}
+    )
     text = summary.text(many)
     assert text.count("\n") < summary.MAX_LINES
     for number, name in enumerate(("quality", "closeness", "memorization", "membership", "grading", "usefulness"), 1):
@@ -316,7 +323,9 @@ def _png(image):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("pixels, size, names", [(28, 28, "omit"), (27, 64, "28 to 63"), (64, 64, "28 to 63"), (-1, 32, "28 to 31")])
+@pytest.mark.parametrize(
+    "pixels, size, names", [(28, 28, "omit"), (27, 64, "28 to 63"), (64, 64, "28 to 63"), (-1, 32, "28 to 31")]
+)
 def test_pixels_that_are_refused(pixels, size, names):
     with pytest.raises(UserError, match=f"--pixels {pixels}: .*{names}"):
         downsample.check_pixels(pixels, size)

@@ -1,4 +1,4 @@
-"""Pretrained feature extractors: golden features, the originals in PyTorch (peer), and files of weights good and bad."""
+"""Pretrained feature extractors: golden features, the originals in PyTorch (peer), files of weights good and bad."""
 
 import hashlib
 import importlib

@@ -128,7 +128,7 @@ def until(condition, seconds=120.0, fail=True):
     not all(shutil.which(name, path=SBIN) for name in SLURM), reason="no Slurm: apt-get install slurm-wlm munge"
 )
 def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory):
-    """launch/slurm.sbatch, signalled as Slurm does before the time limit; then srun with two tasks, resumed and killed."""
+    """launch/slurm.sbatch, signalled as before the time limit; then srun with two tasks, resumed and killed."""
     tmp_path = tmp_path_factory.mktemp("s")  # short: a socket's path is
     folder = tmp_path / "run"
     with slurm(tmp_path / "slurm") as environment:

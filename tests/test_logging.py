@@ -82,14 +82,17 @@ def test_a_full_disk_is_an_error_and_hangs_nothing(tmp_path):
                 log.scalars(step, ROWS, 1.0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert 5 < step < 199 and [row["step"] for row in read_stats(tmp_path)] in ([*range(1, step + 1)], [*range(1, step)])
+    assert 5 < step < 199 and [row["step"] for row in read_stats(tmp_path)] in (
+        [*range(1, step + 1)],
+        [*range(1, step)],
+    )
     with open_log(tmp_path, step - 1) as log:  # and resumes
         log.scalars(step, ROWS, 1.0)
     assert [row["step"] for row in read_stats(tmp_path)] == [*range(1, step + 1)]
 
 
 def test_a_resumed_run_removes_later_steps(tmp_path):
-    """TensorBoard and stats.jsonl keep the same: everything up to the step of the checkpoint, nothing in a fresh run."""
+    """TensorBoard and stats.jsonl keep everything up to the checkpoint's step, and nothing in a fresh run."""
 
     def visible():
         """(step, tag) after TensorBoard's `_Purge`, which keeps what lies before a SessionLog.START."""

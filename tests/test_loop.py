@@ -386,7 +386,9 @@ def test_the_loop_does_not_wait_for_the_step_that_it_has_just_dispatched(config,
 
     monkeypatch.setattr(loop, "make_train_step", make_recorded_step)
     with guard:
-        config = changed(config, data__pipeline=pipeline, total_kimg=0.192, snapshot_kimg=0.192, log_kimg=0.064, **ALL_ON)
+        config = changed(
+            config, data__pipeline=pipeline, total_kimg=0.192, snapshot_kimg=0.192, log_kimg=0.064, **ALL_ON
+        )
         assert int(train(config, tmp_path, metrics=score).step) == 24
     waits = {(of, when) for kind, of, when in events if kind == "wait"}
     # log points at 8, 16 and 24; the first step is waited for as it compiles; a snapshot waits for all

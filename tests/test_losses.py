@@ -149,7 +149,9 @@ def test_lecam_averages_are_weighted_means_of_what_was_seen():
     weights = 0.99 ** np.arange(7)[::-1]
     expected = (batches.mean(-1) * weights[:, None]).sum(0) / weights.sum()
     np.testing.assert_allclose([averages["real"], averages["fake"]], expected, atol=1e-5)
-    late = losses.update_lecam_averages({"real": jnp.float32(1), "fake": jnp.float32(1)}, REAL, FAKE, jnp.int32(100_000))
+    late = losses.update_lecam_averages(
+        {"real": jnp.float32(1), "fake": jnp.float32(1)}, REAL, FAKE, jnp.int32(100_000)
+    )
     np.testing.assert_allclose(late["real"], 0.99 + 0.01 * REAL.mean(), rtol=1e-5)
     slope = jax.grad(lambda x: losses.update_lecam_averages(averages, x, x, jnp.int32(3))["real"])(jnp.ones(4))
     assert (slope == 0).all()

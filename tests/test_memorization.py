@@ -205,7 +205,7 @@ def test_means_of_two_photographs_are_nearer_than_new_images():
 
 
 def test_distances_by_features_too():
-    """Copies lie nearer by features than held-out photographs, new images do not; in units of the training distances."""
+    """Copies lie nearer by features than held-out photographs, new images do not."""
     colours = lambda images: images.reshape(len(images), -1, 3)[:, ::50].reshape(len(images), -1).astype(float)
     sets = {"new": NEW, "copied": noisy(TRAINING[:80])}
     found = {}
@@ -223,7 +223,9 @@ def test_distances_by_features_too():
     assert found["new"]["held_out"]["nearest"]["0.5"] == pytest.approx(
         np.median(apart(HELD_OUT, TRAINING).min(1)) / np.median(own.min(1))
     )
-    exact = memorization.distance_summary({"generated": apart(TRAINING[:50], TRAINING), "held_out": apart(HELD_OUT, TRAINING)}, own)
+    exact = memorization.distance_summary(
+        {"generated": apart(TRAINING[:50], TRAINING), "held_out": apart(HELD_OUT, TRAINING)}, own
+    )
     assert exact["c_t"] < -8 and exact["generated"] == {"nearest": dict.fromkeys(map(str, memorization.QUANTILES), 0.0),
                                                         "authentic": 0.0}  # fmt: skip
 
@@ -232,8 +234,8 @@ def test_softened_features_find_noisy_and_mirrored_copies():
     """By raw pixel differences noisy mirrored copies look new; softened, and mirrored too, they do not."""
     fine = lambda images: np.diff(images.astype(float), axis=2).reshape(len(images), -1)
     copied = changed(TRAINING[:60], noise=8, mirror=True)
-    bare = memorization.distance_summary({"generated": cdist(fine(copied), fine(TRAINING)), "held_out": cdist(fine(HELD_OUT),
-                          fine(TRAINING))}, cdist(fine(TRAINING), fine(TRAINING)))  # fmt: skip
+    distances = {"generated": cdist(fine(copied), fine(TRAINING)), "held_out": cdist(fine(HELD_OUT), fine(TRAINING))}
+    bare = memorization.distance_summary(distances, cdist(fine(TRAINING), fine(TRAINING)))
     assert bare["c_t"] > 3
     soft = lambda images: fine(memorization.softened(images))
     sides = lambda images: np.stack([soft(images), soft(images[:, :, ::-1])])

@@ -46,7 +46,9 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path):
     """SIGTERM to one, then SIGKILL to one, then other numbers of devices: the losses of one uninterrupted process."""
     folder = tmp_path / "run"
     words = [*LOCAL, 2, "--", *train(folder, phantom_data, total_kimg=80)]
-    saved = lambda step: any(int(path.name) >= step for path in RunDir(folder).checkpoints.glob("[0-9]*") if path.name.isdigit())
+    saved = lambda step: any(
+        int(path.name) >= step for path in RunDir(folder).checkpoints.glob("[0-9]*") if path.name.isdigit()
+    )
     with started(*words) as process:
         wait_for(lambda: saved(4), process)
         os.kill(pid_of(folder, 1), signal.SIGTERM)
@@ -247,7 +249,9 @@ def test_arguments_come_before_the_environment(bare, monkeypatch):
 
 @multiprocess
 def test_an_environment_in_which_jax_finds_no_cluster(bare):
-    program = "from idrid_jax.training import multihost as m\nwith m.initialize(): print(m.process_count(), m.gather(3))"
+    program = (
+        "from idrid_jax.training import multihost as m\nwith m.initialize(): print(m.process_count(), m.gather(3))"
+    )
     status, output = run(sys.executable, "-c", program, TPU_WORKER_HOSTNAMES="localhost")
     assert (status, output) == (0, "1 [3]\n")
     status, output = run(sys.executable, "-c", program, **MPI)  # without the address that JAX reads

@@ -114,6 +114,7 @@ def test_shapes_and_dtypes(name, dtype):
     network = NETWORKS[name]
     expected = (3, network.size, network.size, network.channels), (3,)
     for which, make in enumerate((network.generator, network.discriminator)):
+
         def once(x, grades, key):
             module = make(dtype=dtype, rngs=nnx.Rngs(0))
             before = nnx.state(module)
@@ -173,6 +174,7 @@ def test_unconditional_networks_ignore_the_grades(name):
     """They run without grades, so grades cannot matter."""
     network = NETWORKS[name]
     for which, make in enumerate((network.generator, network.discriminator)):
+
         def once(x, make=make):
             module = make(rngs=nnx.Rngs(0))
             module.eval()

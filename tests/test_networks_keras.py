@@ -25,8 +25,12 @@ TOLERANCES = {"float32": 5e-5, "float64": 3e-7}
 BATCH = 3
 GRADES = np.array([4, 0, 3], np.int32)
 NAMES = {
-    "kernel": "kernel", "bias": "bias", "embedding": "embeddings",
-    "scale": "gamma", "mean": "moving_mean", "var": "moving_variance",
+    "kernel": "kernel",
+    "bias": "bias",
+    "embedding": "embeddings",
+    "scale": "gamma",
+    "mean": "moving_mean",
+    "var": "moving_variance",
 }
 PAIRS = {  # ours, theirs, the input's shape, conditional
     "cgan32 G": (cgan.Generator, keras_cgan.generator, (100,), True),

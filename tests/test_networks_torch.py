@@ -138,7 +138,8 @@ def compare(module, x, cotangent, peer, their_x, their_cotangent, *, gradients):
     with torch.no_grad():
         output = peer.eval()(their_x, None)
     differences["output in eval mode"] = capture.difference(
-        capture.evaluate(ours.module, x), nhwc(output) if output.ndim == 4 else output)
+        capture.evaluate(ours.module, x), nhwc(output) if output.ndim == 4 else output
+    )
     return differences
 
 
@@ -169,7 +170,8 @@ def test_convolutions(rows, k, stride, padding, channels, features):
         with jax.default_matmul_precision("highest"):
             y, pull = jax.vjp(lambda x, w: convolution.conv(x, w, stride, (padding, padding)), x, w)
             back, pull_back = jax.vjp(
-                lambda g, w: convolution.conv_input(g, w, stride, (padding, padding), (rows, rows)), g, w)
+                lambda g, w: convolution.conv_input(g, w, stride, (padding, padding), (rows, rows)), g, w
+            )
             return y, *pull(g), back, *pull_back(x)
 
     tx, tw, tg = (t.requires_grad_() for t in (nchw(x), weight(w), nchw(g)))

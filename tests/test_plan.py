@@ -498,9 +498,7 @@ def test_every_size_of_the_scaling_table_is_a_slice():
 
 
 def test_the_roofline_is_arithmetic():
-    line = topology.roofline(
-        topology.parse_topology("v5e:2x2"), flops=197e9, memory_bytes=819e6 * 3, wire_bytes=100e6
-    )
+    line = topology.roofline(topology.parse_topology("v5e:2x2"), flops=197e9, memory_bytes=819e6 * 3, wire_bytes=100e6)
     assert (line.compute_s, line.memory_s, line.interconnect_s) == pytest.approx((1e-3, 3e-3, 1e-3))
     assert line.overlapped_s == pytest.approx(3e-3) and line.serial_s == pytest.approx(5e-3) and line.bound == "memory"
     alone = topology.roofline(topology.parse_topology("v6e:1x1"), flops=918e12, memory_bytes=0, wire_bytes=0)

@@ -338,7 +338,7 @@ def test_samples_of_another_step_if_the_evaluated_one_is_gone(workdir, result, t
 def test_large_images_are_averaged_down():
     large = np.random.default_rng(0).integers(0, 256, (1024, 1024, 1), np.uint8)
     embedded = render._embed(large)
-    (_, pixels), = Page(f'<img src="{embedded["source"]}" alt="">').images
+    ((_, pixels),) = Page(f'<img src="{embedded["source"]}" alt="">').images
     assert pixels.shape == (256, 256) and embedded["width"] == 256
     assert pixels[0, 0] == round(float(large[:4, :4].mean()))
 

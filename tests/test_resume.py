@@ -4,15 +4,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
+import launched
 import numpy as np
 import pytest
 from conftest import ALL_ON, LOSSES_ON, assert_same, changed, make_config, score, stats, steps, train
+from launched import command
 
 from idrid_jax.training.checkpoint import Checkpoints
 from idrid_jax.training.run_dir import RunDir
@@ -35,20 +33,18 @@ def stop_at(number, sent=signal.SIGTERM):
 
 
 @pytest.mark.parametrize(
-    "pipeline, options", [("resident", ALL_ON), ("tfdata", {}), ("resident", LOSSES_ON)], ids=["all on", "tfdata", "losses"]
+    "pipeline, options",
+    [("resident", ALL_ON), ("tfdata", {}), ("resident", LOSSES_ON)],
+    ids=["all on", "tfdata", "losses"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, capsys, pipeline, options):
     """Bit for bit, all of the state; interrupted between two snapshots, and once more at one."""
     config = changed(config, data__pipeline=pipeline, **options)
     whole = train(config, tmp_path / "whole", metrics=score)
-    stopped = train(
-        config, tmp_path / "parts", metrics=stop_at(1)
-    )  # during the snapshot of step 4: stops at 5
+    stopped = train(config, tmp_path / "parts", metrics=stop_at(1))  # during the snapshot of step 4: stops at 5
     assert int(stopped.step) == 5 and steps(tmp_path / "parts")[-1] == 5
     assert "interrupted: saved step 5" in capsys.readouterr().err
-    stopped = train(
-        config, tmp_path / "parts", metrics=stop_at(1, signal.SIGINT)
-    )  # Ctrl-C, at the snapshot of step 8
+    stopped = train(config, tmp_path / "parts", metrics=stop_at(1, signal.SIGINT))  # Ctrl-C, at the snapshot of step 8
     assert int(stopped.step) == 9
     assert "resuming from step 5 (0.0 kimg)" in capsys.readouterr().err
     assert_same(train(config, tmp_path / "parts", metrics=score), whole)
@@ -130,48 +126,24 @@ def test_the_last_the_regular_and_the_best_checkpoints_are_kept(config, tmp_path
     assert steps(tmp_path) == [8, 12, 16, 24, 28, 32]
 
 
-@pytest.mark.slow  # two processes that compile
+@pytest.mark.slow  # three processes that compile
 def test_kill_9_of_the_command_then_resume(phantom_data, tmp_path):
     """The real command and a real network; killed between snapshots, started again: the same as never killed."""
-    root = Path(__file__).parents[1]
-    overrides = {
-        "batch_size": 8,
-        "total_kimg": 0.096,
-        "snapshot_kimg": 0.032,
-        "log_kimg": 0.008,
-        "data.data_dir": phantom_data,
-        "mesh.data": 1,
-        "data.validation_folds": 0,
-        "checkpoint.best": "",
+    commands = {
+        name: command(*launched.train(tmp_path / name, phantom_data, total_kimg=0.096, mesh__data=1))
+        for name in ("killed", "whole")
     }
-    command = [
-        sys.executable,
-        "-m",
-        "idrid_jax",
-        "train",
-        f"--config={root / 'configs' / 'dcgan28.py'}",
-        f"--workdir={tmp_path / 'killed'}",
-        *(f"--config.{name}={value}" for name, value in overrides.items()),
-    ]
-    environment = os.environ | {
-        "PYTHONPATH": str(root),
-        "JAX_NUM_CPU_DEVICES": str(len(jax.devices())),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (RunDir(tmp_path / "killed").checkpoints / "4").is_dir():
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    resumed = re.search(r"resuming from step (\d+)", done.stderr)
-    assert resumed and int(resumed[1]) in (4, 8), done.stderr
-    config = make_config(phantom_data, "dcgan28", data__crop="letterbox", log_kimg=0.008)
-    whole = train(config, tmp_path / "whole")
-    with Checkpoints(tmp_path / "killed") as checkpoints:
-        assert_same(checkpoints.restore(whole), whole)
-    killed, never = stats(tmp_path / "killed"), stats(tmp_path / "whole")
+    with launched.started(*commands["killed"]) as process:
+        launched.wait_for(lambda: (RunDir(tmp_path / "killed").checkpoints / "4").is_dir(), process)
+        process.kill()
+        process.wait()
+    for name, words in commands.items():
+        status, output = launched.run(*words)
+        assert status == 0, output
+        resumed = re.search(r"resuming from step (\d+)", output)
+        assert resumed is None if name == "whole" else int(resumed[1]) in (4, 8), output
+    killed, whole = (stats(tmp_path / name) for name in commands)
     assert [row["step"] for row in killed] == list(range(1, 13))
-    assert [row["loss_d"] for row in killed] == [row["loss_d"] for row in never]
+    assert [row["loss_d"] for row in killed] == [row["loss_d"] for row in whole]
+    config = make_config(phantom_data, "dcgan28", data__crop="letterbox", log_kimg=0.008)
+    assert_same(*(train(config, tmp_path / name) for name in commands))  # finished runs are restored and returned

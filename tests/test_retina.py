@@ -103,7 +103,9 @@ def test_shapes_and_levels(size):
     config.network = f"retina{size}"
     generator, discriminator = build_networks(config)
     g, d = (jax.eval_shape(part.init, jax.random.key(0))[0] for part in (generator, discriminator))
-    fake = jax.eval_shape(lambda g: generator.eval(g, {}, jnp.zeros((2, network.latent_size)), jnp.zeros(2, jnp.int32)), g)
+    fake = jax.eval_shape(
+        lambda g: generator.eval(g, {}, jnp.zeros((2, network.latent_size)), jnp.zeros(2, jnp.int32)), g
+    )
     assert fake.shape == (2, size, size, 3)
     logits = jax.eval_shape(lambda d: discriminator.eval(d, {}, jnp.zeros(fake.shape), jnp.zeros(2, jnp.int32)), d)
     assert (logits.shape, logits.dtype) == ((2,), jnp.float32)
@@ -231,12 +233,16 @@ def test_conditioning_strength():
         assert chosen == (0.5 if share == 1 else None)  # what hears its grades by half would be released mislabelled
     at_once = configured(**{"batch_size": 100, "conditioning.start_kimg": 0.3})
     assert [conditioning_strength(at_once, step) for step in (3, 4)] == pytest.approx([0, 1], abs=1e-6)
-    assert grade_conditioning(configured())(grades, jnp.int32(0)) is grades and conditioning_strength(configured(), 0) == 1
+    assert (
+        grade_conditioning(configured())(grades, jnp.int32(0)) is grades and conditioning_strength(configured(), 0) == 1
+    )
 
 
 def test_learning_rate_and_penalty_follow_the_cosine():
     """With plain gradient descent a parameter's step is the rate: read off Adam's first moments being 0."""
-    config = configured(**{"schedule.kimg": 0.64, "schedule.learning_rate_factor": 0.0, "schedule.penalty_factor": 0.25})
+    config = configured(
+        **{"schedule.kimg": 0.64, "schedule.learning_rate_factor": 0.0, "schedule.penalty_factor": 0.25}
+    )
     config.optimizer.b1, config.optimizer.b2 = 0.0, 0.0  # every step is the rate times the gradient's sign
     update = make_update(config, (GENERATOR, DISCRIMINATOR))
     params, sizes = {"w": jnp.zeros(())}, []
@@ -261,7 +267,9 @@ def test_penalty_scale_multiplies_the_gradients_of_penalties():
         )  # fmt: skip
         state = init_state(jax.random.key(0), *networks, update.g_optimizer, update.d_optimizer)
         x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)), jnp.uint8)
-        return jax.jit(functools.partial(update_networks, update))(state, x, jnp.array([0, 1, 2, 3]), jax.random.key(1))[0]
+        return jax.jit(functools.partial(update_networks, update))(
+            state, x, jnp.array([0, 1, 2, 3]), jax.random.key(1)
+        )[0]
 
     for a, b in zip(jax.tree.leaves(step(1.0, 2.0)), jax.tree.leaves(step(2.0, 1.0)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

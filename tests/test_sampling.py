@@ -144,7 +144,11 @@ def test_a_run_without_a_checkpoint(folder, manifest):
 
 @pytest.mark.parametrize(
     ("old", "new", "named"),
-    [('"cgan32"', '"cgan33"', "config.network.*cgan32"), ('"dtype"', '"dtyp"', "config.dtyp.*dtype"), ("{", "", "json")],
+    [
+        ('"cgan32"', '"cgan33"', "config.network.*cgan32"),
+        ('"dtype"', '"dtyp"', "config.dtyp.*dtype"),
+        ("{", "", "json"),
+    ],
 )
 def test_a_damaged_record_is_one_line(workdir, tmp_path, old, new, named):
     text = (workdir / "config.json").read_text()
@@ -281,7 +285,10 @@ def test_an_out_that_cannot_be_written_is_not_changed(sampler, unconditional, tm
     else:
         out = "/proc/idrid_jax_out"
     before = files(tmp_path)
-    for write, images in ((release.write_release, (sampler, out, [1] * 5)), (release.write_images, (unconditional, out, 1))):
+    for write, images in (
+        (release.write_release, (sampler, out, [1] * 5)),
+        (release.write_images, (unconditional, out, 1)),
+    ):
         with pytest.raises(UserError) as caught:
             write(*images)
         assert "\n" not in str(caught.value) and "data_dir" not in str(caught.value)

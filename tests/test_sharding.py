@@ -21,6 +21,7 @@ from idrid_jax.training.state import fresh_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 BATCH = 8
+platform_lowering = True  # XLA's own convolutions are naive loops in float64
 
 
 @functools.cache
@@ -42,7 +43,9 @@ LOSS_FIELDS = {  # together, everything that a step differentiates twice or carr
 
 
 @functools.cache
-def some_steps(name, data, *, rows=1, fsdp=False, pipeline="resident", steps=1, batch=BATCH, dtype="float32", loss="bce"):
+def some_steps(
+    name, data, *, rows=1, fsdp=False, pipeline="resident", steps=1, batch=BATCH, dtype="float32", loss="bce"
+):
     """Return the state before and after `steps` updates with SGD, whose update is the gradient, and their metrics."""
     config = make_config(
         "", name, mesh__data=data, mesh__rows=rows, mesh__fsdp=fsdp, dtype=dtype, batch_size=batch, dispatch_steps=steps
@@ -208,7 +211,9 @@ def test_auto_spreads_a_split_that_no_device_holds(config):
         asked = changed(config, data__resident_mib=kib / 1024, data__pipeline="auto")
         assert (choose_pipeline(asked, split, eight), is_sharded(asked, split, eight)) == (way, parts)
     assert resident.sharded_bytes(split.images.shape, 8, eight) == 11 * 192
-    assert resident.sharded_bytes(split.images.shape, 8, sharding.make_mesh(1, 2)) == (24 + 8) * 96  # rows share it, too
+    assert (
+        resident.sharded_bytes(split.images.shape, 8, sharding.make_mesh(1, 2)) == (24 + 8) * 96
+    )  # rows share it, too
     assert is_sharded(changed(config, data__resident_mib=0.001), split, sharding.make_mesh(1, 2))
     images, grades = resident.put(split, eight, sharded=True)
     assert {shard.data.shape for shard in images.addressable_shards} == {(3, 8, 8, 3)}
@@ -219,9 +224,7 @@ def test_bfloat16_keeps_parameters_and_optimizers_in_float32(config, tmp_path):
     """In memory and on disk."""
     state = train(changed(config, dtype="bfloat16", ema_kimg=0.05), tmp_path)
     floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")} and all(
-        np.isfinite(leaf).all() for leaf in floats
-    )
+    assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")} and all(np.isfinite(leaf).all() for leaf in floats)
     with Checkpoints(tmp_path) as checkpoints:
         assert_same(checkpoints.restore(state), state)
 

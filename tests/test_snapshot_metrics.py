@@ -1,4 +1,4 @@
-"""Snapshot metrics of planted generators, the checkpoint that they choose, and BatchNorm statistics of averaged weights."""
+"""Snapshot metrics of planted generators, the checkpoint they choose, and BatchNorm statistics of averages."""
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,9 @@ def test_planted_generators(extracted, tmp_path):
 )
 def test_features_are_computed_only_if_they_are_needed(extracted, tmp_path, options, has_kid_imagenet, has_grader):
     found = snapshot_metrics.SnapshotMetrics(tmp_path, **options)(NEW.images[:8], None, TRAINING, VALIDATION)
-    assert ("kid_imagenet" in found) == has_kid_imagenet and ("diversity" in found) == ("kid_grader" in found) == has_grader
+    assert ("kid_imagenet" in found) == has_kid_imagenet and ("diversity" in found) == (
+        "kid_grader" in found
+    ) == has_grader
     assert bool(extracted) == (has_kid_imagenet or has_grader)
     assert set(snapshot_metrics.SnapshotMetrics.names) >= {"kid_imagenet", "kid_grader", "copy_rate", "ssim_gap"}
 

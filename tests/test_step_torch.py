@@ -1,8 +1,8 @@
 """Our alternating update and the loop of PyTorch's DCGAN tutorial, on the same weights, latents and images.
 
 Losses and probabilities are compared in float32 over two steps of Adam, at full width. Parameters after a step are
-compared for narrow networks in float64 (see capture.filled), with SGD and with Adam at a large epsilon: with a small one
-an update is the sign of the gradient, which rounding decides near 0.
+compared for narrow networks in float64 (see capture.filled), with SGD and with Adam at a large epsilon: with a small
+one an update is the sign of the gradient, which rounding decides near 0.
 """
 
 import functools

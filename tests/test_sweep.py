@@ -462,7 +462,11 @@ def test_the_lowest_kid_of_the_snapshots_is_shown(file, workdir):
     path = file()
     made = definition.read_sweep(path, cli.parsing.load_config(str(path)))
     line = {"kimg": 1.0, "loss_d": 1.0, "loss_g": 1.0, "images_per_s": 1.0}
-    lines = [line | {"step": 1, "kid_grader": 0.02, "kid_imagenet": 0.2}, line | {"step": 2}, line | {"step": 3, "kid_grader": 0.03}]
+    lines = [
+        line | {"step": 1, "kid_grader": 0.02, "kid_imagenet": 0.2},
+        line | {"step": 2},
+        line | {"step": 3, "kid_grader": 0.03},
+    ]
     (workdir / SLOW).mkdir(parents=True)
     (workdir / SLOW / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     frame = results.results_table(made, workdir)

@@ -10,7 +10,9 @@ from idrid_jax.bench import report, timing
 
 def test_sides_take_turns():
     calls = []
-    times = timing.time_interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warm_up=2)
+    times = timing.time_interleaved(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warm_up=2
+    )
     assert "".join(calls) == "abab" + "ab" + "ba" + "ab"
     assert set(times) == {"a", "b"} and all(len(side.seconds) == 3 for side in times.values())
 

@@ -64,7 +64,9 @@ def test_a_larger_network_takes_the_levels_of_as_many_pixels(small, phantom_data
         assert_same(start.d.params["down"][level], source.d.params["down"][level - 1])
     assert_same(start.d.params["down"][0], before.d.params["down"][0])
     assert_same((start.g.opt, start.d.opt, start.step), (before.g.opt, before.d.opt, before.step))
-    parts = "generator: embed, image, latent, up/0, up/1, up/2; discriminator: down/1, down/2, embed, image, last, logit"
+    parts = (
+        "generator: embed, image, latent, up/0, up/1, up/2; discriminator: down/1, down/2, embed, image, last, logit"
+    )
     assert f"38 of 48 arrays of retina64 fit ({parts})" in told[0]
 
 

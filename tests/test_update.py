@@ -172,9 +172,7 @@ def test_metrics_count_images_or_pairs():
     real, fake = jnp.array([3.0, 5.0, 2.0, 4.0]), jnp.array([1.0, 6.0, 1.5, -1.0])
     report = {"loss": 0.0, "terms": {}, "grad_norm": 0.0}
     found = {
-        name: float(
-            metrics(loss, report | {"logits": (real, fake)}, report | {"fake_logits": fake}, {})["d_accuracy"]
-        )
+        name: float(metrics(loss, report | {"logits": (real, fake)}, report | {"fake_logits": fake}, {})["d_accuracy"])
         for name, loss in LOSSES.items()
     }
     assert found == {"bce": 5 / 8, "hinge": 5 / 8, "relativistic": 3 / 4, "wasserstein": 3 / 4}
@@ -234,7 +232,9 @@ def test_flip_mirrors_about_half_of_the_real_images():
     seen = []
     for flip in (False, True):
         update = Update(Echo(), Echo(), sgd, sgd, latent=LATENT, flip=flip)
-        after, _ = update_networks(update, dataclasses.replace(state, g=network, d=network), images, grades, jax.random.key(0))
+        after, _ = update_networks(
+            update, dataclasses.replace(state, g=network, d=network), images, grades, jax.random.key(0)
+        )
         seen.append(after.d.stats["seen"])
     (real, *fakes), (flipped, *fakes_with_flip) = seen
     assert_same(fakes, fakes_with_flip)
@@ -269,7 +269,9 @@ def test_ema_halves_in_its_half_life():
     np.testing.assert_allclose(average, 0.5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("decay, step, expected", [(0.999999, 0, 0.1), (0.999999, 90, 0.91), (0.9, 1000, 0.9), (0.9, None, 0.9)])
+@pytest.mark.parametrize(
+    "decay, step, expected", [(0.999999, 0, 0.1), (0.999999, 90, 0.91), (0.9, 1000, 0.9), (0.9, None, 0.9)]
+)
 def test_a_young_ema_has_a_smaller_decay(decay, step, expected):
     """The decay at step k is at most (1 + k) / (10 + k)."""
     step = None if step is None else jnp.int32(step)

@@ -89,9 +89,7 @@ def measure(**options):
     wrong = np.roll(labels, 12)
     if options.pop("edema", False):
         options["edema"] = grades // 2, truth // 2
-    return usefulness.measure(
-        training, grades, held_out, truth, synthetic, wrong, seeds=2, budget=BUDGET, **options
-    )
+    return usefulness.measure(training, grades, held_out, truth, synthetic, wrong, seeds=2, budget=BUDGET, **options)
 
 
 def test_a_grader_of_wrong_grades_reads_worse():

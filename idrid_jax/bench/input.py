@@ -49,7 +49,8 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def run(config: ml_collections.ConfigDict | None, seconds: float) -> list[dict]:
-    """Measure for about `seconds`, excluding compilation; print a JSON line per result and a table, and return the rows.
+    """Measure for about `seconds`, excluding compilation; print a JSON line per result and a table, and return the
+    rows.
 
     config: None for `default_config`. If it names no release, the newest prepared one is used, or a phantom where there
       is none.

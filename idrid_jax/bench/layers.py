@@ -15,7 +15,8 @@ from idrid_jax.bench.step import BATCH_SIZES
 from idrid_jax.errors import UserError, suggest_name
 from idrid_jax.models.convolution import conv, conv_input, conv_kernel, lowering, out_size
 
-# network -> layer -> (image size, image channels, feature channels, kernel size, stride, padding). A transposed layer of a
+# network -> layer -> (image size, image channels, feature channels, kernel size, stride, padding). A transposed layer
+# of a
 # generator is the adjoint of the one listed: its forward pass is the gradient with respect to the image.
 LAYERS = {
     "dcgan28": {

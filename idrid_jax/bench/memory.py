@@ -113,7 +113,7 @@ def largest_batch(need: Callable[[int], Need], limit: int, *, start: int, multip
 
 
 def _next_guess(known: dict[int, tuple[bool, int | None]], limit: int, multiple: int) -> int:
-    """Return where a line through the two known points nearest to the limit meets it; with one point, double or half."""
+    """Return where a line through the two points nearest to the limit meets it; with one point, double or half."""
     points = [(size, needed) for size, (_, needed) in known.items() if needed is not None]
     points.sort(key=lambda point: abs(point[1] - limit))
     if len(points) < 2:

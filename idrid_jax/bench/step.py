@@ -70,9 +70,7 @@ def run(
                 report.log(f"matrix products of {dtype}: {rates[dtype] / 1e9:,.0f} GFLOP/s")
             rows = _measure(case, process, rounds, rates[dtype])
             for row in rows:
-                report.print_row(
-                    {"benchmark": "step"} | row | machine | (peer_machine if row["side"] != OURS else {})
-                )
+                report.print_row({"benchmark": "step"} | row | machine | (peer_machine if row["side"] != OURS else {}))
             results.append(rows)
     print("\n" + _table(results, bool(peer)))
 
@@ -204,9 +202,7 @@ def _measure(case: Case, process: peer_lib.Peer | None, rounds: int, matrix_rate
     if process:
         process.drop()
 
-    rows = [
-        _side_row(config, name, side, rounds, updates[name], program.step.updates) for name, side in times.items()
-    ]
+    rows = [_side_row(config, name, side, rounds, updates[name], program.step.updates) for name, side in times.items()]
     flops = program_lib.model_flops(config)
     flops_per_image = flops and flops / config.batch_size
     peak = memory.peak_bytes(device)
@@ -216,8 +212,7 @@ def _measure(case: Case, process: peer_lib.Peer | None, rounds: int, matrix_rate
         "device_peak_bytes": peak if peak != peak_before else None,  # it counts the whole process
         "flops_per_image": flops_per_image,
         "matrix_flops_per_s": matrix_rate,
-        "matrix_rate_fraction": flops
-        and flops_per_image * rows[0]["images_per_s"] / (matrix_rate * program.mesh.size),
+        "matrix_rate_fraction": flops and flops_per_image * rows[0]["images_per_s"] / (matrix_rate * program.mesh.size),
     }
     if len(rows) > 1:
         rows[0]["ratio_to_peer"] = rows[0]["images_per_s"] / max(row["images_per_s"] for row in rows[1:])

@@ -1,9 +1,9 @@
 """The thesis's four networks in PyTorch, for timing and parity tests. Layers have the same names as ours.
 
-Images are NCHW in channels_last memory, which oneDNN and cuDNN prefer. PyTorch pads both edges equally, but Keras's SAME
-padding at stride 2 is (1, 2) for kernel 5 and (0, 1) for kernel 3. To avoid a padded copy of every image, the Keras
-networks here (`dcgan28`, `cgan32`) work on images rotated by 180 degrees: the longer padding then comes first, PyTorch's
-padding covers it, and no kernel position uses the excess. `copy_arrays` rotates the weights.
+Images are NCHW in channels_last memory, which oneDNN and cuDNN prefer. PyTorch pads both edges equally, but Keras's
+SAME padding at stride 2 is (1, 2) for kernel 5 and (0, 1) for kernel 3. To avoid a padded copy of every image, the
+Keras networks here (`dcgan28`, `cgan32`) work on images rotated by 180 degrees: the longer padding then comes first,
+PyTorch's padding covers it, and no kernel position uses the excess. `copy_arrays` rotates the weights.
 
 Discriminators return logits for BCEWithLogitsLoss; the thesis's have a sigmoid and BCELoss.
 """
@@ -133,7 +133,7 @@ OUTER = {64: (4, 2, 1), 128: (16, 4, 6)}  # kernel, stride, padding between 32 x
 
 
 class Generator(nn.Module):
-    """z [B, 100] -> images [B, 3, size, size] in [-1, 1]: the DCGAN of PyTorch's tutorial at 64, the thesis's at 128."""
+    """z [B, 100] -> images [B, 3, size, size] in [-1, 1]: DCGAN of PyTorch's tutorial at 64, the thesis's at 128."""
 
     rotated = {}
 

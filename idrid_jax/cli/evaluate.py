@@ -30,7 +30,7 @@ def _define(values, argv):
     flags.DEFINE_list(
         "weights",
         ["efficientnet-lite0"],
-        "pretrained feature extractors: efficientnet-lite0, which is installed, and files (InceptionV3 for FID, DINOv2, "
+        "pretrained feature extractors: efficientnet-lite0, which is installed, or files (InceptionV3 for FID, DINOv2, "
         "SwAV); --weights= for none",
         flag_values=values,
     )

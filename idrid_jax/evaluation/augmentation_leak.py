@@ -2,16 +2,17 @@
 
 `training.augment` rotates, shifts, zooms and recolors what the discriminator sees; with a high probability p the
 generator may learn to generate such images itself (Karras et al. 2020, "Training Generative Adversarial Networks with
-Limited Data", section 2.2). Features of networks hardly notice a rotation of ten degrees, so a few plain statistics that
-the augmentation changes are compared with those of real photographs. Each is one number per image: the distance of two
-sets needs no model, and its p-value is that of a permutation test.
+Limited Data", section 2.2). Features of networks hardly notice a rotation of ten degrees, so a few plain statistics
+that the augmentation changes are compared with those of real photographs. Each is one number per image: the distance of
+two sets needs no model, and its p-value is that of a permutation test.
 
 A generator may differ from photographs in all of them for other reasons (a blurred one has little contrast). Real
 photographs, augmented as the discriminator saw them, tell the two apart: a leak moves a statistic in their direction.
 
-What it detects: half of IDRiD's training photographs augmented at p = 1 by the default strengths, against the other half,
-at 32 to 128 pixels. Shift and zoom by the field of view, which the crop puts at the same place in every photograph;
-rotation by its radius from 64 pixels on, because the crop's corners rotate, and by the disc from 20 degrees on. Brightness
+What it detects: half of IDRiD's training photographs augmented at p = 1 by the default strengths, against the other
+half, at 32 to 128 pixels. Shift and zoom by the field of view, which the crop puts at the same place in every
+photograph; rotation by its radius from 64 pixels on, because the crop's corners rotate, and by the disc from 20 degrees
+on. Brightness
 and contrast are not detected: photographs differ more among themselves than these strengths change them.
 """
 
@@ -93,8 +94,9 @@ def _list(found, names):
 def statistics(images: np.ndarray) -> dict[str, np.ndarray]:
     """Return the statistics of each image, uint8 [N, R, R, C] -> {name of `CAPTIONS`: float64 [N]}.
 
-    field_row, field_column: center of the lit pixels, in sides from the image's center, down and right. field_radius: of
-      a circle of as many pixels, in sides. disc_angle: of the brightest blob about the center, -90 to 90 degrees above
+    field_row, field_column: center of the lit pixels, in sides from the image's center, down and right. field_radius:
+      of a circle of as many pixels, in sides. disc_angle: of the brightest blob about the center, -90 to 90 degrees
+      above
       the horizontal whichever side it is on: rotation changes it, mirroring does not. brightness: mean light of the lit
       pixels, 0 to 1. contrast: standard deviation of the light over its mean. saturation: mean distance of the channels
       from their mean, over the mean light; 0 for grey images.
@@ -148,7 +150,7 @@ def _box_sum(x, side):
 
 
 def permutation_test(a, b, rng) -> tuple[float, float]:
-    """Return the Wasserstein-1 distance of two samples, and the share of permutations of all values with one as large."""
+    """Return the Wasserstein-1 distance of two samples, and the share of permutations with one as large."""
     values = np.concatenate([a, b])
     order = np.argsort(values, kind="stable")
     gaps = np.diff(values[order])

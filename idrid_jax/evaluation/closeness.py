@@ -2,9 +2,9 @@
 
 Each number stands next to the same one of held-out photographs, of two halves of the training set, of the repeated mean
 image and of noise. The held-out row is the reference to beat; noise and the mean image show what a measure cannot see.
-The measures themselves are in `distances` (KID, Frechet), `coverage` (precision, recall, density, coverage), `diversity`
-(MS-SSIM) and `spectra` (sliced Wasserstein, power spectrum). The test split only gives the held-out row: nothing is
-chosen by it. NumPy arrays in, plain Python out; no files.
+The measures themselves are in `distances` (KID, Frechet), `coverage` (precision, recall, density, coverage),
+`diversity` (MS-SSIM) and `spectra` (sliced Wasserstein, power spectrum). The test split only gives the held-out row:
+nothing is chosen by it. NumPy arrays in, plain Python out; no files.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from idrid_jax.evaluation.features.extractor import FeatureExtractor
 
 ROWS = {  # in the table's order; keys of the result
     "generated": "generated x training",
-    "generated_few": "as many generated as held-out x training",  # distances and coverage depend on the number of images
+    "generated_few": "as many generated as held-out x training",  # several measures depend on the number of images
     "held_out_real": "held-out real x training",
     "halves": "half of training x other half",
     "mean_image": "mean training image, repeated, x training",
@@ -74,13 +74,13 @@ def measure(
     Returns: for json.dumps: "rows" {row: {"images", "against", measure of pixels: entry, "features": {extractor:
       {measure: entry}}}}; an entry is {"value", "interval": [low, high] or None, "features"}, or without enough images
       {"value": None, "interval": None, "missing": why}. "k" of precision, recall, density and coverage, "scales" of
-      MS-SSIM, "levels" (value of each level of the pyramid, finest first) of the sliced Wasserstein distance. KID in its
-      own units (the table: x1000).
+      MS-SSIM, "levels" (value of each level of the pyramid, finest first) of the sliced Wasserstein distance. KID in
+      its own units (the table: x1000).
       Intervals are of 95 %, over images; those of precision and its like by halves of the sets (None if these are not
       larger than k). These and those of Frechet, ratio and Wasserstein are shifted to their estimate (see
       `intervals.percentile_interval`), which itself grows for small sets; for the ratio, the real images are fixed.
-      "frechet_ratio": Frechet distance of n of the row's images to half of the training set, over that of n of the other
-      half; n is as many as both have, so that the size of the sets cancels.
+      "frechet_ratio": Frechet distance of n of the row's images to half of the training set, over that of n of the
+      other half; n is as many as both have, so that the size of the sets cancels.
       "by_grade": {grade: the same rows within it}; "seed", "resamples", "networks", "given" and "images".
     Raises: ValueError for no training image, or where `extract` does.
     """
@@ -314,7 +314,9 @@ def _table(rows, networks):
     lines, reasons = [], set()
     for title, kind, entries in parts:
         measures = MEASURES[kind]
-        reasons |= {entries[key][name]["missing"] for key in ROWS for name in measures if "missing" in entries[key][name]}
+        reasons |= {
+            entries[key][name]["missing"] for key in ROWS for name in measures if "missing" in entries[key][name]
+        }
         grid = [[title, *(heading for heading, *_ in measures.values())], ["good:", *(m[1] for m in measures.values())]]
         for key, caption in captions.items():
             cells = [_cell(entries[key][n], 1000 if n == "kid" else 1, measures[n][2]) for n in measures]

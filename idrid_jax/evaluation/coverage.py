@@ -14,9 +14,9 @@ def prdc(fake_fake, real_real, fake_real, *, k: int) -> dict[str, np.ndarray]:
     """Return the values per image of the four measures; each measure is the mean of its values.
 
     Args: distances float [N, N], [M, M], [N, M]; k in 1..min(N, M)-1.
-    Returns: "precision" [N] (0 or 1: the fake lies in a real image's ball), "recall" [M] (the real image lies in a fake's
-      ball), "density" [N] (number of real balls that the fake lies in, over k), "coverage" [M] (a fake lies in the real
-      image's ball).
+    Returns: "precision" [N] (0 or 1: the fake lies in a real image's ball), "recall" [M] (the real image lies in a
+      fake's ball), "density" [N] (number of real balls that the fake lies in, over k), "coverage" [M] (a fake lies in
+      the real image's ball).
     Raises: ValueError for another k.
     Source: Kynkaanniemi et al., "Improved precision and recall metric", NeurIPS 2019, section 2; Naeem et al.,
       "Reliable fidelity and diversity metrics", ICML 2020, section 3.

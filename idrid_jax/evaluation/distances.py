@@ -4,7 +4,8 @@ import numpy as np
 
 
 def kid(a, b, *, subset: int | None = None, subsets: int = 100, seed: int = 0) -> float:
-    """Return the kernel inception distance: unbiased polynomial MMD^2 of the whole sets, or its mean over random subsets.
+    """Return the kernel inception distance: unbiased polynomial MMD^2 of the whole sets, or its mean over random
+    subsets.
 
     subset: images of each subset; None: the whole sets, which has the least variance.
     Returns: 0 in expectation for sets of one distribution, and then often below 0.
@@ -51,7 +52,7 @@ def mmd2(aa, bb, ab, counts_a=None, counts_b=None) -> float:
 
 
 def mean_over_pairs(matrix, counts) -> float:
-    """Return the mean of a symmetric [N, N] over pairs of distinct images, weighted by counts [N]; NaN without a pair."""
+    """Return the mean of a symmetric [N, N] over pairs of distinct images, weighted by counts [N]; NaN if none."""
     pairs = counts.sum() ** 2 - np.square(counts).sum()
     total = counts @ matrix @ counts - np.square(counts) @ np.diagonal(matrix)
     return float(total / pairs) if pairs > 0 else float("nan")

@@ -24,8 +24,8 @@ def downsample(images: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def block_means(images: np.ndarray, factor: int) -> np.ndarray:
-    """Return the means of [N, R, R, C] over squares of factor x factor pixels, float32 [N, R // factor, R // factor, C].
-    Rows and columns beyond the last whole square are cut off."""
+    """Return the means of [N, R, R, C] over squares of factor x factor pixels, float32 [N, R // factor, R // factor,
+    C]. Rows and columns beyond the last whole square are cut off."""
     side = images.shape[1] // factor
     squares = images[:, : side * factor, : side * factor].reshape(len(images), side, factor, side, factor, -1)
     return squares.mean((2, 4), dtype=np.float32)

@@ -87,10 +87,10 @@ def evaluate(
         grader_pixels: largest side of the images for graders.
       on_progress: called before each stage. on_result: called before the files are written, so that a full disk loses
         only the files.
-    Returns: {"run": what was measured, "quality", "closeness", "memorization", "membership", "grading" (if the generator
-      is conditional), "augmentation_leak" (if D saw augmented images), "usefulness": what these modules return,
-      "skipped_weights": {file name: why}}; also written to `workdir/evaluation.json`, with the pairs of "memorization" in
-      `workdir/memorization.png`.
+    Returns: {"run": what was measured, "quality", "closeness", "memorization", "membership", "grading" (if the
+      generator is conditional), "augmentation_leak" (if D saw augmented images), "usefulness": what these modules
+      return, "skipped_weights": {file name: why}}; also written to `workdir/evaluation.json`, with the pairs of
+      "memorization" in `workdir/memorization.png`.
     Raises: UserError if `read_run` does, a file of weights does not exist, the release is no longer prepared, `workdir`
       cannot be written, or `pixels` is refused by `check_pixels` or given with `usefulness_seeds`.
     """
@@ -154,7 +154,9 @@ def _log_stage(on_progress, num_stages, text):
 def _write(workdir, path, result, images, real):
     if pairs := result.get("memorization", {}).get("pairs"):
         both = [images[[pair["generated"] for pair in pairs]], real[[pair["index"] for pair in pairs]]]
-        atomic.write_bytes(workdir / PAIRS, encode_image(np.asarray(image_grid(np.concatenate(both), len(pairs))), "png"))
+        atomic.write_bytes(
+            workdir / PAIRS, encode_image(np.asarray(image_grid(np.concatenate(both), len(pairs))), "png")
+        )
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
 
 
@@ -227,8 +229,8 @@ def _describe(sampler: Sampler, manifest) -> dict:
 def photographs(
     workdir, sampler: Sampler, data_dir: Path | str, size: int | None = None
 ) -> tuple[Manifest, cache.Split, cache.Split]:
-    """Return the release of a run, its training split and its test split (empty for a release without one), `size` pixels
-    a side (None: the network's)."""
+    """Return the release of a run, its training split and its test split (empty for a release without one), `size`
+    pixels a side (None: the network's)."""
     config, manifest = _release(workdir, sampler, data_dir)
     with _naming_the_release(workdir, sampler):
         training = load_split(config, manifest, "train", size)

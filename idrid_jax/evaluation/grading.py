@@ -35,7 +35,9 @@ def measure(
     result = {}
     for name, found, truth in (("generated", read, requested), ("held_out", read_held_out, held_out_grades)):
         if len(truth) < MIN_IMAGES:
-            result[name] = {"missing": f"{len(truth)} {name.replace('_', '-')} images; at least {MIN_IMAGES} are needed"}
+            result[name] = {
+                "missing": f"{len(truth)} {name.replace('_', '-')} images; at least {MIN_IMAGES} are needed"
+            }
             continue
         matrix = confusion(truth, found, len(GRADES))
         resampled = rng.integers(len(truth), size=(resamples, len(truth)))
@@ -73,9 +75,9 @@ def confusion(truth: np.ndarray, read: np.ndarray, grades: int) -> np.ndarray:
 def quadratic_kappa(matrix: np.ndarray) -> np.ndarray:
     """Return the quadratic weighted kappa (QWK) of [..., G, G]: float64 [...].
 
-    1 - sum(w O) / sum(w E), w = (i - j)^2, O the counts and E those expected by chance from the margins: 1 is agreement,
-    0 is chance. The metric of the diabetic retinopathy challenges. 0 if truth and reading hold the same single grade.
-    Source: Cohen, "Weighted kappa", Psychological Bulletin 70(4), 1968.
+    1 - sum(w O) / sum(w E), w = (i - j)^2, O the counts and E those expected by chance from the margins: 1 is
+    agreement, 0 is chance. The metric of the diabetic retinopathy challenges. 0 if truth and reading hold the same
+    single grade. Source: Cohen, "Weighted kappa", Psychological Bulletin 70(4), 1968.
     """
     matrix = np.asarray(matrix, np.float64)
     grades = matrix.shape[-1]

@@ -1,9 +1,9 @@
 """PSNR and SSIM in JAX: pure functions on pixels, pair by pair or all pairs of two sets.
 
-Contract: images are NHWC floats in [0, data_range] (default 1), both arguments of one size; every pair gives one number.
-uint8 is refused (divide by 255), as are other dtypes, ranks and sizes, with a ValueError that names the numbers. float16
-and bfloat16 are computed and returned in float32, float64 (with JAX's x64) in float64. All functions can be jitted,
-vmapped and differentiated; derivatives are finite everywhere, also for equal or flat images.
+Contract: images are NHWC floats in [0, data_range] (default 1), both arguments of one size; every pair gives one
+number. uint8 is refused (divide by 255), as are other dtypes, ranks and sizes, with a ValueError that names the
+numbers. float16 and bfloat16 are computed and returned in float32, float64 (with JAX's x64) in float64. All functions
+can be jitted, vmapped and differentiated; derivatives are finite everywhere, also for equal or flat images.
 
 SSIM follows Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 13(4),
 2004, and section 4.2 of the thesis: l^alpha c^beta s^gamma with C1 = (0.01 L)^2, C2 = (0.03 L)^2, C3 = C2 / 2, moments
@@ -11,8 +11,8 @@ under a Gaussian window of unit sum, only where the window lies wholly inside, p
 and channels. With the default window (11 wide, sigma 1.5) that is `tf.image.ssim`, and scikit-image's
 `structural_similarity(gaussian_weights=True, use_sample_covariance=False)`.
 
-The Gaussian is applied as two products with small band matrices. On XLA:CPU that takes 0.9 us for a 28x28 image and 8 us
-for 64x64; a depthwise or a separable convolution takes 25 to 30 and 230 to 240.
+The Gaussian is applied as two products with small band matrices. On XLA:CPU that takes 0.9 us for a 28x28 image and 8
+us for 64x64; a depthwise or a separable convolution takes 25 to 30 and 230 to 240.
 """
 
 import math
@@ -74,7 +74,8 @@ def ssim(
     beta: float = 1,
     gamma: float = 1,
 ) -> jax.Array:
-    """Return the structural similarity of a[i] and b[i]: the mean over positions and channels of l^alpha c^beta s^gamma.
+    """Return the structural similarity of a[i] and b[i]: the mean over positions and channels of l^alpha c^beta
+    s^gamma.
 
     With all exponents 1 the usual product of two factors is used, which is the same function. Otherwise a whole
     exponent is an ordinary power (so gamma = 2 makes a negative structure term positive), and a fractional one keeps
@@ -214,7 +215,7 @@ def _similarity(moments_a, moments_b, options):
 
 
 def _standard_deviation(variance, floor):
-    """Return the square root, 0 below the floor; the inner `where` keeps the infinite slope at 0 out of the derivative."""
+    """Return the square root, 0 below the floor; the inner `where` keeps the derivative finite at 0."""
     real = variance > floor
     return jnp.where(real, jnp.sqrt(jnp.where(real, variance, 1)), 0)
 

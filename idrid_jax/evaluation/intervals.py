@@ -1,7 +1,7 @@
 """Bootstrap percentile intervals over images.
 
-Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. A resample is a vector of counts (how
-often each image is in it), so that kernels and distances that are computed once serve all resamples.
+Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. A resample is a vector of counts
+(how often each image is in it), so that kernels and distances that are computed once serve all resamples.
 """
 
 import numpy as np

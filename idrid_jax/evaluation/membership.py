@@ -28,8 +28,8 @@ def measure(
 
     Args: logits of training [N] and held-out [M] photographs, and pairs of the same of untrained discriminators.
     Returns: for json.dumps: {"auc", "interval" (95 %, over photographs), "untrained_auc" (the highest of the untrained
-      discriminators, at least 0.5), "verdict"}, or {"missing": why}. Leakage is reported if the whole interval lies above
-      "untrained_auc".
+      discriminators, at least 0.5), "verdict"}, or {"missing": why}. Leakage is reported if the whole interval lies
+      above "untrained_auc".
     """
     for name, logits in (("training", members), ("held-out", others)):
         if len(logits) < MIN_IMAGES:

@@ -7,14 +7,14 @@ be copies, are the reference. NumPy in, plain Python out; no files.
 
 The constants were chosen on IDRiD's training and test photographs:
 
-- Copies that are found, at 32, 64 and 128 pixels / in the thesis's 28 x 28 grey frames: under noise of 8 grey levels, 15 %
-  brighter or darker, as they are, mirrored, upside down or both 99 % / 73 %; rotated by 3 degrees all / 87 %, by 5 degrees
-  97 % / 34 %; shifted by 2 % of the side 92 % / 6 %, by 4 % 17 % / none. Shifted copies stay hidden.
-- Others taken for copies: none of 503 photographs compared with the rest, of 1,000 images of a cgan32, of mean images or
-  noise. With few training photographs it is less reliable: with 50 or 20 of them about 1 % at 28 pixels, with 10 up to
-  5 %; under 1 % at 32 pixels.
-- The verdict, over 20 sets of 100 images with 202 training photographs: 10 % of copies are found in 20 sets at 28 and 32
-  pixels, 2 % of copies in 14 and 20; sets of other photographs are called copies in none.
+- Copies that are found, at 32, 64 and 128 pixels / in the thesis's 28 x 28 grey frames: under noise of 8 grey levels,
+  15 % brighter or darker, as they are, mirrored, upside down or both 99 % / 73 %; rotated by 3 degrees all / 87 %, by 5
+  degrees 97 % / 34 %; shifted by 2 % of the side 92 % / 6 %, by 4 % 17 % / none. Shifted copies stay hidden.
+- Others taken for copies: none of 503 photographs compared with the rest, of 1,000 images of a cgan32, of mean images
+  or noise. With few training photographs it is less reliable: with 50 or 20 of them about 1 % at 28 pixels, with 10 up
+  to 5 %; under 1 % at 32 pixels.
+- The verdict, over 20 sets of 100 images with 202 training photographs: 10 % of copies are found in 20 sets at 28 and
+  32 pixels, 2 % of copies in 14 and 20; sets of other photographs are called copies in none.
 """
 
 import math
@@ -53,14 +53,14 @@ def measure(
       generated, training, held_out: uint8 [N, R, R, C].
       training_ids: names of the training photographs, for the pairs.
       features: {network: features of the `softened` images: of generated and of held-out ones, float [2, N, D], as they
-        are and mirrored, and of training ones, [M, D]}. Not of a network that was trained on these photographs: held-out
-        ones are far from them in its features, and everything else looks like a copy.
+        are and mirrored, and of training ones, [M, D]}. Not of a network that was trained on these photographs:
+        held-out ones are far from them in its features, and everything else looks like a copy.
     Returns: for json.dumps:
       "generated" and "held_out": {"images", "similarity": {quantile: value}, "num_copies", "authentic": see
       `authenticity`}; "c_t": of the coarse structure; "copy_rate": the share of generated images that are copies;
-      "threshold": the highest copy rate that is allowed; "pairs": the most similar [{"generated" (index), "training" (id),
-      "index" (of the photograph), "similarity"}]; "distances": {`STRUCTURE` and each network: see `distance_summary`};
-      "verdict". With fewer than `MIN_IMAGES` images: {"missing": why}.
+      "threshold": the highest copy rate that is allowed; "pairs": the most similar [{"generated" (index), "training"
+      (id), "index" (of the photograph), "similarity"}]; "distances": {`STRUCTURE` and each network: see
+      `distance_summary`}; "verdict". With fewer than `MIN_IMAGES` images: {"missing": why}.
     """
     for name, images in (("generated", generated), ("training", training), ("held-out", held_out)):
         if len(images) < MIN_IMAGES:
@@ -110,9 +110,9 @@ def _verdict(result, copy_rate, threshold) -> str:
     if copy_rate <= threshold and c_t < C_T_LIMIT:
         headline = "nearer to the training photographs than new ones are"
     verdict = (
-        f"{headline}: {generated['num_copies']} of {generated['images']} generated images ({copy_rate:.1%}) are at least "
-        f"twice as near to one training photograph as to any other, {bound} {threshold:.1%}; of {held_out['images']} "
-        f"held-out ones {held_out['num_copies']} are"
+        f"{headline}: {generated['num_copies']} of {generated['images']} generated images ({copy_rate:.1%}) are at "
+        f"least twice as near to one training photograph as to any other, {bound} {threshold:.1%}; of "
+        f"{held_out['images']} held-out ones {held_out['num_copies']} are"
     )
     if c_t < C_T_LIMIT:
         verdict += f"; C_T {c_t:+.1f}, below {C_T_LIMIT}, as of copies or of blurred images"
@@ -183,8 +183,8 @@ def structure_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def similarity(to_training: np.ndarray, among_training: np.ndarray) -> np.ndarray:
-    """Return 1 - d1 / d2 of each image, [N]: d1 is the distance to the nearest training photograph, d2 that to the nearest
-    other one. 1 is the same picture, 0 is no nearer to one photograph than to another.
+    """Return 1 - d1 / d2 of each image, [N]: d1 is the distance to the nearest training photograph, d2 that to the
+    nearest other one. 1 is the same picture, 0 is no nearer to one photograph than to another.
 
     Photographs that are the same (`SAME`) do not count as others, or a duplicated photograph would hide its copies.
     to_training [N, M], among_training [M, M]: distances.
@@ -204,8 +204,8 @@ def distance_summary(to_training: dict[str, np.ndarray], among_training: np.ndar
     """Summarize how far images lie from their nearest training photograph.
 
     to_training: {"generated", "held_out"}: distances [N or K, M]. among_training: distances [M, M].
-    Returns: the same keys with {"nearest": {quantile: distance}, in units of the median distance of a training photograph
-      to its own nearest, "authentic": AuthPct as a share}, and "c_t".
+    Returns: the same keys with {"nearest": {quantile: distance}, in units of the median distance of a training
+      photograph to its own nearest, "authentic": AuthPct as a share}, and "c_t".
     """
     unit = float(np.median(_without_self(among_training).min(1))) or 1.0
     summary = {
@@ -244,8 +244,9 @@ def data_copying(generated: np.ndarray, held_out: np.ndarray) -> float:
 def softened(images: np.ndarray) -> np.ndarray:
     """Return uint8 [N, R, R, C] blurred, for the networks whose features measure the distances.
 
-    Networks detect a generator's own pixel texture, which keeps every image, copies too, away from every photograph: for
-    EfficientNet-Lite0 at 64 pixels, C_T of copies under noise of 8 grey levels is +12, and -11 if all images are softened.
+    Networks detect a generator's own pixel texture, which keeps every image, copies too, away from every photograph:
+    for EfficientNet-Lite0 at 64 pixels, C_T of copies under noise of 8 grey levels is +12, and -11 if all images are
+    softened.
     """
     out = np.empty_like(images)
     deviation = SOFT * images.shape[1]

@@ -84,7 +84,13 @@ def measure(
             f, r, h = (np.flatnonzero(grades[which] == grade) for which in sets)
             pick = rng.integers(len(f), size=1) if len(f) else np.zeros(0, int)
             mean = _all_pairs(_mean(real[r])[None], real[r]) if len(r) else [np.zeros((0, 0))] * 2
-            matrices = _take(fake_real, f, r), _take(held_real, h, r), mean, _take(fake_fake, f, f), _take(real_real, r, r)
+            matrices = (
+                _take(fake_real, f, r),
+                _take(held_real, h, r),
+                mean,
+                _take(fake_fake, f, f),
+                _take(real_real, r, r),
+            )
             result["by_grade"][name] = _rows(*matrices, pick, name)
     return result
 
@@ -140,7 +146,7 @@ def _mean(images):
 
 
 def _all_pairs(a, b):
-    """Return [SSIM, PSNR], each float64 [N, M], of images in [0, 255]; only CHUNK_BYTES of each set are floats at a time."""
+    """Return [SSIM, PSNR], each float64 [N, M], of images in [0, 255]; CHUNK_BYTES of each set are floats at a time."""
     step = max(1, CHUNK_BYTES // (4 * int(np.prod(a.shape[1:]))))
     out = np.zeros((2, len(a), len(b)))
     for i in range(0, len(a), step):
@@ -211,7 +217,8 @@ def _collapse(generated, real):
 def table(result: dict, *, thesis: bool = False) -> str:
     """Render what `measure` returned as text, without a newline at the end.
 
-    thesis: adds the thesis's own numbers as a row. They are of its DCGAN at 28x28, so only `dcgan28` compares with them.
+    thesis: adds the thesis's own numbers as a row. They are of its DCGAN at 28x28, so only `dcgan28` compares with
+      them.
     """
     rows = [(caption, result[key]) for key, caption in CAPTIONS.items()]
     if thesis:
@@ -223,10 +230,10 @@ def table(result: dict, *, thesis: bool = False) -> str:
     counts = {n: f"{used[n]}" + (f" of {given[n]}" if used[n] != given[n] else "") for n in used}
     lines += [
         "",
-        f"Images used: {counts['generated']} generated, {counts['training']} training, {counts['held_out']} held-out real.",
+        f"Images: {counts['generated']} generated, {counts['training']} training, {counts['held_out']} held-out real.",
         f"Diversity: {result['collapse']['verdict']}.",
-        "Higher is more alike, not better. Two unrelated photographs have the values of the held-out row, a blurred mean",
-        "image has higher ones, and a generator that repeats one image can beat both: compare each row with the others.",
+        "Higher is more alike, not better. Two unrelated photographs have the values of the held-out row, a blurred",
+        "mean image has higher ones, and a generator that repeats one image can beat both: compare the rows.",
     ]
     if thesis:
         lines.append("The thesis's 0.516 and 16.444 dB are about the values of two unrelated photographs, or less.")

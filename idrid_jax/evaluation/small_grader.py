@@ -228,7 +228,7 @@ def read(params: Tree, images: np.ndarray, *, budget: Budget = Budget()) -> np.n
 
 
 def read_edema(params: Tree, images: np.ndarray, *, budget: Budget = Budget()) -> np.ndarray:
-    """Return the probabilities of the macular edema risks, float32 [seeds, N, 3]; the graders must have learned them."""
+    """Return probabilities of the macular edema risks, float32 [seeds, N, 3]; the graders must have learned them."""
     return _in_batches(_edema, params, at_most(images, budget.max_side))
 
 
@@ -281,9 +281,9 @@ def cached_grader(
     """Return the feature extractor and the parameters (of seed 0) of a grader of these photographs; train it if
     `cache_dir` does not hold it.
 
-    images, grades: uint8 [N, R, R, C] and int [N], the photographs that the generator is trained on, never those that it
-    is compared with. cache_dir: nothing is cached if it cannot be written. budget: None: `default_budget`. log: receives
-    a line before a training.
+    images, grades: uint8 [N, R, R, C] and int [N], the photographs that the generator is trained on, never those that
+    it is compared with. cache_dir: nothing is cached if it cannot be written. budget: None: `default_budget`. log:
+    receives a line before a training.
     """
     budget = budget or default_budget(len(images))
     images = at_most(images, budget.max_side)

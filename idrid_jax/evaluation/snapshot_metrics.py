@@ -1,11 +1,11 @@
 """Metrics of a training snapshot: distance to photographs, diversity, and copies of training photographs.
 
-| metric | computed | what it is |
-| --- | --- | --- |
-| `kid_imagenet` | if `checkpoint.best` is `kid_imagenet` (the default) | KID by the installed ImageNet features |
-| `kid_grader`, `diversity` | if `checkpoint.best` is a KID, or `on_collapse` is `stop` | KID, and spread, by the features of a grader that is trained once per release |
-| `copy_rate`, `rejected` | always | share of generated images that are copies; 1 if there are too many |
-| `ssim_within`, `ssim_excess`, `ssim_gap` | always | mean SSIM between generated images; minus that between photographs; its absolute value |
+    kid_imagenet            KID by the installed ImageNet features; if `checkpoint.best` is `kid_imagenet` (the default)
+    kid_grader, diversity   KID, and spread, by the features of a grader that is trained once per release; if
+                            `checkpoint.best` is a KID or `on_collapse` is `stop`
+    copy_rate, rejected     share of generated images that are copies; 1 if there are too many
+    ssim_within, ssim_excess, ssim_gap
+                            mean SSIM between generated images; minus that between photographs; its absolute value
 
 The reference is the validation fold of the training split (`config.data.validation_folds`), which the networks never
 see; the test split is not read. To add a metric, compute it in `SnapshotMetrics.__call__` and, if lower is better, add
@@ -35,7 +35,8 @@ class SnapshotMetrics:
     diversity: total variance of the grader's features over the generated images, divided by that over the training
       photographs.
     copy_rate: share of generated images whose `memorization` similarity is at least `COPY`.
-    rejected: 1 if `copy_rate` is above `memorization.allowed_copy_rate`, so that the snapshot must not be chosen; else 0.
+    rejected: 1 if `copy_rate` is above `memorization.allowed_copy_rate`, so that the snapshot must not be chosen; else
+      0.
     ssim_within: mean SSIM between generated images. ssim_excess: minus that between as many training photographs.
     ssim_gap: the absolute value of ssim_excess.
     """
@@ -73,7 +74,10 @@ class SnapshotMetrics:
             metrics["diversity"] = float(features.var(axis=0).sum() / max(reference.variance, 1e-12))
         if reference.memorization is not None:
             copy_rate = float((reference.memorization.similarity(fakes) >= memorization.COPY).mean())
-            metrics |= {"copy_rate": copy_rate, "rejected": float(copy_rate > memorization.allowed_copy_rate(len(fakes)))}
+            metrics |= {
+                "copy_rate": copy_rate,
+                "rejected": float(copy_rate > memorization.allowed_copy_rate(len(fakes))),
+            }
         metrics["ssim_within"] = ssim_within(fakes)
         if reference.ssim_within is not None:
             excess = metrics["ssim_within"] - reference.ssim_within

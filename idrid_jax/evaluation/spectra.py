@@ -28,8 +28,8 @@ def _smooth(x):
 
 
 def descriptors(images, seed: int = 0) -> list[np.ndarray]:
-    """Return patches at random places of each level of the pyramid of uint8 [N, R, R, C], float32 [N, 16, 7 * 7 * C] per
-    level. The places depend on the seed, not on the images."""
+    """Return patches at random places of each level of the pyramid of uint8 [N, R, R, C], float32 [N, 16, 7 * 7 * C]
+    per level. The places depend on the seed, not on the images."""
     rngs = [np.random.default_rng([seed, number, 0]) for number in range(20)]  # more than there are levels
     places, parts = [], []
     for start in range(0, len(images), BATCH):
@@ -79,8 +79,8 @@ class Slices:
 def slices(images, reference, *, seed: int = 0) -> list[tuple[Slices, Slices]]:
     """Return the slices of both sets, uint8 [N, R, R, C] and [M, R, R, C], at each level of the pyramid.
 
-    Descriptors are standardized per channel by the reference's mean and standard deviation (Karras et al.: by each set's
-    own, which would hide a difference of color or contrast).
+    Descriptors are standardized per channel by the reference's mean and standard deviation (Karras et al.: by each
+    set's own, which would hide a difference of color or contrast).
     """
     pairs = []
     c = np.shape(images)[-1]
@@ -105,8 +105,8 @@ def sliced_wasserstein(pairs, counts_a=None, counts_b=None) -> list[float]:
 
 
 def radial_spectrum(images) -> np.ndarray:
-    """Return the power at each whole radius from 1 to R/2 - 1 in dB, float64 [N, R // 2 - 1], of uint8 [N, R, R, C]: the
-    mean over angles and channels, each channel minus its mean, under a Hann window.
+    """Return the power at each whole radius from 1 to R/2 - 1 in dB, float64 [N, R // 2 - 1], of uint8 [N, R, R, C]:
+    the mean over angles and channels, each channel minus its mean, under a Hann window.
 
     Source: Durall et al., "Watch your up-convolution", CVPR 2020, section 3 (azimuthal integration).
     """

@@ -35,7 +35,8 @@ def describe(run: dict) -> str:
     if "pixels" in run:
         text += f", compared at {run['pixels']}x{run['pixels']}"
     if "conditioning_strength" in run:
-        text += f"\nIts conditioning strength is {run['conditioning_strength']:.1%}: it ignores part of the requested grade."
+        strength = run["conditioning_strength"]
+        text += f"\nIts conditioning strength is {strength:.1%}: it ignores part of the requested grade."
     return text
 
 
@@ -85,7 +86,9 @@ def _membership(found):
 def _grading(found):
     if found is None:
         return []
-    return [("5 grading: kappa of a grader of photographs", *(_kappa(found[name]) for name in ("generated", "held_out")))]
+    return [
+        ("5 grading: kappa of a grader of photographs", *(_kappa(found[name]) for name in ("generated", "held_out")))
+    ]
 
 
 def _usefulness(found):

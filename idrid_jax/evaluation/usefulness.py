@@ -9,8 +9,8 @@ The small grader is trained in several ways ("arms"), with the same budget and t
     filtered         as "balanced", with those synthetic images to whose grade a grader of photographs gives the highest
                      probability; only if `likelihood` is given
 
-The loss gives every grade the same total weight in all of them. The baseline is the better of "real" and "oversampled" on
-the held-out split, which is to the disadvantage of the synthetic images; nothing else is chosen by that split. The
+The loss gives every grade the same total weight in all of them. The baseline is the better of "real" and "oversampled"
+on the held-out split, which is to the disadvantage of the synthetic images; nothing else is chosen by that split. The
 result depends on the small grader: another classifier, or one pretrained on ImageNet, may gain nothing or more.
 """
 
@@ -51,17 +51,18 @@ def measure(
     """Train `seeds` graders per arm and compare them on held-out photographs.
 
     Args:
-      training, held_out, synthetic: uint8 [N, R, R, C], R and C alike. Of every grade, `synthetic` needs as many images as
-        the most frequent grade has training photographs (`num_synthetic`); more are ignored.
+      training, held_out, synthetic: uint8 [N, R, R, C], R and C alike. Of every grade, `synthetic` needs as many images
+        as the most frequent grade has training photographs (`num_synthetic`); more are ignored.
       ..._grades: int [N] in 0..4.
-      likelihood: probability of its grade for each synthetic image, by a grader of the training photographs: adds the arm
-        "filtered", which chooses from all synthetic images.
-      edema: macular edema risks, int 0..2, of the training and of the held-out photographs: the graders learn these too.
-        Those of synthetic images are unknown.
+      likelihood: probability of its grade for each synthetic image, by a grader of the training photographs: adds the
+        arm "filtered", which chooses from all synthetic images.
+      edema: macular edema risks, int 0..2, of the training and of the held-out photographs: the graders learn these
+        too. Those of synthetic images are unknown.
       log: receives a line for each arm.
     Returns: for json.dumps: "arms" {name: {"kappa", "balanced_accuracy": {"mean", "interval", "by_seed"}, "recall",
       "confusion" (summed over the seeds)}}, "baseline": a name; "differences" {name: kappa and balanced accuracy minus
-      those of the baseline}, "verdict", "seeds", "budget"; with `edema` "edema", a dict with the first four. If it cannot
+      those of the baseline}, "verdict", "seeds", "budget"; with `edema` "edema", a dict with the first four. If it
+      cannot
       be measured: {"missing": why}.
       Intervals are of 95 %, by resampling seeds and held-out images together, the same ones for every arm, and widened
       by sqrt(S / (S - 1)), because S resampled seeds spread too little. They hold for this set of synthetic images, not
@@ -196,8 +197,8 @@ def table(result: dict) -> str:
         rows = _rows(result["edema"], "macular edema risk", "recall by risk 0 to 2")
         lines += ["", *rows, "", f"Edema: {result['edema']['verdict']}."]
     lines.append(
-        f"{result['seeds']} seeds per arm, {result['budget']['steps']} updates of {result['budget']['batch_size']} images; "
-        "read on held-out photographs. minus best: minus the better of the two arms without synthetic images."
+        f"{result['seeds']} seeds per arm, {result['budget']['steps']} updates of {result['budget']['batch_size']} "
+        "images; read on held-out photographs. minus best: minus the better of the two arms without synthetic images."
     )
     return "\n".join(lines)
 

@@ -96,7 +96,7 @@ def interpolate_latents(sampler: Sampler, grades: list[int], frames: int, *, see
 
 
 def interpolate_grades(sampler: Sampler, grades: list[int], rows: int, frames: int, *, seed: int = 0) -> np.ndarray:
-    """Generate `rows` rows, each of one latent with its grade interpolated through `grades`: uint8 [rows, frames, R, R, C].
+    """Generate rows of one latent each, its grade interpolated through `grades`: uint8 [rows, frames, R, R, C].
 
     Latents are those of `idrid-jax sample --seed`. Raises UserError for an unconditional generator, or one that is not
     conditioned on grades yet.

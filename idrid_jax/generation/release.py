@@ -1,4 +1,4 @@
-"""Write generated images as a release in IDRiD's layout, or as a folder of images, with a contact sheet and a notice."""
+"""Write generated images as a release in IDRiD's layout or a folder, with a contact sheet and a notice."""
 
 from pathlib import Path
 

@@ -58,8 +58,8 @@ class Sampler:
         """Generate one image for each of the grades int32 [N]: an iterator of uint8 [R, R, C].
 
         Image i is a function of (checkpoint, seed, i, grades[i]) alone. A generator that was trained on right eyes only
-        (`config.data.canonicalize_laterality`) generates right eyes; each image is then mirrored with the probability of
-        a left eye among the training photographs.
+        (`config.data.canonicalize_laterality`) generates right eyes; each image is then mirrored with the probability
+        of a left eye among the training photographs.
         """
         key, batch_size = jax.random.key(seed), self.network.sample_batch_size
         for first in range(0, len(grades), batch_size):
@@ -87,9 +87,9 @@ def load_sampler(run_dir: Path | str, step: int | None = None, *, batch_statisti
     Args:
       run_dir: directory of a run of `idrid-jax train`.
       step: of the checkpoint; None: the one that `read_run` chooses.
-      batch_statistics: "running": BatchNorm statistics as collected in training; "recomputed": of the loaded parameters,
-        by `recompute_batch_stats`; "auto": recomputed for a moving average, which no training batch has passed, else
-        running.
+      batch_statistics: "running": BatchNorm statistics as collected in training; "recomputed": of the loaded
+        parameters, by `recompute_batch_stats`; "auto": recomputed for a moving average, which no training batch has
+        passed, else running.
 
     Raises:
       UserError: where `read_run` does.

@@ -127,7 +127,8 @@ def recompute_batch_stats(
 
     Args:
       grades: int32 [N], the mixture of grades to generate.
-      batch_size: images of each of the `RECOMPUTE_BATCHES` batches, which pass with their own statistics as in training.
+      batch_size: images of each of the `RECOMPUTE_BATCHES` batches, which pass with their own statistics as in
+        training.
 
     Returns:
       Statistics in the structure of `stats`: means over all batches, variances within and between batches.

@@ -46,7 +46,7 @@ def _shard(x: jax.Array) -> jax.Array:
 
 
 def output_tanh(image: jax.Array) -> jax.Array:
-    """Apply tanh in float32 or wider: in bfloat16 its gradient is 0 beyond 3.5, which would stop a saturated generator."""
+    """Apply tanh in float32 or wider: in bfloat16 its gradient is 0 beyond 3.5, and a saturated generator stops."""
     return jnp.tanh(image.astype(jnp.promote_types(image.dtype, jnp.float32)))
 
 

@@ -39,7 +39,8 @@ def summarize_collectives(text: str, num_devices: int) -> tuple[dict[str, dict[s
       num_devices: devices of the program; they form one group where an instruction names no groups.
 
     Each kind has "count", "bytes" (of the whole arrays) and "wire_bytes" (sent by each device) for one call of the
-    program. Collectives within groups of one device are ignored. Raises ValueError if the text has no entry computation.
+    program. Collectives within groups of one device are ignored. Raises ValueError if the text has no entry
+    computation.
     """
     callers, trips, found, current, entry = {}, {}, [], "", ""
     for line in text.splitlines():
@@ -71,7 +72,7 @@ def summarize_collectives(text: str, num_devices: int) -> tuple[dict[str, dict[s
 
 
 def _runs(computation: str, entry: str, callers: dict[str, str], trips: dict[str, int | None]) -> tuple[int, bool]:
-    """Return how often a call of the program runs a computation, and whether all loops around it have a known length."""
+    """Return how often the program runs a computation, and whether all loops around it have a known length."""
     runs, known = 1, True
     while computation != entry:
         if computation not in callers:

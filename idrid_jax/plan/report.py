@@ -8,8 +8,8 @@ from idrid_jax.data.atomic import writing
 
 EFFORT_NOTES = {
     "full": "at full effort, as train compiles",
-    "low": "at low effort: work and collectives are those of train; memory and its traffic are higher, so a batch that\n"
-    "fits here fits in training, and memory times are too long by about a third (--effort full is exact, in minutes)",
+    "low": "at low effort: work and collectives are those of train; memory and its traffic are higher, so a batch\n"
+    "that fits here fits in training, and memory times are a third too long (--effort full is exact, in minutes)",
 }
 MEMORY_KINDS = {
     "state": "parameters, statistics, optimizers",
@@ -115,7 +115,8 @@ def save_scaling_figure(plans, path: Path) -> None:
         shares = [100 * plan.stats.memory_bytes / plan.target.memory_limit for plan in known]
         memory.plot([plan.target.num_chips for plan in known], shares, marker="o", label=kind, color=f"C{number}")
     figure.suptitle(
-        f"{config.network} in {config.dtype}, {plans[0].batch_per_chip} images per chip: from published peaks, not measured"
+        f"{config.network} in {config.dtype}, {plans[0].batch_per_chip} images per chip: from published peaks, "
+        "not measured"
     )
     title = "images/s by roofline: full overlap (line), no overlap (dotted), ideal scaling (grey)"
     rate.set_title(title, fontsize=9, loc="left")
@@ -160,9 +161,13 @@ def _work(plan) -> str:
     if line:
         chip = plan.target.topology.chip
         header += ["at a peak of", "takes"]
-        peaks = (chip.flops_per_s, "FLOP/s"), (chip.memory_bytes_per_s, "B/s"), (
-            plan.target.topology.wire_bytes_per_s,
-            "B/s",
+        peaks = (
+            (chip.flops_per_s, "FLOP/s"),
+            (chip.memory_bytes_per_s, "B/s"),
+            (
+                plan.target.topology.wire_bytes_per_s,
+                "B/s",
+            ),
         )
         times = line.compute_s, line.memory_s, line.interconnect_s
         for row, peak, seconds in zip(rows, peaks, times):

@@ -141,8 +141,8 @@ def plan_scaling(
 ) -> None:
     """Plan `config` for slices of several sizes and kinds with the same batch per chip (weak scaling).
 
-    Prints a JSON line for each slice and then a table; writes a picture to `out`. Sizes that `config.mesh.rows` does not
-    divide are skipped. Raises UserError for an unknown kind, size or mesh.
+    Prints a JSON line for each slice and then a table; writes a picture to `out`. Sizes that `config.mesh.rows` does
+    not divide are skipped. Raises UserError for an unknown kind, size or mesh.
 
     kinds: keys of `topology.CHIPS`, or ["all"]. Other arguments: see `plan_one`.
     """

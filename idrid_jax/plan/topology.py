@@ -155,7 +155,8 @@ def topology_devices(topology: Topology) -> list[jax.Device]:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one update on one chip at its published peaks: arithmetic on the compiler's figures, not a measurement.
+    """Seconds of one update on one chip at its published peaks: arithmetic on the compiler's figures, not a
+    measurement.
 
     compute_s: operations over the bfloat16 peak, also for float32 networks, because JAX multiplies float32 on TPUs in
       one bfloat16 pass by default (jax.default_matmul_precision).

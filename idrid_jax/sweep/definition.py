@@ -89,9 +89,7 @@ def read_sweep(path: Path | str, config: ml_collections.ConfigDict, common: dict
         raise UserError(f"{path}: sweep() yields no run; it must yield {{field: value}} for each, as {EXAMPLE} does")
     for name, value in (common or {}).items():
         if all(name in run.overrides for run in runs):
-            raise UserError(
-                f"--config.{name}={flag_text(value)}: every run of {path} sets this field; change it there"
-            )
+            raise UserError(f"--config.{name}={flag_text(value)}: every run of {path} sets this field; change it there")
     return Sweep(Path(path), dict(common or {}), tuple(runs), tuple(repeated))
 
 

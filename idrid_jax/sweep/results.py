@@ -166,8 +166,8 @@ def format_results(frame: pd.DataFrame, fields: list[str]) -> str:
         reference = f" (held-out real photographs and training images: {ssim}, {psnr})" if ssim else ""
         lines.append(
             f"SSIM, PSNR (dB): means over all pairs of generated and training images{reference};\n"
-            "nearest: SSIM of generated images and their nearest training image; within: SSIM between generated images;\n"
-            "excess: within minus the same between training images (mode collapse above 0.1)."
+            "nearest: SSIM of generated images and their nearest training image; within: SSIM between generated\n"
+            "images; excess: within minus the same between training images (mode collapse above 0.1)."
         )
     if kids:
         lines.append(f"{', '.join(kids)}: x1000, to the validation photographs, the lowest of the run's snapshots.")

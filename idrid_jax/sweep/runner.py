@@ -165,8 +165,8 @@ def lock_sweep(workdir: Path, *, shared: bool) -> Iterator[None]:
 def lock_run(folder: Path, *, wait_s: float, stop: list = ()) -> Iterator[int]:
     """Lock a run's folder and return the file descriptor, which the run's processes inherit.
 
-    The lock lasts until these processes end, even if the sweep is killed; orphans of a killed sweep get `wait_s` seconds
-    to save and end. Raises UserError if the folder stays locked, and immediately if its sweep is alive.
+    The lock lasts until these processes end, even if the sweep is killed; orphans of a killed sweep get `wait_s`
+    seconds to save and end. Raises UserError if the folder stays locked, and immediately if its sweep is alive.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / results.LOCK_FILE).open("a+") as file:

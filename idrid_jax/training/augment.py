@@ -6,8 +6,8 @@ through the same transforms, so the generator need not imitate transformed photo
 
 That holds as long as the effect on a whole distribution of images is invertible (Karras et al. 2020, "Training
 generative adversarial networks with limited data", section 2.2): each transform is applied with probability p only, so
-for p < 1 a part of the images is unchanged. For p near 1 it fails: upright eyes rotated by up to 10 degrees look like eyes that
-stand at 2 degrees and are rotated so, and the augmentation leaks into generated images.
+for p < 1 a part of the images is unchanged. For p near 1 it fails: upright eyes rotated by up to 10 degrees look like
+eyes that stand at 2 degrees and are rotated so, and the augmentation leaks into generated images.
 `evaluation.augmentation_leak` measures that.
 
 p is chosen in one of two ways:

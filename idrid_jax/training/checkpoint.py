@@ -2,7 +2,8 @@
 
 A checkpoint holds arrays alone, at `checkpoints/STEP` of the run directory. It becomes visible when it is whole, so a
 process that is killed while it saves leaves the previous one. Orbax does not notice a changed byte in a chunk, so a
-CRC-32 of all arrays is saved with them. Several processes save and restore together; process 0 lists, moves and removes.
+CRC-32 of all arrays is saved with them. Several processes save and restore together; process 0 lists, moves and
+removes.
 """
 
 import contextlib

@@ -141,7 +141,9 @@ class Log:
             self._bar.set_postfix_str(f"{rate:.0f} images/s {numbers}", refresh=False)
             self._bar.update(images / 1000 - self._bar.n)
             return
-        remaining = f"{(self._total - images) / rate / 60:.1f} min left, " if rate else ""  # 0 at the step that compiled
+        remaining = (
+            f"{(self._total - images) / rate / 60:.1f} min left, " if rate else ""
+        )  # 0 at the step that compiled
         print(
             f"{images / 1000:.1f}/{self._total / 1000:.1f} kimg, {rate:.0f} images/s, {remaining}{numbers}",
             file=sys.stderr,

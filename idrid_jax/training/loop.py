@@ -75,9 +75,7 @@ def train(
             multihost.run_on_first(lambda: load_training_splits(config, manifest) and None)
         split, validation = multihost.run_on_each(lambda: load_training_splits(config, manifest))
         if choose_pipeline(config, split, mesh) == "tfdata":
-            tfdata.check_shares(
-                split.grades, config.data.sampling, multihost.process_count(), config.data.temperature
-            )
+            tfdata.check_shares(split.grades, config.data.sampling, multihost.process_count(), config.data.temperature)
 
         # -- State: resumed, or fresh, perhaps with another run's networks
         state, notes = checkpoints.restore(abstract_state(config, mesh)), []

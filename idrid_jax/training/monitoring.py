@@ -160,7 +160,7 @@ class TrainingDiverged(UserError):
 def check_finite_metrics(
     config: ml_collections.ConfigDict, run_dir: RunDir, rows: list[dict[str, float]], step: int
 ) -> None:
-    """Raise TrainingDiverged if a loss or gradient norm in `rows`, metrics of the updates up to `step`, is not finite."""
+    """Raise TrainingDiverged if a loss or gradient norm in `rows`, metrics up to `step`, is not finite."""
     for row_step, row in enumerate(rows, step - len(rows) + 1):
         for suffix, network, rates in (
             ("d", "discriminator", ["d"]),

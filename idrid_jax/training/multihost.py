@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -100,7 +101,19 @@ def find_cluster(
     if num_processes == 1:
         return None
     local = host in ("localhost", "127.0.0.1")
+    if process_id == 0:
+        _check_port_is_free(host if local else "", int(port))
     return given | ({"coordinator_bind_address": coordinator_address} if local else {})
+
+
+def _check_port_is_free(host: str, port: int) -> None:
+    """Raise UserError where this process cannot listen. JAX's own service may crash the process instead."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UserError(
+            f"--coordinator_address: cannot listen on port {port} ({error.strerror or error}); choose another port"
+        ) from None
 
 
 def launched_process_id() -> int:
@@ -149,11 +162,6 @@ def _join(arguments: dict[str, Any], timeout: float) -> bool:
     except Exception as error:
         if not arguments and isinstance(error, ValueError) and not _launched_as_several():
             return False  # JAX found no cluster
-        if "RPC server" in str(error):
-            raise UserError(
-                f"{arguments.get('coordinator_address', 'process 0')}: cannot listen there; is another run there? "
-                "choose another port with --coordinator_address"
-            ) from error
         raise UserError(
             f"JAX cannot connect the processes ({_brief(error)}): pass --coordinator_address, --num_processes and "
             "--process_id"

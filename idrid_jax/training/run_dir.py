@@ -1,10 +1,10 @@
 """The run directory: every path in it, its record `config.json`, and the lock that keeps a second run out.
 
-    config.json       resolved configuration, the data's fingerprint, code revision, versions and devices
-    stats.jsonl       numbers of the training log, one line each time
-    reals.png, fakes_*.png, curves.png, tensorboard/
-    checkpoints/STEP  unreadable ones are moved to unreadable_checkpoints/STEP
-    evaluation.json   evaluation_N.json for images compared at N pixels; memorization.png, report.html
+config.json       resolved configuration, the data's fingerprint, code revision, versions and devices
+stats.jsonl       numbers of the training log, one line each time
+reals.png, fakes_*.png, curves.png, tensorboard/
+checkpoints/STEP  unreadable ones are moved to unreadable_checkpoints/STEP
+evaluation.json   evaluation_N.json for images compared at N pixels; memorization.png, report.html
 """
 
 import contextlib

@@ -55,7 +55,8 @@ def filled(make: Callable[..., nnx.Module], dtype, seed: int = 0) -> nnx.Module:
     }
     graph, state = nnx.split(nnx.eval_shape(lambda: make(dtype=dtype, rngs=nnx.Rngs(0))))
     arrays = jax.tree_util.tree_map_with_path(
-        lambda path, a: jnp.asarray(draw[path[-1].key](a.shape), dtype), nnx.to_pure_dict(state))
+        lambda path, a: jnp.asarray(draw[path[-1].key](a.shape), dtype), nnx.to_pure_dict(state)
+    )
     return nnx.merge(graph, arrays)
 
 
@@ -70,6 +71,7 @@ def recorded(module: nnx.Module):
             y = original(self, x, *args, **kwargs)
             calls.append((names[id(self)], x, y))
             return y
+
         return call
 
     with contextlib.ExitStack() as stack:
@@ -101,7 +103,8 @@ def run(module: nnx.Module, x: np.ndarray, grades: np.ndarray | None, cotangent:
             gradients, input_gradient = {}, np.zeros(())
         else:
             (_, (y, values, state)), (gradients, input_gradient) = jax.jit(
-                jax.value_and_grad(loss, (0, 1), has_aux=True))(parameters, x)
+                jax.value_and_grad(loss, (0, 1), has_aux=True)
+            )(parameters, x)
     calls = [Call(name, *map(np.asarray, two)) for name, two in zip(names, values, strict=True)]
     return Run(np.asarray(y), calls, by_layer(gradients), np.asarray(input_gradient), nnx.merge(graph, state))
 

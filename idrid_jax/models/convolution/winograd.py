@@ -153,7 +153,7 @@ class Tiles:
         return lax.pad(x, jnp.zeros((), x.dtype), [(-before, -after, 0) for before, after, _ in self._edges()])
 
     def _overlap(self, b, points, axis):
-        """Transform points [n, ...] to blocks along `axis`: m per tile; r - 1 more are added to those of the next tile."""
+        """Transform points [n, ...] to blocks along `axis`: m per tile; r - 1 more are added to the next tile's."""
         m, over = self.m, self.r - 1
         own, beyond = (_transform(matrix.T, points, axis + 1) for matrix in (b[:, :m], b[:, m:]))
         beyond = _padded(beyond, axis + 1, 0, m - over)
