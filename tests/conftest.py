@@ -6,13 +6,14 @@ import os
 import shutil
 import tempfile
 
-if (
-    "JAX_COMPILATION_CACHE_DIR" not in os.environ
-):  # many tests compile the same; pytest-xdist's workers and commands under test inherit it
+# Many tests compile the same; pytest-xdist's workers and commands under test inherit these
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="idrid_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if "XLA_FLAGS" not in os.environ:  # without its newer emitters XLA compiles for CPUs in two thirds of the time
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 import jax  # noqa: E402
 
@@ -52,6 +53,21 @@ LOSSES_ON = {  # the others, which do not go with those above
     "loss__lecam": 0.1,
     "loss__feature_matching": 0.5,
     "data__flip": True,
+}
+
+DATA_ON = {
+    "data__sampling": "tempered",
+    "data__temperature": 3.0,
+    "data__canonicalize_laterality": True,
+    "data__merge_classes": "0 1+2 3+4",
+}
+
+ADAPTIVE = {  # without what takes long to compile
+    "augment__mode": "adaptive",
+    "augment__rotation": 0.0,
+    "augment__zoom": 0.0,
+    "augment__kimg": 0.1,
+    "augment__target": 0.1,
 }
 
 

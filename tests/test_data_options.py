@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -31,26 +30,6 @@ from idrid_jax.training.state import fresh_state
 from idrid_jax.training.update import make_update, update_networks
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-def interrupt(*_):
-    """A snapshot metric that interrupts the run at its first snapshot."""
-    os.kill(os.getpid(), signal.SIGTERM)
-    return {}
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
-    config = changed(
-        config,
-        data__sampling="tempered",
-        data__temperature=3.0,
-        data__canonicalize_laterality=True,
-        data__merge_classes="0 1+2 3+4",
-        total_kimg=0.064,
-    )
-    uninterrupted = train(config, tmp_path / "whole")
-    assert int(train(config, tmp_path / "parts", metrics=interrupt).step) == 5
-    assert_same(train(config, tmp_path / "parts"), uninterrupted)
 
 
 # -- Held-out photographs

@@ -9,7 +9,7 @@ import jax
 import launched
 import numpy as np
 import pytest
-from conftest import ALL_ON, LOSSES_ON, assert_same, changed, make_config, score, stats, steps, train
+from conftest import ADAPTIVE, ALL_ON, DATA_ON, LOSSES_ON, assert_same, changed, make_config, score, stats, steps, train
 from launched import command
 
 from idrid_jax.training.checkpoint import Checkpoints
@@ -34,8 +34,8 @@ def stop_at(number, sent=signal.SIGTERM):
 
 @pytest.mark.parametrize(
     "pipeline, options",
-    [("resident", ALL_ON), ("tfdata", {}), ("resident", LOSSES_ON)],
-    ids=["all on", "tfdata", "losses"],
+    [("resident", ALL_ON), ("tfdata", DATA_ON), ("resident", LOSSES_ON | ADAPTIVE)],
+    ids=["all on", "data", "losses"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, capsys, pipeline, options):
     """Bit for bit, all of the state; interrupted between two snapshots, and once more at one."""

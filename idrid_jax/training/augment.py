@@ -256,6 +256,7 @@ def _unless_identity(move, images, place, window):
     return jax.lax.platform_dependent(images, place, cpu=moved_if_needed, default=moved)
 
 
+@functools.partial(jax.jit, static_argnums=2)  # traced once, not at each of an update's calls
 def _gather(light, place, window):
     size = light.shape[1]
     index = jnp.arange(size, dtype=jnp.float32)
@@ -272,6 +273,7 @@ def _gather(light, place, window):
     return total
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def _gather_adjoint(gradient, place, window):
     """Sum, for each input pixel s, the gradients of the output pixels to which it contributed.
 
