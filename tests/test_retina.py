@@ -262,8 +262,8 @@ def test_penalty_scale_multiplies_the_gradients_of_penalties():
 
     def step(weight, scale):
         update = Update(
-            *networks, optax.sgd(0.1), optax.sgd(0.1), latent=LATENT, loss=LOSSES["relativistic"],
-            weights=Weights(r1=weight, r2=weight), penalty_scale=lambda step: scale,
+            *networks, optax.sgd(0.1), optax.sgd(0.1), latent=LATENT, loss=LOSSES["bce"],
+            weights=Weights(r1=weight), penalty_scale=lambda step: scale,
         )  # fmt: skip
         state = init_state(jax.random.key(0), *networks, update.g_optimizer, update.d_optimizer)
         x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)), jnp.uint8)

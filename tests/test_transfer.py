@@ -70,11 +70,11 @@ def test_a_larger_network_takes_the_levels_of_as_many_pixels(small, phantom_data
     assert f"38 of 48 arrays of retina64 fit ({parts})" in told[0]
 
 
-def test_a_home_in_the_name_of_the_run(phantom_data, tmp_path, monkeypatch):
+def test_a_home_in_the_name_of_the_run(config, tmp_path, monkeypatch):
     """The shell leaves --config.init_from=~/x alone."""
-    left(configured(phantom_data, "retina64"), tmp_path / "source")
+    left(config, tmp_path / "source")
     monkeypatch.setenv("HOME", str(tmp_path))
-    checkpoint.find_source(configured(phantom_data, "retina64", init_from="~/source"))
+    checkpoint.find_source(changed(config, init_from="~/source"))
 
 
 def test_a_smaller_network_takes_them_too(small, phantom_data, tmp_path):
