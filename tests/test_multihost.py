@@ -26,6 +26,7 @@ from idrid_jax.training.run_dir import RunDir
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
 multiprocess = pytest.mark.multiprocess
+platform_lowering = True  # as the processes that are compared
 
 
 def assert_same_losses(rows, wanted):
