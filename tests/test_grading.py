@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from idrid_jax.evaluation import grading
+from idrid_jax.evaluation.graders import metrics
 
 RNG = np.random.default_rng(0)
 REQUESTED, TRUTH = np.repeat(np.arange(5), 12), np.repeat(np.arange(5), 6)
@@ -17,23 +18,23 @@ def kappa_by_hand(truth, read):
 def test_measures_against_their_formulas():
     truth = RNG.integers(5, size=200)
     read = np.where(RNG.random((3, 200)) < 0.5, truth, RNG.integers(5, size=(3, 200)))
-    matrix = grading.confusion(truth, read, 5)
+    matrix = metrics.confusion(truth, read, 5)
     assert matrix.shape == (3, 5, 5) and (matrix.sum((1, 2)) == 200).all()
     for one, row in zip(matrix, read):
         for i in range(5):
             assert [np.sum((truth == i) & (row == j)) for j in range(5)] == one[i].tolist()
-        assert grading.quadratic_kappa(one) == pytest.approx(kappa_by_hand(truth, row), abs=1e-12)
+        assert metrics.quadratic_kappa(one) == pytest.approx(kappa_by_hand(truth, row), abs=1e-12)
         each = [np.mean(row[truth == grade] == grade) for grade in range(5)]
-        np.testing.assert_allclose(grading.recall(one), each)
-        assert grading.balanced_accuracy(one) == pytest.approx(np.mean(each))
+        np.testing.assert_allclose(metrics.recall(one), each)
+        assert metrics.balanced_accuracy(one) == pytest.approx(np.mean(each))
 
 
 def test_measures_at_the_edges():
     truth = np.array([0, 0, 4])
-    perfect, constant = (grading.confusion(truth, np.array(read), 5) for read in ([0, 0, 4], [0, 0, 0]))
-    assert grading.quadratic_kappa(perfect) == 1 and grading.quadratic_kappa(constant) == 0
-    assert np.isnan(grading.recall(perfect)[1]) and grading.balanced_accuracy(constant) == 0.5
-    assert grading.quadratic_kappa(grading.confusion(truth[:2], truth[:2], 5)) == 0  # a single grade
+    perfect, constant = (metrics.confusion(truth, np.array(read), 5) for read in ([0, 0, 4], [0, 0, 0]))
+    assert metrics.quadratic_kappa(perfect) == 1 and metrics.quadratic_kappa(constant) == 0
+    assert np.isnan(metrics.recall(perfect)[1]) and metrics.balanced_accuracy(constant) == 0.5
+    assert metrics.quadratic_kappa(metrics.confusion(truth[:2], truth[:2], 5)) == 0  # a single grade
 
 
 def test_perfect_wrong_and_random_readings():

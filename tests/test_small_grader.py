@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from conftest import untrained_graders
 
-from idrid_jax.evaluation import grading, small_grader
+from idrid_jax.evaluation import small_grader
+from idrid_jax.evaluation.graders import metrics
 
 optimized_compilation = platform_lowering = True  # without either, training takes minutes
 
@@ -36,7 +37,7 @@ def test_it_reads_new_images_and_never_sees_those_of_weight_0(trained):
     new, truth = squares([8] * 5, seed=1)
     read = small_grader.read(params, new)
     assert read.shape == (2, 40, 5) and np.allclose(read.sum(-1), 1, atol=1e-5)
-    assert (grading.quadratic_kappa(grading.confusion(truth, read.argmax(-1), 5)) > 0.9).all()
+    assert (metrics.quadratic_kappa(metrics.confusion(truth, read.argmax(-1), 5)) > 0.9).all()
     asked = [row[grade] for row, grade in zip(read[0], truth)]
     np.testing.assert_array_equal(small_grader.likelihood(params, new, truth), asked)
     assert small_grader.read(params, new[:0]).shape == (2, 0, 5)

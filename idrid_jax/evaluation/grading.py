@@ -3,15 +3,13 @@
 The grader is the `small_grader`, trained on the training photographs. Its kappa on held-out photographs is the
 reference: it cannot read more in generated images than it can in photographs. A generator can win by exaggerating what
 this grader looks at, so a high kappa is no proof that an ophthalmologist would agree.
-
-A confusion matrix is int [..., G, G], a row for each true (or requested) grade, a column for each grade that is read.
-The measures are NumPy functions over any leading axes.
 """
 
 import numpy as np
 
 from idrid_jax.data.layout import GRADES
 from idrid_jax.evaluation import intervals
+from idrid_jax.evaluation.graders.metrics import confusion, quadratic_kappa, recall
 
 MIN_IMAGES = 10  # of each set
 
@@ -60,46 +58,6 @@ def _verdict(generated) -> str:
     word = "reads" if low > 0 else "does not read"
     kappa = f"kappa {generated['kappa']:.2f}, {low:.2f} to {high:.2f}"
     return f"a grader of photographs {word} the requested grades ({kappa})"
-
-
-def confusion(truth: np.ndarray, read: np.ndarray, grades: int) -> np.ndarray:
-    """Return the confusion matrix, int [..., grades, grades], of int [..., N] in 0..grades-1."""
-    truth, read = np.broadcast_arrays(truth, read)
-    lead = truth.shape[:-1]
-    which = np.arange(int(np.prod(lead)))[:, None] * grades**2
-    cells = which + truth.reshape(-1, truth.shape[-1]) * grades + read.reshape(-1, read.shape[-1])
-    counts = np.bincount(cells.ravel(), minlength=len(which) * grades**2)
-    return counts.reshape(*lead, grades, grades)
-
-
-def quadratic_kappa(matrix: np.ndarray) -> np.ndarray:
-    """Return the quadratic weighted kappa (QWK) of [..., G, G]: float64 [...].
-
-    1 - sum(w O) / sum(w E), w = (i - j)^2, O the counts and E those expected by chance from the margins: 1 is
-    agreement, 0 is chance. The metric of the diabetic retinopathy challenges. 0 if truth and reading hold the same
-    single grade. Source: Cohen, "Weighted kappa", Psychological Bulletin 70(4), 1968.
-    """
-    matrix = np.asarray(matrix, np.float64)
-    grades = matrix.shape[-1]
-    weights = (np.arange(grades)[:, None] - np.arange(grades)) ** 2
-    rows, columns = matrix.sum(-1), matrix.sum(-2)
-    by_chance = rows[..., :, None] * columns[..., None, :] / np.maximum(rows.sum(-1), 1)[..., None, None]
-    observed, expected = (weights * matrix).sum((-2, -1)), (weights * by_chance).sum((-2, -1))
-    return np.where(expected > 0, 1 - observed / np.where(expected > 0, expected, 1), 0.0)
-
-
-def recall(matrix: np.ndarray) -> np.ndarray:
-    """Return the recall of each grade of [..., G, G]: float64 [..., G]; NaN for a grade without images."""
-    matrix = np.asarray(matrix, np.float64)
-    rows = matrix.sum(-1)
-    return np.where(rows > 0, np.diagonal(matrix, axis1=-2, axis2=-1) / np.maximum(rows, 1), np.nan)
-
-
-def balanced_accuracy(matrix: np.ndarray) -> np.ndarray:
-    """Return the mean recall over the grades that have images, of [..., G, G]: float64 [...]."""
-    each = recall(matrix)
-    there = ~np.isnan(each)
-    return np.where(there, each, 0).sum(-1) / np.maximum(there.sum(-1), 1)
 
 
 def table(result: dict) -> str:

@@ -19,7 +19,8 @@ from collections.abc import Callable
 import numpy as np
 
 from idrid_jax.data.layout import EDEMA, GRADES
-from idrid_jax.evaluation import grading, small_grader
+from idrid_jax.evaluation import small_grader
+from idrid_jax.evaluation.graders import metrics
 
 ARMS = {
     "real": "real photographs",
@@ -28,7 +29,7 @@ ARMS = {
     "synthetic": "synthetic only",
     "filtered": "real and the likeliest synthetic, as many",
 }
-MEASURES = {"kappa": grading.quadratic_kappa, "balanced_accuracy": grading.balanced_accuracy}
+MEASURES = {"kappa": metrics.quadratic_kappa, "balanced_accuracy": metrics.balanced_accuracy}
 RESAMPLES = 1000
 MIN_SEEDS = 5  # with fewer, the spread over seeds is hardly known, and the verdict says so
 LEVEL = 0.95
@@ -135,16 +136,16 @@ def compare(
     chosen_seeds = rng.integers(seeds, size=(resamples, seeds))
     arms, resampled = {}, {}
     for name, one in read.items():
-        matrix = grading.confusion(truth, one, len(labels))  # [seeds, 5, 5]
+        matrix = metrics.confusion(truth, one, len(labels))  # [seeds, 5, 5]
         # [resamples, seeds, 5, 5]: every resample of the images for every seed; the seeds are resampled below
-        matrices = np.stack([grading.confusion(truth[images], row[images], len(labels)) for row in one], axis=1)
+        matrices = np.stack([metrics.confusion(truth[images], row[images], len(labels)) for row in one], axis=1)
         arms[name] = {}
         for key, function in MEASURES.items():
             values = np.take_along_axis(function(matrices), chosen_seeds, axis=1).mean(1)
             resampled[name, key] = values.mean() + (values - values.mean()) * np.sqrt(seeds / max(1, seeds - 1))
             arms[name][key] = _entry(function(matrix), resampled[name, key])
         with np.errstate(invalid="ignore"):
-            recalls = grading.recall(matrix).mean(0)
+            recalls = metrics.recall(matrix).mean(0)
         arms[name]["recall"] = {label: None if np.isnan(r) else float(r) for label, r in zip(labels, recalls)}
         arms[name]["confusion"] = matrix.sum(0).tolist()
     baseline = max((name for name in ("real", "oversampled") if name in arms), key=lambda n: arms[n]["kappa"]["mean"])

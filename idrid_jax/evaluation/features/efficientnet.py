@@ -69,6 +69,22 @@ def _features(params, images):
     return jnp.mean(NETWORK.apply(params, normalize(images)), axis=(1, 2))
 
 
+def features_at(size: int, params: dict, images: np.ndarray) -> jax.Array:
+    """Mean and maximum over the positions of the last map, for images of `size` pixels: float32 [N, 2560].
+
+    The network is convolutional, so it accepts sizes other than the 224 pixels of its training. At a larger size a
+    small lesion, such as a microaneurysm, still has pixels of its own; the maximum keeps a response that only one
+    position has, which the mean dilutes. Images are uint8 [N, H, W, C], C 1 or 3, resized by Pillow (bicubic).
+    """
+    return _mean_and_max(params, resize.pillow(images, size, Image.Resampling.BICUBIC))
+
+
+@jax.jit
+def _mean_and_max(params, images):
+    x = NETWORK.apply(params, normalize(images))
+    return jnp.concatenate([jnp.mean(x, axis=(1, 2)), jnp.max(x, axis=(1, 2))], axis=-1)
+
+
 def normalize(images: jax.Array) -> jax.Array:
     """uint8 [N, H, W, C], C 1 or 3 -> float32 [N, H, W, 3] in [-127 / 128, 1]."""
     x = (images.astype(jnp.float32) - 127) / 128

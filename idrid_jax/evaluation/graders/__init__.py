@@ -1,0 +1,1 @@
+"""Graders of diabetic retinopathy on pretrained features: which read best, and the one that `evaluate` uses."""
