@@ -110,7 +110,7 @@ def test_help_names_every_flag_and_imports_nothing_slow():
     texts = dict(text.split("\n", 1) for text in done.stdout.split("COMMAND ")[1:])
     required = {
         "phantom": 1, "prepare": 1, "train": 2, "sample": 2, "evaluate": 1, "interpolate": 2, "report": 1, "sweep": 2,
-        "plan": 1, "augment": 1, "blind sheet": 2, "blind score": 1,
+        "plan": 1, "augment": 1, "grade": 1, "blind sheet": 2, "blind score": 1,
     }  # fmt: skip
     for name, command in COMMANDS.items():
         text, values = texts[name].split("COMMAND")[0], flags.FlagValues()

@@ -14,6 +14,7 @@ from idrid_jax.cli.bench import BENCH
 from idrid_jax.cli.blind import BLIND
 from idrid_jax.cli.command import Command, Group
 from idrid_jax.cli.evaluate import EVALUATE
+from idrid_jax.cli.grade import GRADE
 from idrid_jax.cli.interpolate import INTERPOLATE
 from idrid_jax.cli.parsing import HELP, PROGRAM, describe, expand_config_path, parse
 from idrid_jax.cli.phantom import PHANTOM
@@ -31,6 +32,7 @@ COMMANDS = {
     "train": TRAIN,
     "sample": SAMPLE,
     "evaluate": EVALUATE,
+    "grade": GRADE,
     "interpolate": INTERPOLATE,
     "augment": AUGMENT,
     "report": REPORT,

@@ -40,6 +40,12 @@ def assign_folds(grades: np.ndarray, groups: Sequence[Sequence[int]], num_folds:
     return result
 
 
+def duplicate_indices(manifest: Manifest, split: str) -> list[list[int]]:
+    """Return the groups of copies of one photograph as indices in the order of `cache.load`, for `assign_folds`."""
+    index = {photograph.id: i for i, photograph in enumerate(manifest.grading[split])}
+    return [[index[name] for name in group if name in index] for group in manifest.duplicate_groups]
+
+
 def validation_mask(manifest: Manifest, num_folds: int) -> np.ndarray:
     """Return which training photographs are held out for checkpoint selection: bool [N], in the order of `cache.load`.
 
@@ -50,8 +56,7 @@ def validation_mask(manifest: Manifest, num_folds: int) -> np.ndarray:
     grades = np.array([photograph.grade for photograph in photographs], int)
     if not num_folds or len(photographs) < num_folds:
         return np.zeros(len(photographs), bool)
-    index = {photograph.id: i for i, photograph in enumerate(photographs)}
-    groups = [[index[name] for name in group if name in index] for group in manifest.duplicate_groups]
+    groups = duplicate_indices(manifest, "train")
     is_scarce = (np.bincount(grades, minlength=len(GRADES)) < num_folds)[grades]
     for group in groups:
         is_scarce[group] = is_scarce[group].any()

@@ -14,10 +14,12 @@ class FeatureExtractor:
       name: reported with every number computed from these features, and part of the key of the feature cache, so other
         weights need another name.
       extract: uint8 [N, H, W, C], C 1 or 3 -> float32 [N, D].
+      input_size: side in pixels to which it resizes images; None: it takes them as they are.
     """
 
     name: str
     extract: Callable[[np.ndarray], np.ndarray]
+    input_size: int | None = None
 
 
 def check_images(images: np.ndarray) -> np.ndarray:

@@ -66,7 +66,8 @@ def load(path: Path | str, *, size: int | None = None) -> FeatureExtractor:
         features, batch_size = partial(efficientnet.features_at, size), batch_size_at(size)
         name = f"{name}@{size}-mean-max"
     extract = partial(map_in_batches, partial(features, jax.device_put(params)), batch_size=batch_size)
-    return FeatureExtractor(f"{name}:{digest[:8]} (trained on {dataset})", lambda images: extract(check_images(images)))
+    name = f"{name}:{digest[:8]} (trained on {dataset})"
+    return FeatureExtractor(name, lambda images: extract(check_images(images)), size or module.SIZE)
 
 
 def batch_size_at(size: int) -> int:
