@@ -16,7 +16,17 @@ from PIL import Image
 
 from idrid_jax.cli.evaluate import EVALUATE
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.features import dinov2, efficientnet, folded, inception, pretrained, resize, swav, torch_file
+from idrid_jax.evaluation.features import (
+    dinov2,
+    efficientnet,
+    folded,
+    inception,
+    pretrained,
+    resize,
+    swav,
+    torch_file,
+    vgg,
+)
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (2, 48, 40, 3), dtype=np.uint8)
@@ -121,6 +131,24 @@ def test_extract_of_batches_grey_images_and_no_images(imagenet):
             imagenet.extract(bad)
 
 
+def test_features_at_another_size_are_mean_and_maximum(imagenet):
+    found = pretrained.load(pretrained.IMAGENET, size=64)
+    assert found.name == "efficientnet-lite0@64-mean-max:57934424 (trained on ImageNet)" and found.input_size == 64
+    features = found.extract(IMAGES)
+    assert features.shape == (2, 2 * efficientnet.FEATURES) and (features[:, :1280] <= features[:, 1280:] + 1e-6).all()
+    usual = pretrained.load(pretrained.IMAGENET, size=224).extract(IMAGES)[:, :1280]
+    np.testing.assert_allclose(usual, imagenet.extract(IMAGES), atol=1e-4)
+    assert [pretrained.batch_size_at(size) for size in (224, 448, 2048)] == [2, 1, 1]  # of small_batches
+
+
+def test_another_size_needs_efficientnet(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "_read", lambda path: {})
+    monkeypatch.setattr(pretrained, "_recognize", lambda path, state: ("swav-resnet-50", "ImageNet", swav, {}))
+    (tmp_path / "a.npz").touch()
+    with pytest.raises(UserError, match="swav-resnet-50 has a fixed input size"):
+        pretrained.load(tmp_path / "a.npz", size=448)
+
+
 def random_state(shapes):
     """Random parameters that keep the scale of activations from layer to layer, so that every one has an effect."""
     rng = np.random.default_rng(0)
@@ -181,6 +209,26 @@ def test_swav_matches_torchvisions_resnet_50(tmp_path):
     extractor = pretrained.load(tmp_path / "swav.pth.tar")
     assert extractor.name.startswith("swav-resnet-50:")
     assert relative_difference(extractor.extract(IMAGES), theirs) < 1e-3
+
+
+@pytest.mark.peer
+def test_vgg19_matches_torchvisions(tmp_path, monkeypatch):
+    torch, torchvision, _ = fidelity.imported()
+    torch.manual_seed(0)
+    original = torchvision.models.vgg19(weights=None).eval()
+    for name, value in original.named_parameters():
+        if name.endswith("bias"):  # zero at first
+            torch.nn.init.normal_(value, 0, 0.1)
+    state = {name: value.numpy() for name, value in original.state_dict().items()}
+    with torch.no_grad():
+        resized = nchw(resize.imagenet_normalize(resize.pillow(IMAGES, 224, Image.Resampling.BILINEAR)))
+        theirs = original.classifier[:6](original.features(resized).flatten(1))
+    monkeypatch.setattr(pretrained, "_read", lambda path: state)  # half a GB
+    (tmp_path / "vgg19.pth").touch()
+    extractor = pretrained.load(tmp_path / "vgg19.pth")
+    assert extractor.name.startswith("vgg19:") and extractor.input_size == 224
+    ours = extractor.extract(IMAGES)
+    assert ours.shape == (2, vgg.FEATURES) and relative_difference(ours, theirs) < 1e-3
 
 
 @pytest.mark.peer
@@ -337,7 +385,14 @@ def swav_with(**changes):
     return lambda: zeros(swav.parameter_shapes(), **{"prototypes.weight": (3000, 128)} | changes)
 
 
+def vgg_with(**changes):
+    return lambda: zeros(vgg.parameter_shapes(), **{"classifier.6.weight": (1000, 4096)} | changes)
+
+
 @pytest.mark.parametrize("state, named", [
+    (vgg_with(**{"features.1.running_mean": (64,)}), "a VGG with BatchNorm"),
+    (vgg_with(**{"features.34.weight": None}), "names of VGG19, but features.34.weight is missing"),
+    (vgg_with(**{"features.2.weight": (64, 64, 5, 5)}), r"features.2.weight is \(64, 64, 5, 5\)"),
     (inception_with(**{"AuxLogits.fc.bias": (1000,)}), "AuxLogits"),
     (inception_with(**{"fc.weight": (1000, 2048)}), r"fc.weight is \(1000, 2048\), not \(1008, 2048\)"),
     (inception_with(**{"Mixed_7c.branch_pool.bn.bias": None}), "Mixed_7c.branch_pool.bn.bias is missing"),

@@ -41,8 +41,8 @@ def load(path: Path | str, *, size: int | None = None) -> FeatureExtractor:
       maximum of the last map, see `efficientnet.features_at`. None: the size at which the network was trained.
 
     Returns: an extractor of uint8 [N, H, W, C], C 1 (repeated to 3) or 3, any H and W -> float32 [N, D]: D is 2048 for
-      Inception and SwAV, 384, 768 or 1024 for DINOv2, 1280 for EfficientNet-Lite0 (2560
-      with `size`), 4096 for VGG19.
+      Inception and SwAV, 384, 768 or 1024 for DINOv2, 1280 for EfficientNet-Lite0
+      (2560 with `size`), 4096 for VGG19.
     Raises: UserError for a file that is missing, unreadable, damaged or of another network, or if `size` is given for a
       network other than EfficientNet-Lite0.
     """
