@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from idrid_jax.data.cache import map_in_threads
 from idrid_jax.data.folds import assign_folds
 from idrid_jax.evaluation.graders import classifiers
 from idrid_jax.evaluation.graders.classifiers import Classifier
@@ -30,14 +31,18 @@ def out_of_fold(
     """Return class probabilities of each photograph by a classifier that was fitted without its fold.
 
     Args: features: float [S, N, D], see `classifiers`. labels: int [N]. folds: int [R, N], see `repeated_folds`.
-    Returns: float64 [R, N, num_classes].
+    Returns: float64 [R, N, num_classes]. The fits run in threads; their order does not matter.
     """
+
+    def predict(repeat, number):
+        held_out = folds[repeat] == number
+        model = classifiers.fit(classifier, setting, features[:, ~held_out], labels[~held_out], seed=seed)
+        return repeat, held_out, classifiers.probabilities(model, features[:, held_out], num_classes)
+
+    jobs = ((repeat, number) for repeat in range(len(folds)) for number in np.unique(folds[repeat]))
     result = np.empty((*folds.shape, num_classes))
-    for repeat, fold in enumerate(folds):
-        for number in np.unique(fold):
-            held_out = fold == number
-            model = classifiers.fit(classifier, setting, features[:, ~held_out], labels[~held_out], seed=seed)
-            result[repeat, held_out] = classifiers.probabilities(model, features[:, held_out], num_classes)
+    for repeat, held_out, found in map_in_threads(predict, jobs):
+        result[repeat, held_out] = found
     return result
 
 

@@ -68,9 +68,9 @@ def _extractors(path, sizes):
 
 
 def _feature_set(extractor):
-    title = extractor.name.split(":")[0]
-    is_default = _is_efficientnet(extractor) and "@" not in title
-    return FeatureSet(title if "@" in title else f"{title}@{extractor.input_size}", extractor, is_default)
+    name = extractor.name.split(":")[0]
+    title = f"{name.split('@')[0]}@{extractor.input_size}"
+    return FeatureSet(title, extractor, is_default=name == pretrained.IMAGENET)
 
 
 def _is_efficientnet(extractor):

@@ -62,7 +62,7 @@ def _with_interval(found, name) -> str:
     if found.get(name) is None:
         return "-"
     low, high = found[f"{name}_interval"]
-    return f"{found[name]:.2f} ({low:.2f}-{high:.2f})"
+    return f"{found[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _number(value) -> str:
