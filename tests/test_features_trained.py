@@ -131,13 +131,11 @@ def test_extract_of_batches_grey_images_and_no_images(imagenet):
             imagenet.extract(bad)
 
 
-def test_features_at_another_size_are_mean_and_maximum(imagenet):
+def test_features_at_another_size_are_mean_and_maximum(small_batches):
     found = pretrained.load(pretrained.IMAGENET, size=64)
     assert found.name == "efficientnet-lite0@64-mean-max:57934424 (trained on ImageNet)" and found.input_size == 64
     features = found.extract(IMAGES)
     assert features.shape == (2, 2 * efficientnet.FEATURES) and (features[:, :1280] <= features[:, 1280:] + 1e-6).all()
-    usual = pretrained.load(pretrained.IMAGENET, size=224).extract(IMAGES)[:, :1280]
-    np.testing.assert_allclose(usual, imagenet.extract(IMAGES), atol=1e-4)
     assert [pretrained.batch_size_at(size) for size in (224, 448, 2048)] == [2, 1, 1]  # of small_batches
 
 
