@@ -25,6 +25,7 @@ from idrid_jax.training import multihost
 from idrid_jax.training.run_dir import RunDir
 
 multiprocess = pytest.mark.multiprocess
+platform_lowering = True  # as the processes that are compared
 LOSE_PROCESS_1 = """
 import os, signal
 from idrid_jax.training import multihost

@@ -64,6 +64,8 @@ class Checkpoints:
             keep.append(policies.EveryNSteps(keep_every_steps))
         context = ocp.Context()
         context.array.saving.use_compression = False  # saves 8 % of the bytes and takes longer than all of the rest
+        # Process 0 writes all of a replicated array: CPUs with other numbers of cores round their replicas differently
+        context.array.saving.use_replica_parallel = False
         self._checkpointer = ocp.training.Checkpointer(
             self._run_dir.checkpoints.absolute(),
             context=context,
