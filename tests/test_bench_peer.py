@@ -25,6 +25,7 @@ from idrid_jax.training.state import init_state  # noqa: E402
 from idrid_jax.training.update import make_update, update_networks  # noqa: E402
 
 pytestmark = pytest.mark.peer
+platform_lowering = True  # XLA's own convolutions are naive loops without optimization, and in float64
 BATCH, STEPS = 8, 3
 CPU = torch.device("cpu")
 NAMES = list(step.BATCH_SIZES)

@@ -18,6 +18,7 @@ from peers import capture, keras_cgan, keras_dcgan  # noqa: E402
 from idrid_jax.models import cgan, dcgan  # noqa: E402
 
 pytestmark = pytest.mark.peer
+platform_lowering = True  # XLA's own convolutions are naive loops without optimization, and in float64
 
 # Shares of the largest value. Gradients are compared in float64 alone: see capture.filled. It comes to 1e-8 and no
 # closer, because TensorFlow keeps the slope of its leaky ReLU, 0.2 or 0.3, as a float32.

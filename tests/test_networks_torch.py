@@ -13,6 +13,7 @@ from idrid_jax.bench import torch_networks  # noqa: E402
 from idrid_jax.models import convolution, dcgan  # noqa: E402
 
 pytestmark = pytest.mark.peer
+platform_lowering = True  # XLA's own convolutions are naive loops without optimization, and in float64
 
 # Shares of the largest value. Gradients are compared in float64 alone: see capture.filled.
 TOLERANCES = {"float32": 5e-5, "float64": 1e-12}

@@ -26,6 +26,7 @@ from idrid_jax.training.state import NetworkState, TrainState  # noqa: E402
 from idrid_jax.training.update import Update, update_networks  # noqa: E402
 
 pytestmark = pytest.mark.peer
+platform_lowering = True  # XLA's own convolutions are naive loops without optimization, and in float64
 BATCH, SIZE = 8, 64
 
 

@@ -574,7 +574,7 @@ def test_a_killed_sweep_of_real_commands_resumes_and_finishes(file, workdir):
         "config.batch_size, config.total_kimg = 2, 0.012\n    config.snapshot_kimg = config.log_kimg = 0.002\n"
         "    config.checkpoint.best, config.data.validation_folds = '', 0",
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # optimized, for evaluation
     command = [sys.executable, ROOT / "launch" / "sweep.py", path, f"--workdir={workdir}"]
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     folder = workdir / SLOW
