@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 
 from idrid_jax import config_checks
+from idrid_jax.data.folds import NO_FOLD, NUM_HELD_OUT_FOLDS
 from idrid_jax.data.pipeline.batch_order import SAMPLINGS
 from idrid_jax.data.preprocess import CROPS
 from idrid_jax.errors import UserError, suggest_name
@@ -163,6 +164,9 @@ FIELDS = (
           bounds=NOT_NEGATIVE, resume=True),
     Field("data.validation_folds", 8, "number of folds of the training split, one of which is held out to choose the "
           "checkpoint; 0 = none held out", bounds=NOT_NEGATIVE),
+    Field("data.held_out_fold", NO_FOLD, "train on four of five folds of the training and test splits together, and "
+          "evaluate on this one, which the run never sees; -1 = the official splits",
+          bounds=f"[{NO_FOLD}, {NUM_HELD_OUT_FOLDS - 1}]"),
 
     # -- Augmentation of all images before D: see training/augment.py; amounts are uniform, 0 turns a transform off
     Field("augment.mode", "none", "fixed: each transform with probability p; adaptive: p follows how certain D is",

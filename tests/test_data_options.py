@@ -49,6 +49,45 @@ def test_a_held_out_fold_shares_no_photograph_and_copies_no_image(config):
     assert examples.ids == whole.ids and not len(validation)
 
 
+def test_a_run_never_sees_its_fold_of_all_photographs_nor_their_copies(config):
+    manifest = find_prepared(config.data.data_dir)
+    train, test = (splits.load_split(config, manifest, name) for name in ("train", "test"))
+    pixels = dict(zip(train.ids + test.ids, np.concatenate([train.images, test.images])))
+    pairs = (train.ids[0], test.ids[1]), (train.ids[3], train.ids[9])  # copies
+    manifest = dataclasses.replace(manifest, duplicate_groups=pairs)
+    folds_seen = []
+    for fold in range(5):
+        some = changed(config, data__held_out_fold=fold, data__validation_folds=4)
+        examples, validation = splits.load_training_splits(some, manifest)
+        could_see, held_out = splits.load_evaluation_splits(some, manifest)
+        folds_seen += held_out.ids
+        assert sorted(examples.ids + validation.ids) == sorted(could_see.ids) and len(validation)
+        assert sorted(could_see.ids + held_out.ids) == sorted(train.ids + test.ids)
+        for one, other in pairs:
+            assert all((one in part.ids) == (other in part.ids) for part in (examples, validation, held_out))
+        is_validation = splits.validation_mask(some, manifest)
+        assert could_see.subset(is_validation).ids == validation.ids
+        assert set(held_out.grades) == set(range(5))
+        for part in (examples, validation, held_out):
+            np.testing.assert_array_equal(part.images, [pixels[name] for name in part.ids])
+            np.testing.assert_array_equal(part.images[2:4, 1:3], np.asarray(part.images)[2:4, 1:3])
+            np.testing.assert_array_equal(part.images[1], pixels[part.ids[1]])
+    assert sorted(folds_seen) == sorted(train.ids + test.ids)  # disjoint, and all of them
+
+    could_see, held_out = splits.load_evaluation_splits(config, manifest, 4)  # without a fold: the official splits
+    assert could_see.ids == train.ids and held_out.ids == test.ids and held_out.images.shape[1:] == (4, 4, 3)
+
+
+def test_a_run_with_a_held_out_fold_trains_and_keeps_it_on_resume(config, tmp_path):
+    config = changed(config, total_kimg=0.032, data__held_out_fold=2)
+    train(config, tmp_path)
+    assert read_record(tmp_path).config.data.held_out_fold == 2
+    with pytest.raises(UserError, match="config.data.held_out_fold: 2 -> 3"):
+        train(changed(config, total_kimg=0.064, data__held_out_fold=3), tmp_path)
+    with pytest.raises(UserError, match="held_out_fold = 5: must be in"):
+        config_lib.validated(changed(config, data__held_out_fold=5))
+
+
 # -- Laterality
 
 

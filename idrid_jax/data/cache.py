@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 class ImageView:
-    """Selected images of a memory-mapped array, read from disk when they are indexed.
+    """Selected images of a memory-mapped array, or of several joined ones, read from disk when they are indexed.
 
     `view[rows]` and `view[rows, height]` read those images alone, as `array[index][rows, height]` would after reading
     all; `np.asarray(view)` reads all.
     """
 
-    def __init__(self, array: np.ndarray, index: np.ndarray):
+    def __init__(self, array: "np.ndarray | JoinedArrays", index: np.ndarray):
         """Select images `index`, int [N], of `array`, uint8 [M, R, R, C]."""
         self.array = array
         self.index = index
@@ -56,12 +56,35 @@ class ImageView:
         return np.asarray(self.array[self.index], dtype)
 
 
+class JoinedArrays:
+    """Arrays uint8 [N_i, R, R, C], one after the other along the first axis, without copying them.
+
+    `joined[index]` and `joined[index, height]`, index int or int [...], read those images alone.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self.arrays = arrays
+        self.starts = np.cumsum([0, *map(len, arrays)])
+        self.shape = (int(self.starts[-1]), *arrays[0].shape[1:])
+        self.dtype, self.itemsize = arrays[0].dtype, arrays[0].itemsize
+
+    def __getitem__(self, key) -> np.ndarray:
+        index, *rest = key if isinstance(key, tuple) else (key,)
+        index = np.asarray(index)
+        which = np.searchsorted(self.starts, index, side="right") - 1
+        result = np.empty((*index.shape, *self.arrays[0][(slice(0), *rest)].shape[1:]), self.dtype)
+        for number, array in enumerate(self.arrays):
+            mine = which == number
+            result[mine] = array[(index[mine] - self.starts[number], *rest)]
+        return result
+
+
 @dataclass(frozen=True)
 class Split:
     """Preprocessed photographs with their labels.
 
     Attributes:
-      images: uint8 [N, R, R, C], read-only: a memory-mapped array, or a view of selected images of one.
+      images: uint8 [N, R, R, C], read-only: a memory-mapped array, or a view of selected images of one or more.
       grades: int32 [N], 0 to 4.
       edema: int32 [N], risk of macular edema 0 to 2; -1 if unknown.
       ids: such as "train/IDRiD_001".
@@ -132,6 +155,20 @@ def load(manifest: Manifest, split: str, *, size: int, channels: int, crop: str)
         grades=np.array([photograph.grade for photograph in photographs], np.int32),
         edema=np.array([photograph.edema for photograph in photographs], np.int32),
         ids=tuple(meta["ids"]),
+    )
+
+
+def concatenate(splits: Sequence[Split]) -> Split:
+    """Return splits as one, in their order, without reading an image. They know no laterality."""
+    views = [
+        one.images if isinstance(one.images, ImageView) else one.subset(np.arange(len(one))).images for one in splits
+    ]
+    joined = JoinedArrays([view.array for view in views])
+    return Split(
+        ImageView(joined, np.concatenate([view.index + start for view, start in zip(views, joined.starts)])),
+        np.concatenate([one.grades for one in splits]),
+        np.concatenate([one.edema for one in splits]),
+        tuple(name for one in splits for name in one.ids),
     )
 
 

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from idrid_jax.data.layout import GRADES
+from idrid_jax.data.layout import GRADES, SPLITS
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
+
+NUM_HELD_OUT_FOLDS = 5  # of `config.data.held_out_fold`
+NO_FOLD = -1  # its default: the official test split is held out
 
 
 def assign_folds(grades: np.ndarray, groups: Sequence[Sequence[int]], num_folds: int, seed: int) -> np.ndarray:
@@ -42,22 +45,47 @@ def assign_folds(grades: np.ndarray, groups: Sequence[Sequence[int]], num_folds:
 
 def duplicate_indices(manifest: Manifest, split: str) -> list[list[int]]:
     """Return the groups of copies of one photograph as indices in the order of `cache.load`, for `assign_folds`."""
-    index = {photograph.id: i for i, photograph in enumerate(manifest.grading[split])}
-    return [[index[name] for name in group if name in index] for group in manifest.duplicate_groups]
+    return _indices_of_copies(manifest, manifest.grading[split])
 
 
-def validation_mask(manifest: Manifest, num_folds: int) -> np.ndarray:
-    """Return which training photographs are held out for checkpoint selection: bool [N], in the order of `cache.load`.
+def held_out_folds(manifest: Manifest) -> np.ndarray:
+    """Return the fold 0..NUM_HELD_OUT_FOLDS-1 of each graded photograph, int [N]: training split, then test split.
+
+    A run with `config.data.held_out_fold = k` never sees the photographs of fold k. Copies of a photograph are in one
+    fold, whatever their splits. Raises UserError for fewer photographs than folds.
+    """
+    photographs = _all_photographs(manifest)
+    grades = np.array([photograph.grade for photograph in photographs], int)
+    return assign_folds(grades, _indices_of_copies(manifest, photographs), NUM_HELD_OUT_FOLDS, seed=0)
+
+
+def validation_mask(manifest: Manifest, num_folds: int, held_out_fold: int = NO_FOLD) -> np.ndarray:
+    """Return which training photographs are held out for checkpoint selection: bool [N].
 
     They are one of `num_folds` folds, in which copies of a photograph stay together; none for 0. Grades with fewer than
     `num_folds` photographs are not held out, nor are copies of their photographs that have other grades.
+
+    held_out_fold: NO_FOLD: the photographs are the training split, in the order of `cache.load`. Otherwise they are
+      those of both splits without this fold of `held_out_folds`, in its order.
     """
     photographs = manifest.grading["train"]
+    if held_out_fold != NO_FOLD:
+        folds = held_out_folds(manifest)
+        photographs = [one for one, fold in zip(_all_photographs(manifest), folds) if fold != held_out_fold]
     grades = np.array([photograph.grade for photograph in photographs], int)
     if not num_folds or len(photographs) < num_folds:
         return np.zeros(len(photographs), bool)
-    groups = duplicate_indices(manifest, "train")
+    groups = _indices_of_copies(manifest, photographs)
     is_scarce = (np.bincount(grades, minlength=len(GRADES)) < num_folds)[grades]
     for group in groups:
         is_scarce[group] = is_scarce[group].any()
     return (assign_folds(grades, groups, num_folds, seed=0) == 0) & ~is_scarce
+
+
+def _all_photographs(manifest):
+    return [photograph for split in SPLITS for photograph in manifest.grading[split]]
+
+
+def _indices_of_copies(manifest, photographs):
+    index = {photograph.id: i for i, photograph in enumerate(photographs)}
+    return [[index[name] for name in group if name in index] for group in manifest.duplicate_groups]

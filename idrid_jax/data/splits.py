@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import ml_collections
+import numpy as np
 
 from idrid_jax.data import cache, class_merging, folds, laterality
 from idrid_jax.data.manifest import Manifest, find_prepared
@@ -31,23 +32,49 @@ def load_split(
 
 
 def load_training_splits(config: ml_collections.ConfigDict, manifest: Manifest) -> tuple[cache.Split, cache.Split]:
-    """Load the training split in two parts: the training examples, and the held-out validation fold (may be empty).
+    """Load what a run trains on in two parts: the training examples, and the validation fold (may be empty).
 
-    With `config.data.canonicalize_laterality` both parts know which photographs show left eyes. Their images stay as
-    they are: the input pipelines mirror them. Raises UserError if `load_split` or `check_size` does, or if a
-    conditional network would get fewer than `config.data.min_images_per_class` training examples of a class.
+    They are the training split, or with `config.data.held_out_fold` all graded photographs without that fold. With
+    `config.data.canonicalize_laterality` both parts know which photographs show left eyes. Their images stay as they
+    are: the input pipelines mirror them. Raises UserError if `load_split` or `check_size` does, or if a conditional
+    network would get fewer than `config.data.min_images_per_class` training examples of a class.
     """
     check_size(config, manifest)
-    train = load_split(config, manifest, "train")
+    has_fold = config.data.held_out_fold != folds.NO_FOLD
+    train = load_evaluation_splits(config, manifest)[0] if has_fold else load_split(config, manifest, "train")
     if config.data.canonicalize_laterality:
         train = dataclasses.replace(train, is_left_eye=laterality.is_left_eye(train.images))
-    held_out = folds.validation_mask(manifest, config.data.validation_folds)
-    examples = train.subset(~held_out) if held_out.any() else train
+    is_validation = validation_mask(config, manifest)
+    examples = train.subset(~is_validation) if is_validation.any() else train
     if NETWORKS[config.network].conditional:
         class_merging.check_class_counts(
             examples.grades, config.data.merge_classes, config.data.min_images_per_class, config.network
         )
-    return examples, train.subset(held_out)
+    return examples, train.subset(is_validation)
+
+
+def load_evaluation_splits(
+    config: ml_collections.ConfigDict, manifest: Manifest, size: int | None = None
+) -> tuple[cache.Split, cache.Split]:
+    """Load the photographs that a run could have seen, and those that it never saw, which judge it.
+
+    The first are the training examples and the validation fold together (`validation_mask` tells them apart). The
+    second are the test split, empty for a release without one, or the fold `config.data.held_out_fold`.
+
+    size: side of the images in pixels; by default that of the network. Raises UserError as `cache.load` does.
+    """
+    train = load_split(config, manifest, "train", size)
+    test = load_split(config, manifest, "test", size) if manifest.grading["test"] else train.subset(np.arange(0))
+    if config.data.held_out_fold == folds.NO_FOLD:
+        return train, test
+    everything = cache.concatenate([train, test])
+    is_held_out = folds.held_out_folds(manifest) == config.data.held_out_fold
+    return everything.subset(~is_held_out), everything.subset(is_held_out)
+
+
+def validation_mask(config: ml_collections.ConfigDict, manifest: Manifest) -> np.ndarray:
+    """Return which photographs of `load_evaluation_splits(...)[0]` are the run's validation fold: bool [N]."""
+    return folds.validation_mask(manifest, config.data.validation_folds, config.data.held_out_fold)
 
 
 def check_size(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
