@@ -1,41 +1,53 @@
 """Usefulness: does a grader read held-out photographs better when it is also trained on generated images?
 
-The small grader is trained in several ways ("arms"), with the same budget and the same seeds:
+The grader is a linear one on the features of a pretrained network: ordinal regression, the best of `idrid-jax grade`.
+It is trained on several sets ("arms"), with the same seeds:
 
-    real             the training photographs
-    oversampled      the training photographs, every grade sampled equally often
-    balanced         training photographs, plus synthetic images until every grade has as many
-    synthetic        as many synthetic images of every grade, no photographs
-    filtered         as "balanced", with those synthetic images to whose grade a grader of photographs gives the highest
-                     probability; only if `likelihood` is given
+    real                the training photographs, augmented; in the loss each image has the same weight
+    real_balanced       the same; in the loss both sides of each threshold have the same weight, as in all arms below
+    synthetic_balanced  and synthetic images until every grade has as many as the largest
+    synthetic_twice     and synthetic images until every grade has twice as many
+    synthetic_only      as many synthetic images of every grade, no photographs
+    ..._filtered        as these three, with the synthetic images whose requested grade a grader of photographs finds
+                        likeliest
 
-The loss gives every grade the same total weight in all of them. The baseline is the better of "real" and "oversampled"
-on the held-out split, which is to the disadvantage of the synthetic images; nothing else is chosen by that split. The
-result depends on the small grader: another classifier, or one pretrained on ImageNet, may gain nothing or more.
+The baseline is the better of the first two on the held-out photographs, which is to the disadvantage of the synthetic
+images; nothing else is chosen by these. Every arm has all training photographs in every seed. Were they resampled, a
+generator that repeats its training photographs would give back the ones that a resample leaves out, and seem useful.
+For the same reason all arms have the same regularization and the same total weight: more images of the same content are
+no gain. A seed chooses the augmented variants of photographs and the synthetic images.
+
+Photographs enter every arm in two sizes, each a question of its own: reduced to the generated images' size (what do the
+images themselves carry?), and at full size (does a user who has the photographs gain anything?).
 """
 
+import dataclasses
+import hashlib
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
-from idrid_jax.data.layout import EDEMA, GRADES
-from idrid_jax.evaluation import small_grader
-from idrid_jax.evaluation.graders import metrics
+from idrid_jax.data.cache import map_in_threads
+from idrid_jax.data.layout import GRADES
+from idrid_jax.evaluation.features import feature_cache
+from idrid_jax.evaluation.features.extractor import FeatureExtractor
+from idrid_jax.evaluation.graders import classifiers, metrics
+from idrid_jax.evaluation.graders.augmentation import augmented
+from idrid_jax.evaluation.usefulness_comparison import ARMS, QUESTIONS, pool, summarize, table
 
-ARMS = {
-    "real": "real photographs",
-    "oversampled": "real, every grade sampled equally often",
-    "balanced": "real and synthetic, as many of every grade",
-    "synthetic": "synthetic only",
-    "filtered": "real and the likeliest synthetic, as many",
-}
-MEASURES = {"kappa": metrics.quadratic_kappa, "balanced_accuracy": metrics.balanced_accuracy}
-RESAMPLES = 1000
-MIN_SEEDS = 5  # with fewer, the spread over seeds is hardly known, and the verdict says so
-LEVEL = 0.95
+__all__ = ("measure", "num_stages", "num_synthetic", "pool", "table")
+
+C = 0.003  # inverse strength of the L2 penalty: what `idrid-jax grade` chose for EfficientNet-Lite0 at 224 pixels
+WEIGHT_PER_PHOTOGRAPH = 2  # total weight of an arm's images, in training photographs: `grade` counts both sides of each
+NUM_AUGMENTED = 2  # variants of a training photograph, besides the plain and the mirrored one; more read no better
 
 
 def measure(
+    extractor: FeatureExtractor,
     training: np.ndarray,
     training_grades: np.ndarray,
     held_out: np.ndarray,
@@ -43,177 +55,257 @@ def measure(
     synthetic: np.ndarray,
     synthetic_grades: np.ndarray,
     *,
-    likelihood: np.ndarray | None = None,
+    full_size: tuple[np.ndarray, np.ndarray] | None = None,
     edema: tuple[np.ndarray, np.ndarray] | None = None,
-    seeds: int = 5,
-    budget: small_grader.Budget = small_grader.Budget(),
+    seeds: int = 10,
+    keep_share: float = 0.5,
+    cache_dir: Path | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Train `seeds` graders per arm and compare them on held-out photographs.
+    """Train `seeds` graders per arm and compare them on photographs that the generator never saw.
 
     Args:
-      training, held_out, synthetic: uint8 [N, R, R, C], R and C alike. Of every grade, `synthetic` needs as many images
-        as the most frequent grade has training photographs (`num_synthetic`); more are ignored.
+      extractor: of the features that graders read.
+      training, held_out, synthetic: uint8 [N, R, R, C], R and C alike. Of each grade, `synthetic` needs as many images
+        as `num_synthetic` returns; more are ignored.
       ..._grades: int [N] in 0..4.
-      likelihood: probability of its grade for each synthetic image, by a grader of the training photographs: adds the
-        arm "filtered", which chooses from all synthetic images.
-      edema: macular edema risks, int 0..2, of the training and of the held-out photographs: the graders learn these
-        too. Those of synthetic images are unknown.
-      log: receives a line for each arm.
-    Returns: for json.dumps: "arms" {name: {"kappa", "balanced_accuracy": {"mean", "interval", "by_seed"}, "recall",
-      "confusion" (summed over the seeds)}}, "baseline": a name; "differences" {name: kappa and balanced accuracy minus
-      those of the baseline}, "verdict", "seeds", "budget"; with `edema` "edema", a dict with the first four. If it
-      cannot
-      be measured: {"missing": why}.
-      Intervals are of 95 %, by resampling seeds and held-out images together, the same ones for every arm, and widened
-      by sqrt(S / (S - 1)), because S resampled seeds spread too little. They hold for this set of synthetic images, not
-      for another sample or another generator.
+      full_size: the training and the held-out photographs at the extractor's input size or larger, in the same order,
+        uint8 [N, S, S, C]. None: photographs are read at the generated images' size only.
+      edema: macular edema risks, which are unknown for synthetic images: linear graders of it cannot learn from them,
+        and the result says so.
+      keep_share: share of the synthetic images of each grade that the filter keeps, in (0, 1].
+      cache_dir: folder of cached features of photographs. log: called before each of `num_stages` stages.
+    Returns: for json.dumps: "sizes" {size of QUESTIONS: what `usefulness_comparison.compare` returns}; "size", the one
+      whose question matters most, and its "verdict"; "seeds"; "extractor", its name; "keep_share"; "readings", for
+      `pool`: as texts with a digit for each held-out photograph, "truth" and "read" {size: {arm: [one for each seed]}},
+      and "photographs", a key for each. If it cannot be measured: {"missing": why}.
+      Intervals hold for this set of photographs and synthetic images, not for another generator.
+    Raises: ValueError if keep_share is out of range.
     """
-    if len(held_out_grades) < 2 or len(np.unique(held_out_grades)) < 2:
-        return {"missing": f"{len(held_out_grades)} held-out photographs, of at most one grade"}
-    wanted = num_synthetic(training_grades)
-    counts = np.bincount(synthetic_grades, minlength=len(GRADES))
-    if (short := np.flatnonzero(counts < wanted)).size:
-        grade = short[0]
-        return {"missing": f"{counts[grade]} synthetic images of {GRADES[grade]}, {wanted[grade]} are needed"}
-    images = np.concatenate([training, synthetic])
-    labels = np.concatenate([training_grades, synthetic_grades]).astype(np.int32)
-    risks = None if edema is None else np.concatenate([edema[0], np.full(len(synthetic), -1)])
-    read, read_edema = {}, {}
-    for name, weights in sampling_weights(training_grades, synthetic_grades, likelihood).items():
-        log(f"usefulness: {ARMS[name]}, {seeds} seeds")
-        known_risks = risks if risks is not None and (risks[weights > 0] >= 0).any() else None
-        params = small_grader.train(images, labels, weights, seeds=range(seeds), edema=known_risks, budget=budget)
-        read[name] = small_grader.read(params, held_out, budget=budget).argmax(-1)  # [seeds, M]
-        if known_risks is not None:
-            read_edema[name] = small_grader.read_edema(params, held_out, budget=budget).argmax(-1)
-    result = compare(held_out_grades, read) | {"seeds": seeds, "budget": vars(budget).copy()}
-    if read_edema:
-        result["edema"] = compare(edema[1], read_edema, tuple(f"risk {risk}" for risk in EDEMA))
+    if not 0 < keep_share <= 1:
+        raise ValueError(f"keep_share = {keep_share}: must be in (0, 1]")
+    if why := _why_not(training_grades, held_out_grades, synthetic_grades):
+        return {"missing": why}
+    used = _first_of_each_grade(synthetic_grades, num_synthetic(training_grades))
+    synthetic, labels = np.asarray(synthetic)[used], np.asarray(synthetic_grades)[used]
+    photographs = {"generator": (training, held_out)} | ({} if full_size is None else {"full": full_size})
+    features = {
+        size: _photograph_features(
+            extractor, *both, cache_dir, lambda text, size=size: log(f"{text} {QUESTIONS[size]}")
+        )
+        for size, both in photographs.items()
+    }
+    log(f"usefulness: features of {len(synthetic)} synthetic images")
+    ours = extractor.extract(synthetic)
+    read, training_grades = {}, np.asarray(training_grades)
+    with threadpool_limits(1):  # of each fit: fits run in threads, and BLAS's own threads stall on a busy machine
+        # by photographs of the same size: sharper ones have other features
+        likelihood = _likelihood(features["generator"][0], training_grades, ours, labels)
+        is_likely = likeliest(likelihood, labels, keep_share)
+        for size, (train, held) in features.items():
+            log(f"usefulness: graders {QUESTIONS[size]}, {seeds} seeds")
+            sets = _Sets(train, training_grades, ours, labels, is_likely)
+            read[size] = _read_all(sets, held, seeds)
+    result = summarize(np.asarray(held_out_grades), read, _keys(held_out), extractor=extractor.name)
+    result["keep_share"] = keep_share
+    if edema is not None:
+        result["edema"] = {"missing": "the macular edema risk of synthetic images is unknown"}
     return result
 
 
 def num_synthetic(training_grades: np.ndarray) -> np.ndarray:
-    """Return how many synthetic images of each grade are needed, int [5]."""
-    return np.full(len(GRADES), np.bincount(training_grades, minlength=len(GRADES)).max())
+    """Return how many synthetic images of each grade are needed, int [5]: twice as many as the largest grade has."""
+    return np.full(len(GRADES), 2 * _counts(training_grades).max())
 
 
-def sampling_weights(grades, synthetic_grades, likelihood=None) -> dict[str, np.ndarray]:
-    """Return the sampling weight of each image in each arm, {arm: float [N + M]}, photographs first; 0 excludes it."""
-    labels = np.concatenate([grades, synthetic_grades])
-    counts = np.bincount(grades, minlength=len(GRADES))
-    real = np.arange(len(labels)) < len(grades)
-    lacking = (counts.max() - counts)[labels]
-    in_order = _rank_in_grade(labels, len(grades), np.arange(len(synthetic_grades)))
-    weights = {
-        "real": real,
-        "oversampled": real / np.maximum(counts, 1)[labels],
-        "balanced": real | (in_order < lacking),
-        "synthetic": in_order < counts.max(),
-    }
-    if likelihood is not None:
-        weights["filtered"] = real | (_rank_in_grade(labels, len(grades), -likelihood) < lacking)
-    return {name: weight.astype(float) for name, weight in weights.items()}
+def num_stages(full_size: object | None = None) -> int:
+    """Return how often `measure` calls `log`; `full_size` as given to it."""
+    sizes = 1 if full_size is None else 2
+    return sizes * (2 + NUM_AUGMENTED) + 1 + sizes
 
 
-def _rank_in_grade(labels, num_real, order):
-    """Return the rank of each synthetic image by `order` [M] within its grade; a rank beyond all for photographs."""
-    rank = np.full(len(labels), len(labels))
-    for grade in range(len(GRADES)):
-        members = num_real + np.flatnonzero(labels[num_real:] == grade)
-        rank[members[np.argsort(order[members - num_real], kind="stable")]] = np.arange(len(members))
-    return rank
+def _why_not(training_grades, held_out_grades, synthetic_grades) -> str | None:
+    for name, grades in (("held-out", held_out_grades), ("training", training_grades)):
+        if len(np.unique(grades)) < 2:
+            return f"{len(grades)} {name} photographs, of at most one grade"
+    counts, wanted = _counts(synthetic_grades), num_synthetic(training_grades)
+    if (short := np.flatnonzero(counts < wanted)).size:
+        grade = short[0]
+        return f"{counts[grade]} synthetic images of {GRADES[grade]}, {wanted[grade]} are needed"
+    return None
 
 
-def compare(
-    truth: np.ndarray, read: dict[str, np.ndarray], labels: tuple[str, ...] = GRADES, *, resamples: int = RESAMPLES
-) -> dict:
-    """Compare the arms' readings: truth int [M], read {arm: int [seeds, M]}, "real" among them; labels: names of the
-    classes. Returns "arms", "baseline", "differences" and "verdict" as `measure`."""
-    seeds, count = read["real"].shape
-    rng = np.random.default_rng(0)
-    images = rng.integers(count, size=(resamples, count))
-    chosen_seeds = rng.integers(seeds, size=(resamples, seeds))
-    arms, resampled = {}, {}
-    for name, one in read.items():
-        matrix = metrics.confusion(truth, one, len(labels))  # [seeds, 5, 5]
-        # [resamples, seeds, 5, 5]: every resample of the images for every seed; the seeds are resampled below
-        matrices = np.stack([metrics.confusion(truth[images], row[images], len(labels)) for row in one], axis=1)
-        arms[name] = {}
-        for key, function in MEASURES.items():
-            values = np.take_along_axis(function(matrices), chosen_seeds, axis=1).mean(1)
-            resampled[name, key] = values.mean() + (values - values.mean()) * np.sqrt(seeds / max(1, seeds - 1))
-            arms[name][key] = _entry(function(matrix), resampled[name, key])
-        with np.errstate(invalid="ignore"):
-            recalls = metrics.recall(matrix).mean(0)
-        arms[name]["recall"] = {label: None if np.isnan(r) else float(r) for label, r in zip(labels, recalls)}
-        arms[name]["confusion"] = matrix.sum(0).tolist()
-    baseline = max((name for name in ("real", "oversampled") if name in arms), key=lambda n: arms[n]["kappa"]["mean"])
-    differences = {
-        name: {
-            key: _entry(
-                np.subtract(arms[name][key]["by_seed"], arms[baseline][key]["by_seed"]),
-                resampled[name, key] - resampled[baseline, key],
-            )
-            for key in MEASURES
-        }
-        for name in read
-        if name != baseline
-    }
-    verdict = _verdict(arms, differences)
-    if seeds < MIN_SEEDS:
-        verdict += f"; {seeds} seed{'s are' if seeds > 1 else ' is'} too few for a conclusion, choose {MIN_SEEDS}"
-    return {"arms": arms, "baseline": baseline, "differences": differences, "verdict": verdict}
+def _counts(grades):
+    return np.bincount(grades, minlength=len(GRADES))
 
 
-def _entry(by_seed, resampled):
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {
-        "mean": float(np.mean(by_seed)),
-        "interval": [float(low), float(high)],
-        "by_seed": [float(value) for value in by_seed],
-    }
+def _first_of_each_grade(grades, counts) -> np.ndarray:
+    """Return the places of the first counts[g] images of each grade g, in their order."""
+    members = [np.flatnonzero(grades == grade)[:count] for grade, count in enumerate(counts)]
+    return np.sort(np.concatenate(members))
 
 
-def _verdict(arms, differences) -> str:
-    low, high = arms["real"]["kappa"]["interval"]
-    if low <= 0:
-        return f"not measurable: the kappa of graders of photographs is {low:.2f} to {high:.2f}, which includes 0"
-    parts = []
-    added = {"balanced": "synthetic images until grades are balanced", "filtered": "the likeliest synthetic images"}
-    for arm in [arm for arm in added if arm in differences]:
-        gain = differences[arm]["kappa"]
-        low, high = gain["interval"]
-        word = "a gain" if low > 0 else "a loss" if high < 0 else "no measurable gain"
-        parts.append(f"{word}: kappa {gain['mean']:+.3f} ({low:+.3f} to {high:+.3f}) by adding {added[arm]}")
-    return "; ".join(parts)
+def _keys(images) -> list[str]:
+    return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()[:12] for image in np.asarray(images)]
 
 
-def table(result: dict) -> str:
-    """Render what `measure` returned as text, without a newline at the end."""
-    if "missing" in result:
-        return f"Usefulness: not measured: {result['missing']}."
-    lines = [*_rows(result, "a grader trained on", "recall by grade 0 to 4"), "", f"Usefulness: {result['verdict']}."]
-    if "edema" in result:
-        rows = _rows(result["edema"], "macular edema risk", "recall by risk 0 to 2")
-        lines += ["", *rows, "", f"Edema: {result['edema']['verdict']}."]
-    lines.append(
-        f"{result['seeds']} seeds per arm, {result['budget']['steps']} updates of {result['budget']['batch_size']} "
-        "images; read on held-out photographs. minus best: minus the better of the two arms without synthetic images."
-    )
-    return "\n".join(lines)
+# --- features: of each image once, shared by all arms and seeds
 
 
-def _rows(result, first, last):
-    width = max(map(len, ARMS.values()))
-    lines = [f"{first:<{width}}  kappa  95 %           minus best  balanced acc.  {last}"]
-    for name, arm in result["arms"].items():
-        low, high = arm["kappa"]["interval"]
-        difference = result["differences"].get(name)
-        recalls = " ".join("   -" if value is None else f"{value:4.2f}" for value in arm["recall"].values())
-        lines.append(
-            f"{ARMS[name]:<{width}}  {arm['kappa']['mean']:5.2f}  {low:5.2f} to {high:5.2f}  "
-            f"{'' if difference is None else format(difference['kappa']['mean'], '+.3f'):>10}  "
-            f"{arm['balanced_accuracy']['mean']:13.2f}  {recalls}"
-        )
-    return lines
+def _photograph_features(extractor, training, held_out, cache_dir, log) -> tuple[np.ndarray, np.ndarray]:
+    """Return features of the training photographs' variants, float32 [2 + NUM_AUGMENTED, N, D], plain and mirrored
+    first, and of the held-out photographs, plain and mirrored: [2, M, D]."""
+
+    def extract(images):
+        if cache_dir is None:
+            return extractor.extract(images)
+        return feature_cache.cached_features(extractor, images, cache_dir)
+
+    training, held_out, count = np.asarray(training), np.asarray(held_out), 2 + NUM_AUGMENTED
+    found, found_held_out = [], []
+    for number, flip in enumerate((1, -1)):
+        log(f"usefulness: features ({number + 1} of {count}) of photographs")
+        found.append(extract(np.ascontiguousarray(training[:, :, ::flip])))
+        found_held_out.append(extract(np.ascontiguousarray(held_out[:, :, ::flip])))
+    for number in range(NUM_AUGMENTED):
+        log(f"usefulness: features ({number + 3} of {count}) of photographs")
+        found.append(extract(augmented(training, number, min_size=extractor.input_size)))
+    return np.stack(found), np.stack(found_held_out)
+
+
+# --- the grader
+
+
+@dataclasses.dataclass(frozen=True)
+class OrdinalGrader:
+    """Ordinal regression on standardized features, see `classifiers.OrdinalRegression`.
+
+    Attributes: classes: int [G], the grades that it can read. mean, scale: float [D]. coefficients: float [G - 1, D].
+      intercepts: float [G - 1].
+    """
+
+    classes: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    coefficients: np.ndarray
+    intercepts: np.ndarray
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Return the probability of each grade, the mean over variants: float [N, 5], from features [V, N, D]."""
+        logits = (features - self.mean) / self.scale @ self.coefficients.T + self.intercepts
+        result = np.zeros((features.shape[1], len(GRADES)))
+        result[:, self.classes] = np.mean([classifiers.ordinal_probabilities(one) for one in logits], axis=0)
+        return result
+
+
+def fit_grader(features: np.ndarray, grades: np.ndarray, weights: np.ndarray, *, balanced: bool) -> OrdinalGrader:
+    """Fit a grader to features [N, D] of grades int [N], at least two different ones, with weights float [N].
+
+    balanced: the images above and those below each threshold get the same total weight, as in `classifiers`.
+    """
+    mean = np.average(features, axis=0, weights=weights).astype(np.float32)
+    scale = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights)).astype(np.float32)
+    scale[scale == 0] = 1
+    x, classes, models = (features - mean) / scale, np.unique(grades), []
+    for threshold in classes[:-1]:
+        above, own = grades > threshold, weights
+        if balanced:
+            own = weights * weights.sum() / 2 / np.where(above, weights[above].sum(), weights[~above].sum())
+        model = LogisticRegression(C=C, max_iter=classifiers.MAX_ITERATIONS)
+        models.append(model.fit(x, above, sample_weight=own))
+    coefficients = np.concatenate([model.coef_ for model in models])
+    return OrdinalGrader(classes, mean, scale, coefficients, np.concatenate([model.intercept_ for model in models]))
+
+
+def _likelihood(photographs, grades, synthetic, labels) -> np.ndarray:
+    """Return the probability of its requested grade for each synthetic image by a grader of photographs: float [K]."""
+    rows = photographs.reshape(-1, photographs.shape[-1])
+    weights = np.full(len(rows), WEIGHT_PER_PHOTOGRAPH / len(photographs))
+    grader = fit_grader(rows, np.tile(grades, len(photographs)), weights, balanced=True)
+    return grader.probabilities(synthetic[None])[np.arange(len(labels)), labels]
+
+
+# --- the arms
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sets:
+    """What graders are trained on.
+
+    Attributes: photographs: features of variants, [V, N, D]; grades: int [N]. synthetic: features [K, D]; labels: their
+      requested grades, int [K]; is_likely: bool [K], see `likeliest`.
+    """
+
+    photographs: np.ndarray
+    grades: np.ndarray
+    synthetic: np.ndarray
+    labels: np.ndarray
+    is_likely: np.ndarray
+
+
+def likeliest(likelihood: np.ndarray, labels: np.ndarray, keep_share: float) -> np.ndarray:
+    """Return which images the filter keeps: the likeliest share of each grade, at least one: bool [K]."""
+    kept = np.zeros(len(labels), bool)
+    for grade in np.unique(labels):
+        members = np.flatnonzero(labels == grade)
+        best_first = members[np.argsort(-likelihood[members], kind="stable")]
+        kept[best_first[: math.ceil(keep_share * len(members))]] = True
+    return kept
+
+
+def choose_synthetic(
+    arm: str, training_grades: np.ndarray, labels: np.ndarray, is_likely: np.ndarray, seed: int
+) -> np.ndarray:
+    """Return the places of an arm's synthetic images, int [n], at random; repeated where there are too few.
+
+    Args: arm: of ARMS. training_grades: int [N]. labels: requested grades of the synthetic images, int [K].
+      is_likely: bool [K], what the filter keeps.
+    The images of "synthetic_balanced" are the first of those of "synthetic_twice" by the same seed.
+    """
+    counts = _counts(training_grades)
+    wanted = {
+        "synthetic_balanced": counts.max() - counts,
+        "synthetic_twice": 2 * counts.max() - counts,
+        "synthetic_only": np.full(len(GRADES), counts.max()),
+    }.get(arm.removesuffix("_filtered"), np.zeros(len(GRADES), int))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if arm.endswith("_filtered"):
+        order = order[is_likely[order]]
+    return np.concatenate([np.resize(order[labels[order] == grade], count) for grade, count in enumerate(wanted)])
+
+
+def _read_all(sets: _Sets, held_out: np.ndarray, seeds: int) -> dict[str, np.ndarray]:
+    """Return the grades that graders of each arm read in held-out photographs [2, M, D]: {arm: int [seeds, M]}."""
+
+    def read(arm, seed):
+        features, grades, weights = _training_set(sets, arm, seed)
+        grader = fit_grader(features, grades, weights, balanced=arm != "real")
+        return metrics.read_classes(grader.probabilities(held_out))
+
+    jobs = ((arm, seed) for arm in ARMS for seed in range(seeds))
+    found = np.stack(list(map_in_threads(read, jobs)))
+    return dict(zip(ARMS, found.reshape(len(ARMS), seeds, -1)))
+
+
+def _training_set(sets: _Sets, arm: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows that one grader is trained on: features [n, D], grades [n], weights [n].
+
+    Each image has the same weight, shared by its variants; the total is that of `WEIGHT_PER_PHOTOGRAPH`.
+    """
+    chosen = choose_synthetic(arm, sets.grades, sets.labels, sets.is_likely, seed)
+    features, grades, weights = [sets.synthetic[chosen]], [sets.labels[chosen]], [np.ones(len(chosen))]
+    if not arm.startswith("synthetic_only"):
+        which = _variants(len(sets.grades), seed)
+        features.append(sets.photographs[which, np.arange(len(sets.grades))].reshape(-1, features[0].shape[-1]))
+        grades.append(np.tile(sets.grades, len(which)))
+        weights.append(np.full(which.size, 1 / len(which)))
+    weights = np.concatenate(weights)
+    total = WEIGHT_PER_PHOTOGRAPH * len(sets.grades)
+    return np.concatenate(features), np.concatenate(grades), weights * total / weights.sum()
+
+
+def _variants(count, seed) -> np.ndarray:
+    """Return which variants of each photograph a grader is trained on, int [3, count]: plain, mirrored, and one of the
+    augmented ones."""
+    zero = np.zeros(count, int)
+    return np.stack([zero, zero + 1, 2 + np.random.default_rng(seed).integers(NUM_AUGMENTED, size=count)])
