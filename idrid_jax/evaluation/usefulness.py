@@ -3,8 +3,8 @@
 The grader is a linear one on the features of a pretrained network: ordinal regression, the best of `idrid-jax grade`.
 It is trained on several sets ("arms"), with the same seeds:
 
-    real                the training photographs, augmented; in the loss each image has the same weight
-    real_balanced       the same; in the loss both sides of each threshold have the same weight, as in all arms below
+    real                the training photographs, augmented, each with the same weight
+    real_balanced       the same, each grade with the same total weight, as in all arms below
     synthetic_balanced  and synthetic images until every grade has as many as the largest
     synthetic_twice     and synthetic images until every grade has twice as many
     synthetic_only      as many synthetic images of every grade, no photographs
@@ -12,10 +12,13 @@ It is trained on several sets ("arms"), with the same seeds:
                         likeliest
 
 The baseline is the better of the first two on the held-out photographs, which is to the disadvantage of the synthetic
-images; nothing else is chosen by these. Every arm has all training photographs in every seed. Were they resampled, a
-generator that repeats its training photographs would give back the ones that a resample leaves out, and seem useful.
-For the same reason all arms have the same regularization and the same total weight: more images of the same content are
-no gain. A seed chooses the augmented variants of photographs and the synthetic images.
+images; nothing else is chosen by these. A grade's recall is compared with that of real_balanced: weights alone shift
+recall from the frequent grades to the rare ones.
+
+All arms share the regularization and the total weight of the images, and every seed has all training photographs. So a
+generator that repeats its training photographs gains nothing. If seeds resampled the photographs, it would give back
+those that a resample leaves out, and seem useful. A seed chooses the augmented variants of the photographs and the
+synthetic images.
 
 Photographs enter every arm in two sizes, each a question of its own: reduced to the generated images' size (what do the
 images themselves carry?), and at full size (does a user who has the photographs gain anything?).
@@ -198,19 +201,18 @@ class OrdinalGrader:
         return result
 
 
-def fit_grader(features: np.ndarray, grades: np.ndarray, weights: np.ndarray, *, balanced: bool) -> OrdinalGrader:
+def fit_grader(features: np.ndarray, grades: np.ndarray, weights: np.ndarray) -> OrdinalGrader:
     """Fit a grader to features [N, D] of grades int [N], at least two different ones, with weights float [N].
 
-    balanced: the images above and those below each threshold get the same total weight, as in `classifiers`.
+    At each threshold, the images above and those below get the same total weight, as in `classifiers`.
     """
     mean = np.average(features, axis=0, weights=weights).astype(np.float32)
     scale = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights)).astype(np.float32)
     scale[scale == 0] = 1
     x, classes, models = (features - mean) / scale, np.unique(grades), []
     for threshold in classes[:-1]:
-        above, own = grades > threshold, weights
-        if balanced:
-            own = weights * weights.sum() / 2 / np.where(above, weights[above].sum(), weights[~above].sum())
+        above = grades > threshold
+        own = weights * weights.sum() / 2 / np.where(above, weights[above].sum(), weights[~above].sum())
         model = LogisticRegression(C=C, max_iter=classifiers.MAX_ITERATIONS)
         models.append(model.fit(x, above, sample_weight=own))
     coefficients = np.concatenate([model.coef_ for model in models])
@@ -221,7 +223,7 @@ def _likelihood(photographs, grades, synthetic, labels) -> np.ndarray:
     """Return the probability of its requested grade for each synthetic image by a grader of photographs: float [K]."""
     rows = photographs.reshape(-1, photographs.shape[-1])
     weights = np.full(len(rows), WEIGHT_PER_PHOTOGRAPH / len(photographs))
-    grader = fit_grader(rows, np.tile(grades, len(photographs)), weights, balanced=True)
+    grader = fit_grader(rows, np.tile(grades, len(photographs)), weights)
     return grader.probabilities(synthetic[None])[np.arange(len(labels)), labels]
 
 
@@ -279,7 +281,7 @@ def _read_all(sets: _Sets, held_out: np.ndarray, seeds: int) -> dict[str, np.nda
 
     def read(arm, seed):
         features, grades, weights = _training_set(sets, arm, seed)
-        grader = fit_grader(features, grades, weights, balanced=arm != "real")
+        grader = fit_grader(features, grades, weights)
         return metrics.read_classes(grader.probabilities(held_out))
 
     jobs = ((arm, seed) for arm in ARMS for seed in range(seeds))
@@ -290,7 +292,8 @@ def _read_all(sets: _Sets, held_out: np.ndarray, seeds: int) -> dict[str, np.nda
 def _training_set(sets: _Sets, arm: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows that one grader is trained on: features [n, D], grades [n], weights [n].
 
-    Each image has the same weight, shared by its variants; the total is that of `WEIGHT_PER_PHOTOGRAPH`.
+    Each image of a grade has the same weight, which its variants share. Grades have the same total weight, but in
+    "real" images do. The total is that of `WEIGHT_PER_PHOTOGRAPH`.
     """
     chosen = choose_synthetic(arm, sets.grades, sets.labels, sets.is_likely, seed)
     features, grades, weights = [sets.synthetic[chosen]], [sets.labels[chosen]], [np.ones(len(chosen))]
@@ -299,9 +302,10 @@ def _training_set(sets: _Sets, arm: str, seed: int) -> tuple[np.ndarray, np.ndar
         features.append(sets.photographs[which, np.arange(len(sets.grades))].reshape(-1, features[0].shape[-1]))
         grades.append(np.tile(sets.grades, len(which)))
         weights.append(np.full(which.size, 1 / len(which)))
-    weights = np.concatenate(weights)
-    total = WEIGHT_PER_PHOTOGRAPH * len(sets.grades)
-    return np.concatenate(features), np.concatenate(grades), weights * total / weights.sum()
+    features, grades, weights = map(np.concatenate, (features, grades, weights))
+    if arm != "real":
+        weights = weights / np.bincount(grades, weights)[grades]
+    return features, grades, weights * WEIGHT_PER_PHOTOGRAPH * len(sets.grades) / weights.sum()
 
 
 def _variants(count, seed) -> np.ndarray:

@@ -12,22 +12,23 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.evaluation.graders import metrics
 
 ARMS = {
-    "real": "photographs, grades as frequent as they are",
-    "real_balanced": "photographs, grades of equal weight",
-    "synthetic_balanced": "photographs and synthetic, as many of every grade",
-    "synthetic_twice": "photographs and synthetic, twice as many",
-    "synthetic_only": "synthetic",
-    "synthetic_balanced_filtered": "photographs and the likeliest synthetic, as many",
-    "synthetic_twice_filtered": "photographs and the likeliest synthetic, twice as many",
-    "synthetic_only_filtered": "the likeliest synthetic",
+    "real": "photographs",
+    "real_balanced": "photographs, grades weighted equally",
+    "synthetic_balanced": "photographs + synthetic until balanced",
+    "synthetic_twice": "photographs + synthetic, twice as many",
+    "synthetic_only": "synthetic only",
+    "synthetic_balanced_filtered": "photographs + likeliest until balanced",
+    "synthetic_twice_filtered": "photographs + likeliest, twice as many",
+    "synthetic_only_filtered": "likeliest synthetic only",
 }
 WITHOUT_SYNTHETIC = ("real", "real_balanced")  # the better one is the baseline
+RECALL_BASELINE = "real_balanced"
 ADDED = tuple(name for name in ARMS if name not in WITHOUT_SYNTHETIC and "only" not in name)  # to photographs
 QUESTIONS = {  # by the size at which graders see photographs
     "generator": "at the generated images' size (what the images themselves carry)",
     "full": "at full size (for a user who has the photographs)",
 }
-RESAMPLES = 2000
+RESAMPLES = 4000  # verdicts of grades need the outermost of them
 LEVEL = 0.95
 MIN_SEEDS = 5  # with fewer, the spread over seeds is hardly known, and the verdict says so
 MIN_PHOTOGRAPHS = 10  # held-out photographs of a grade, for a verdict on its recall
@@ -104,16 +105,16 @@ def _from_digits(text):
 
 
 def compare(truth: np.ndarray, read: dict[str, np.ndarray], *, resamples: int = RESAMPLES) -> dict:
-    """Compare the arms' readings: truth int [M], read {arm: int [seeds, M]}, "real" among them.
+    """Compare the arms' readings: truth int [M], read {arm: int [seeds, M]}, both of WITHOUT_SYNTHETIC among them.
 
     Returns: "photographs" [a count for each grade]; "arms" {name: {"qwk", "balanced_accuracy": {"mean", "interval",
       "by_seed"}, "recall" {grade: {"mean", "interval"}, or None without photographs}, "confusion" (summed over the
-      seeds)}}; "baseline", a name; "differences" {name: "qwk", "balanced_accuracy" and "recall" minus those of the
-      baseline}; "best", the arm of ADDED with the highest mean kappa; "verdict" and "by_grade" {grade: verdict}, both
-      on that arm.
+      seeds)}}; "baseline", the arm without synthetic images that has the higher kappa; "differences" {name: "qwk" and
+      "balanced_accuracy" minus those of the baseline, "recall" minus that of RECALL_BASELINE}; "best", the arm of ADDED
+      with the highest mean kappa; "verdict" and "by_grade" {grade: verdict}, both on that arm.
       Intervals are of 95 %, by resampling seeds and photographs together, the same ones for every arm, and widened by
-      sqrt(S / (S - 1)), because S resampled seeds spread too little. Verdicts use wider ones, which hold for all
-      arms of ADDED (Bonferroni), and for all grades, at once.
+      sqrt(S / (S - 1)), because S resampled seeds spread too little. Verdicts use wider ones (Bonferroni), which hold
+      for all arms of ADDED at once, because the best is chosen from them; those of grades also for all grades.
     """
     seeds, count = read["real"].shape
     rng = np.random.default_rng(0)
@@ -125,23 +126,26 @@ def compare(truth: np.ndarray, read: dict[str, np.ndarray], *, resamples: int = 
         by_seed[name] = _measures(matrices)
         resampled[name] = _resample(truth, rows, photographs, chosen_seeds)
         arms[name] = _entries(by_seed[name], resampled[name]) | {"confusion": matrices.sum(0).tolist()}
-    baseline = max((n for n in WITHOUT_SYNTHETIC if n in arms), key=lambda name: arms[name]["qwk"]["mean"])
-    gain = {name: resampled[name] - resampled[baseline] for name in read if name != baseline}
-    differences = {name: _entries(by_seed[name] - by_seed[baseline], gain[name]) for name in gain}
+    baseline = max(WITHOUT_SYNTHETIC, key=lambda name: arms[name]["qwk"]["mean"])
+    base, base_resampled = (_with_recall_baseline(values, baseline) for values in (by_seed, resampled))
+    gain = {name: resampled[name] - base_resampled for name in read if name != baseline}
+    differences = {name: _entries(by_seed[name] - base, gain[name]) for name in gain}
     counts = np.bincount(truth, minlength=len(GRADES))
     result = {"photographs": counts.tolist(), "arms": arms, "baseline": baseline, "differences": differences}
     added = [name for name in ADDED if name in arms]
-    if not added:
-        return result
     best = max(added, key=lambda name: differences[name]["qwk"]["mean"])
     verdict = _verdict(arms[baseline]["qwk"], differences[best]["qwk"]["mean"], gain[best][:, 0], best, len(added))
     if seeds < MIN_SEEDS:
         verdict += f"; {seeds} seed{'s are' if seeds > 1 else ' is'} too few for a conclusion, choose {MIN_SEEDS}"
     by_grade = {
-        grade: _grade_verdict(counts[label], differences[best]["recall"][grade], gain[best][:, 2 + label])
+        grade: _grade_verdict(counts[label], differences[best]["recall"][grade], gain[best][:, 2 + label], len(added))
         for label, grade in enumerate(GRADES)
     }
     return result | {"best": best, "verdict": verdict, "by_grade": by_grade}
+
+
+def _with_recall_baseline(values, baseline):
+    return np.concatenate([values[baseline][:, :2], values[RECALL_BASELINE][:, 2:]], axis=1)
 
 
 def _measures(matrices):
@@ -193,10 +197,10 @@ def _verdict(baseline, mean, resampled, arm, num_arms) -> str:
     return f"{_word(low, high)}: kappa {mean:+.3f} ({low:+.3f} to {high:+.3f}) with {ARMS[arm]}{best}"
 
 
-def _grade_verdict(count, recall, resampled) -> str:
+def _grade_verdict(count, recall, resampled, num_arms) -> str:
     if count < MIN_PHOTOGRAPHS:
         return f"not measurable: {count} held-out photographs, {MIN_PHOTOGRAPHS} are needed"
-    low, high = _interval(resampled, len(GRADES))
+    low, high = _interval(resampled, num_arms * len(GRADES))
     return f"{_word(low, high)}: recall {recall['mean']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
@@ -223,7 +227,7 @@ def table(result: dict) -> str:
     runs = f", {result['runs']} runs" if "runs" in result else ""
     lines.append(
         f"{result['seeds']} seeds per arm{runs}, features of {result['extractor']}. minus best: minus the better of "
-        "the two arms without synthetic images."
+        "the two arms without synthetic images. Verdicts of grades: against photographs with grades weighted equally."
     )
     return "\n".join(lines)
 
