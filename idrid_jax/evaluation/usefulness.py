@@ -40,7 +40,7 @@ from idrid_jax.evaluation.features import feature_cache
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.evaluation.graders import classifiers, metrics
 from idrid_jax.evaluation.graders.augmentation import augmented
-from idrid_jax.evaluation.usefulness_comparison import ARMS, QUESTIONS, pool, summarize, table
+from idrid_jax.evaluation.usefulness_comparison import ARMS, SIZES, pool, summarize, table
 
 __all__ = ("measure", "num_stages", "num_synthetic", "pool", "table")
 
@@ -78,7 +78,7 @@ def measure(
         and the result says so.
       keep_share: share of the synthetic images of each grade that the filter keeps, in (0, 1].
       cache_dir: folder of cached features of photographs. log: called before each of `num_stages` stages.
-    Returns: for json.dumps: "sizes" {size of QUESTIONS: what `usefulness_comparison.compare` returns}; "size", the one
+    Returns: for json.dumps: "sizes" {size of SIZES: what `usefulness_comparison.compare` returns}; "size", the one
       whose question matters most, and its "verdict"; "seeds"; "extractor", its name; "keep_share"; "readings", for
       `pool`: as texts with a digit for each held-out photograph, "truth" and "read" {size: {arm: [one for each seed]}},
       and "photographs", a key for each. If it cannot be measured: {"missing": why}.
@@ -93,20 +93,18 @@ def measure(
     synthetic, labels = np.asarray(synthetic)[used], np.asarray(synthetic_grades)[used]
     photographs = {"generator": (training, held_out)} | ({} if full_size is None else {"full": full_size})
     features = {
-        size: _photograph_features(
-            extractor, *both, cache_dir, lambda text, size=size: log(f"{text} {QUESTIONS[size]}")
-        )
+        size: _photograph_features(extractor, *both, cache_dir, lambda text, size=size: log(f"{text} {SIZES[size]}"))
         for size, both in photographs.items()
     }
     log(f"usefulness: features of {len(synthetic)} synthetic images")
-    ours = extractor.extract(synthetic)
+    ours = extractor.extract(_half_mirrored(synthetic))  # once each: more images are as good as more variants
     read, training_grades = {}, np.asarray(training_grades)
     with threadpool_limits(1):  # of each fit: fits run in threads, and BLAS's own threads stall on a busy machine
         # by photographs of the same size: sharper ones have other features
         likelihood = _likelihood(features["generator"][0], training_grades, ours, labels)
         is_likely = likeliest(likelihood, labels, keep_share)
         for size, (train, held) in features.items():
-            log(f"usefulness: graders {QUESTIONS[size]}, {seeds} seeds")
+            log(f"usefulness: graders {SIZES[size]}, {seeds} seeds")
             sets = _Sets(train, training_grades, ours, labels, is_likely)
             read[size] = _read_all(sets, held, seeds)
     result = summarize(np.asarray(held_out_grades), read, _keys(held_out), extractor=extractor.name)
@@ -174,6 +172,12 @@ def _photograph_features(extractor, training, held_out, cache_dir, log) -> tuple
         log(f"usefulness: features ({number + 3} of {count}) of photographs")
         found.append(extract(augmented(training, number, min_size=extractor.input_size)))
     return np.stack(found), np.stack(found_held_out)
+
+
+def _half_mirrored(images) -> np.ndarray:
+    """Mirror every image with probability 1/2: held-out photographs are read on both sides."""
+    mirrored = np.random.default_rng(0).random(len(images)) < 0.5
+    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 # --- the grader

@@ -24,10 +24,8 @@ ARMS = {
 WITHOUT_SYNTHETIC = ("real", "real_balanced")  # the better one is the baseline
 RECALL_BASELINE = "real_balanced"
 ADDED = tuple(name for name in ARMS if name not in WITHOUT_SYNTHETIC and "only" not in name)  # to photographs
-QUESTIONS = {  # by the size at which graders see photographs
-    "generator": "at the generated images' size (what the images themselves carry)",
-    "full": "at full size (for a user who has the photographs)",
-}
+SIZES = {"generator": "at the generated images' size", "full": "at full size"}  # at which graders see photographs
+QUESTIONS = {"generator": "what the images themselves carry", "full": "for a user who has the photographs"}  # by size
 RESAMPLES = 4000  # verdicts of grades need the outermost of them
 LEVEL = 0.95
 MIN_SEEDS = 5  # with fewer, the spread over seeds is hardly known, and the verdict says so
@@ -40,7 +38,7 @@ def summarize(
     """Return what `usefulness.measure` returns, from readings.
 
     Args:
-      truth: int [M]. read: {size of QUESTIONS: {arm: int [seeds, M]}}.
+      truth: int [M]. read: {size of SIZES: {arm: int [seeds, M]}}.
       photographs: a text for each of the M that no other photograph has. extractor: its name.
     """
     sizes = {size: compare(truth, arms) for size, arms in read.items()}
@@ -51,7 +49,7 @@ def summarize(
         key: {arm: [_digits(r) for r in rows] for arm, rows in arms.items()} for key, arms in read.items()
     }
     return {
-        "verdict": f"{QUESTIONS[size]}: {sizes[size]['verdict']}",
+        "verdict": f"{SIZES[size]} ({QUESTIONS[size]}): {sizes[size]['verdict']}",
         "size": size,
         "sizes": sizes,
         "seeds": seeds,
@@ -104,7 +102,7 @@ def _from_digits(text):
 # --- one size
 
 
-def compare(truth: np.ndarray, read: dict[str, np.ndarray], *, resamples: int = RESAMPLES) -> dict:
+def compare(truth: np.ndarray, read: dict[str, np.ndarray]) -> dict:
     """Compare the arms' readings: truth int [M], read {arm: int [seeds, M]}, both of WITHOUT_SYNTHETIC among them.
 
     Returns: "photographs" [a count for each grade]; "arms" {name: {"qwk", "balanced_accuracy": {"mean", "interval",
@@ -118,8 +116,8 @@ def compare(truth: np.ndarray, read: dict[str, np.ndarray], *, resamples: int = 
     """
     seeds, count = read["real"].shape
     rng = np.random.default_rng(0)
-    photographs = rng.integers(count, size=(resamples, count))
-    chosen_seeds = rng.integers(seeds, size=(resamples, seeds))
+    photographs = rng.integers(count, size=(RESAMPLES, count))
+    chosen_seeds = rng.integers(seeds, size=(RESAMPLES, seeds))
     by_seed, resampled, arms = {}, {}, {}
     for name, rows in read.items():
         matrices = metrics.confusion(truth, rows, len(GRADES))
@@ -218,11 +216,11 @@ def table(result: dict) -> str:
     lines = []
     for size, one in result["sizes"].items():
         lines += [
-            f"Graders {QUESTIONS[size]}, read on {sum(one['photographs'])} held-out photographs:",
+            f"Graders {SIZES[size]} ({QUESTIONS[size]}), read on {sum(one['photographs'])} held-out photographs:",
             *_rows(one),
             "",
         ]
-        lines += [f"Usefulness {QUESTIONS[size]}: {one['verdict']}."]
+        lines += [f"Usefulness {SIZES[size]}: {one['verdict']}."]
         lines += [f"  {grade}: {verdict}" for grade, verdict in one["by_grade"].items()] + [""]
     runs = f", {result['runs']} runs" if "runs" in result else ""
     lines.append(
