@@ -54,7 +54,7 @@ def test_arms_choose_the_images_they_name():
     likely = np.arange(len(labels)) % 2 == 0
     chosen = {arm: usefulness.choose_synthetic(arm, grades, labels, likely, 3) for arm in ALL_ARMS}
     counts = {arm: np.bincount(labels[places], minlength=5).tolist() for arm, places in chosen.items()}
-    assert not len(chosen["real"]) and not len(chosen["real_balanced"])
+    assert not any(len(chosen[arm]) for arm in ("real", "real_balanced", "real_half"))
     for suffix in ("", "_filtered"):
         assert np.add(counts[f"synthetic_balanced{suffix}"], COUNTS).tolist() == [12] * 5
         assert np.add(counts[f"synthetic_twice{suffix}"], COUNTS).tolist() == [24] * 5
@@ -89,9 +89,13 @@ def test_weights_of_the_arms():
         share = np.bincount(rows, weights) / weights.sum()
         np.testing.assert_allclose(share, np.divide(COUNTS, sum(COUNTS)) if arm == "real" else 0.2)
         seen, times = np.unique(features[features[:, 0] > 0, 0], return_counts=True)
-        assert len(seen) == (0 if "only" in arm else len(grades)) and (times == 3).all()
+        expected = 0 if "only" in arm else 20 if arm == "real_half" else len(grades)
+        assert len(seen) == expected and (times == 3).all()
         variants = features[features[:, 0] > 0, 1]
-        assert "only" in arm or ((variants == 0).sum() == (variants == 1).sum() == (variants > 1).sum() == len(grades))
+        assert (variants == 0).sum() == (variants == 1).sum() == (variants > 1).sum() == expected
+    half = usefulness._half_of_each_grade(grades, 1)
+    assert np.bincount(grades[half]).tolist() == [6, 2, 5, 4, 3] and len(set(half)) == 20
+    assert set(half) != set(usefulness._half_of_each_grade(grades, 2))
 
 
 def test_a_fit_is_ordinal_regression_on_standardized_features():
@@ -223,6 +227,7 @@ def test_synthetic_images_that_show_what_photographs_do_not_are_a_gain(photograp
     assert len(lines) == usefulness.num_stages(large) and len(list(tmp_path.iterdir())) == 12
     assert result["seeds"] == 5 and result["extractor"] == "grid" and result["size"] == "full"
     assert result["verdict"].startswith("at full size (for a user") and "a gain" in result["verdict"]
+    assert "; for comparison, with half of the photographs -" in result["verdict"]
     for one in result["sizes"].values():
         assert tuple(one["arms"]) == ALL_ARMS and one["photographs"] == [16] * 5
         assert one["differences"]["synthetic_only"]["qwk"]["interval"][0] > 0

@@ -5,8 +5,9 @@ It is trained on several sets ("arms"), with the same seeds:
 
     real                the training photographs, augmented, each with the same weight
     real_balanced       the same, each grade with the same total weight, as in all arms below
-    synthetic_balanced  and synthetic images until every grade has as many as the largest
-    synthetic_twice     and synthetic images until every grade has twice as many
+    real_half           half of the photographs of each grade, a reference: what are as many photographs again worth?
+    synthetic_balanced  all photographs, and synthetic images until every grade has as many as the largest
+    synthetic_twice     all photographs, and synthetic images until every grade has twice as many
     synthetic_only      as many synthetic images of every grade, no photographs
     ..._filtered        as these three, with the synthetic images whose requested grade a grader of photographs finds
                         likeliest
@@ -42,7 +43,7 @@ from idrid_jax.evaluation.graders import classifiers, metrics
 from idrid_jax.evaluation.graders.augmentation import augmented
 from idrid_jax.evaluation.usefulness_comparison import ARMS, SIZES, pool, summarize, table
 
-__all__ = ("measure", "num_stages", "num_synthetic", "pool", "table")
+__all__ = ("ARMS", "measure", "num_stages", "num_synthetic", "pool", "table")
 
 C = 0.003  # inverse strength of the L2 penalty: what `idrid-jax grade` chose for EfficientNet-Lite0 at 224 pixels
 WEIGHT_PER_PHOTOGRAPH = 2  # total weight of an arm's images, in training photographs: `grade` counts both sides of each
@@ -89,7 +90,7 @@ def measure(
         raise ValueError(f"keep_share = {keep_share}: must be in (0, 1]")
     if why := _why_not(training_grades, held_out_grades, synthetic_grades):
         return {"missing": why}
-    used = _first_of_each_grade(synthetic_grades, num_synthetic(training_grades))
+    used = _first_of_each_grade(np.asarray(synthetic_grades), num_synthetic(training_grades))
     synthetic, labels = np.asarray(synthetic)[used], np.asarray(synthetic_grades)[used]
     photographs = {"generator": (training, held_out)} | ({} if full_size is None else {"full": full_size})
     features = {
@@ -140,10 +141,10 @@ def _counts(grades):
     return np.bincount(grades, minlength=len(GRADES))
 
 
-def _first_of_each_grade(grades, counts) -> np.ndarray:
-    """Return the places of the first counts[g] images of each grade g, in their order."""
-    members = [np.flatnonzero(grades == grade)[:count] for grade, count in enumerate(counts)]
-    return np.sort(np.concatenate(members))
+def _first_of_each_grade(grades, counts, order=None) -> np.ndarray:
+    """Return the places of the first counts[g] images of each grade g in `order`, by default their own."""
+    order = np.arange(len(grades)) if order is None else order
+    return np.sort(np.concatenate([order[grades[order] == grade][:count] for grade, count in enumerate(counts)]))
 
 
 def _keys(images) -> list[str]:
@@ -302,14 +303,20 @@ def _training_set(sets: _Sets, arm: str, seed: int) -> tuple[np.ndarray, np.ndar
     chosen = choose_synthetic(arm, sets.grades, sets.labels, sets.is_likely, seed)
     features, grades, weights = [sets.synthetic[chosen]], [sets.labels[chosen]], [np.ones(len(chosen))]
     if not arm.startswith("synthetic_only"):
-        which = _variants(len(sets.grades), seed)
-        features.append(sets.photographs[which, np.arange(len(sets.grades))].reshape(-1, features[0].shape[-1]))
-        grades.append(np.tile(sets.grades, len(which)))
+        used = _half_of_each_grade(sets.grades, seed) if arm == "real_half" else np.arange(len(sets.grades))
+        which = _variants(len(sets.grades), seed)[:, used]
+        features.append(sets.photographs[which, used].reshape(-1, features[0].shape[-1]))
+        grades.append(np.tile(sets.grades[used], len(which)))
         weights.append(np.full(which.size, 1 / len(which)))
     features, grades, weights = map(np.concatenate, (features, grades, weights))
     if arm != "real":
         weights = weights / np.bincount(grades, weights)[grades]
     return features, grades, weights * WEIGHT_PER_PHOTOGRAPH * len(sets.grades) / weights.sum()
+
+
+def _half_of_each_grade(grades, seed) -> np.ndarray:
+    order = np.random.default_rng(seed).permutation(len(grades))
+    return _first_of_each_grade(grades, -(-_counts(grades) // 2), order)
 
 
 def _variants(count, seed) -> np.ndarray:

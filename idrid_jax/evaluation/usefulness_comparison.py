@@ -14,6 +14,7 @@ from idrid_jax.evaluation.graders import metrics
 ARMS = {
     "real": "photographs",
     "real_balanced": "photographs, grades weighted equally",
+    "real_half": "half of the photographs, the same",
     "synthetic_balanced": "photographs + synthetic until balanced",
     "synthetic_twice": "photographs + synthetic, twice as many",
     "synthetic_only": "synthetic only",
@@ -23,7 +24,8 @@ ARMS = {
 }
 WITHOUT_SYNTHETIC = ("real", "real_balanced")  # the better one is the baseline
 RECALL_BASELINE = "real_balanced"
-ADDED = tuple(name for name in ARMS if name not in WITHOUT_SYNTHETIC and "only" not in name)  # to photographs
+REFERENCE = "real_half"  # what half of the photographs are worth: the scale on which to see a gain
+ADDED = tuple(name for name in ARMS if name.startswith("synthetic") and "only" not in name)  # to photographs
 SIZES = {"generator": "at the generated images' size", "full": "at full size"}  # at which graders see photographs
 QUESTIONS = {"generator": "what the images themselves carry", "full": "for a user who has the photographs"}  # by size
 RESAMPLES = 4000  # verdicts of grades need the outermost of them
@@ -133,6 +135,12 @@ def compare(truth: np.ndarray, read: dict[str, np.ndarray]) -> dict:
     added = [name for name in ADDED if name in arms]
     best = max(added, key=lambda name: differences[name]["qwk"]["mean"])
     verdict = _verdict(arms[baseline]["qwk"], differences[best]["qwk"]["mean"], gain[best][:, 0], best, len(added))
+    if REFERENCE in differences:
+        reference = differences[REFERENCE]["qwk"]
+        low, high = reference["interval"]
+        verdict += (
+            f"; for comparison, with half of the photographs {reference['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+        )
     if seeds < MIN_SEEDS:
         verdict += f"; {seeds} seed{'s are' if seeds > 1 else ' is'} too few for a conclusion, choose {MIN_SEEDS}"
     by_grade = {
