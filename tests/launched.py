@@ -25,7 +25,7 @@ def train(workdir: Path, data_dir: Path, **changes) -> list[str]:
     """The words of a run of dcgan28, 8 images a step, a snapshot every 4 steps, every step logged."""
     fields = {
         "batch_size": 8, "total_kimg": 0.064, "snapshot_kimg": 0.032, "log_kimg": 0.008, "data.data_dir": data_dir,
-        "data.validation_folds": 0, "checkpoint.best": "",  # as `conftest.make_config` has it, and no grader to train
+        "data.validation_folds": 0, "checkpoint.best": "",  # as `conftest.make_config` has it, and no features
         **{name.replace("__", "."): value for name, value in changes.items()},
     }  # fmt: skip
     config = f"--config={ROOT / 'configs' / 'dcgan28.py'}"

@@ -7,7 +7,7 @@ import pytest
 from conftest import assert_same, changed, score, steps, train
 
 from idrid_jax.data import cache, folds, splits
-from idrid_jax.evaluation import distances, quality, small_grader, snapshot_metrics
+from idrid_jax.evaluation import distances, quality, snapshot_metrics
 from idrid_jax.evaluation.features import pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
@@ -23,11 +23,10 @@ def colors(images):
 
 @pytest.fixture
 def extracted(monkeypatch):
-    """How many images the stand-ins for the grader and the installed network have seen, in order."""
+    """How many images the stand-in for the installed network has seen, in order."""
     seen = []
     extractor = FeatureExtractor("colors", lambda images: seen.append(len(images)) or colors(images))
     monkeypatch.setattr(pretrained, "load", lambda name: {pretrained.IMAGENET: extractor}[name])
-    monkeypatch.setattr(small_grader, "cached_grader", lambda *args, **kwargs: (extractor, None))
     return seen
 
 
@@ -61,50 +60,41 @@ def planted(name):
     return NEW.images if name == "new" else rng.integers(0, 256, (40, 32, 32, 3), np.uint8)
 
 
-def test_planted_generators(extracted, tmp_path):
+def test_planted_generators(extracted):
     """New images are nearest and most diverse; copies are rejected; one repeated image is too alike."""
-    metrics = snapshot_metrics.SnapshotMetrics(tmp_path)
+    metrics = snapshot_metrics.SnapshotMetrics()
     names = ("new", "copies", "one", "noise")
     found = {name: metrics(planted(name), NEW.grades, TRAINING, VALIDATION) for name in names}
-    for kid in snapshot_metrics.KIDS:
-        assert found["new"][kid] < min(found["one"][kid], found["noise"][kid])
-        assert found["new"][kid] == distances.kid(colors(NEW.images), colors(VALIDATION.images))
+    kids = {name: one["kid_imagenet"] for name, one in found.items()}
+    assert kids["new"] < min(kids["one"], kids["noise"])
+    assert kids["new"] == distances.kid(colors(NEW.images), colors(VALIDATION.images))
     assert 0.4 < found["new"]["diversity"] < 2.5 and found["one"]["diversity"] < 0.1
     assert found["copies"]["copy_rate"] > 0.5 and found["copies"]["rejected"] == 1
     assert found["new"]["rejected"] == found["noise"]["rejected"] == 0
     assert found["one"]["ssim_excess"] > quality.COLLAPSE > abs(found["new"]["ssim_excess"])
     for one in found.values():
         assert one["ssim_gap"] == abs(one["ssim_excess"]) and all(np.isfinite(value) for value in one.values())
-    assert extracted.count(len(TRAINING.ids)) == 1  # photographs are read once, at the first call
+    assert extracted == [20, 40, 40, 40, 40]  # photographs are read once, at the first call
 
 
 @pytest.mark.parametrize(
-    "options, has_kid_imagenet, has_grader",
-    [
-        ({}, True, True),
-        ({"best": "kid_grader"}, False, True),
-        ({"best": ""}, False, False),
-        ({"best": "ssim_gap"}, False, False),
-        ({"best": "", "stop_on_collapse": True}, False, True),
-    ],
+    "options, needed",
+    [({}, True), ({"best": ""}, False), ({"best": "ssim_gap"}, False), ({"best": "", "stop_on_collapse": True}, True)],
 )
-def test_features_are_computed_only_if_they_are_needed(extracted, tmp_path, options, has_kid_imagenet, has_grader):
-    found = snapshot_metrics.SnapshotMetrics(tmp_path, **options)(NEW.images[:8], None, TRAINING, VALIDATION)
-    assert ("kid_imagenet" in found) == has_kid_imagenet and ("diversity" in found) == (
-        "kid_grader" in found
-    ) == has_grader
-    assert bool(extracted) == (has_kid_imagenet or has_grader)
-    assert set(snapshot_metrics.SnapshotMetrics.names) >= {"kid_imagenet", "kid_grader", "copy_rate", "ssim_gap"}
+def test_features_are_computed_only_if_they_are_needed(extracted, options, needed):
+    found = snapshot_metrics.SnapshotMetrics(**options)(NEW.images[:8], None, TRAINING, VALIDATION)
+    assert ("kid_imagenet" in found) == ("diversity" in found) == bool(extracted) == needed
+    assert set(snapshot_metrics.SnapshotMetrics.names) == {"kid_imagenet", "copy_rate", "ssim_within", "ssim_gap"}
 
 
-def test_with_few_photographs_metrics_are_absent(tmp_path):
+def test_with_few_photographs_metrics_are_absent():
     training, lines = eyes(12, 0), []
-    metrics = snapshot_metrics.SnapshotMetrics(tmp_path, best="ssim_gap", log=lines.append)
+    metrics = snapshot_metrics.SnapshotMetrics(best="ssim_gap", log=lines.append)
     found = metrics(NEW.images[:8], training.grades, training, training.subset(np.arange(0)))
-    assert found["rejected"] == 0 and not any(tmp_path.iterdir())
+    assert found["rejected"] == 0
     assert len(lines) == 1 and lines[0].startswith("0 validation photographs")
     one = training.subset(np.arange(1))
-    metrics = snapshot_metrics.SnapshotMetrics(tmp_path, best="")
+    metrics = snapshot_metrics.SnapshotMetrics(best="")
     found = metrics(training.images[:5], None, one, training.subset(np.arange(0)))
     assert not {"copy_rate", "rejected", "ssim_excess"} & found.keys() and "ssim_within" in found
 

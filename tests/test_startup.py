@@ -40,7 +40,7 @@ def start_training(data, workdir, **environment):
         "data.data_dir": data,
         "data.pipeline": "resident",
     }
-    fields |= {"data.validation_folds": 0, "checkpoint.best": ""}  # no grader to train
+    fields |= {"data.validation_folds": 0, "checkpoint.best": ""}  # no features
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     return subprocess.Popen(
         [

@@ -212,7 +212,7 @@ def _train_loop(config, mesh, manifest, bare: _Side, scratch: Path, seconds: flo
         return {}
 
     report.log(f"train: {spans} times {interval} steps and a snapshot")
-    metrics = SnapshotMetrics(manifest.folder / "features", best=config.checkpoint.best)
+    metrics = SnapshotMetrics(best=config.checkpoint.best)
     loop.train(config, scratch / "run", snapshot_metrics=lambda *arguments: metrics(*arguments) | run_bare_steps())
     # A span of the loop lies between two runs of bare steps; it is compared with their mean
     times = Times(tuple(start - end for end, start in zip(ends[-1 - spans :], starts[-spans:])))

@@ -72,7 +72,6 @@ def _train(config, workdir):
 
     manifest = find_release(config)
     metrics = SnapshotMetrics(  # before the table, which takes seconds: its weights may be missing
-        manifest.folder / "features",
         best=config.checkpoint.best,
         stop_on_collapse=config.on_collapse == "stop",
         log=lambda text: _print(text, file=sys.stderr),

@@ -1,8 +1,7 @@
 """Metrics of a training snapshot: distance to photographs, diversity, and copies of training photographs.
 
-    kid_imagenet            KID by the installed ImageNet features; if `checkpoint.best` is `kid_imagenet` (the default)
-    kid_grader, diversity   KID, and spread, by the features of a grader that is trained once per release; if
-                            `checkpoint.best` is a KID or `on_collapse` is `stop`
+    kid_imagenet, diversity KID, and spread, by the installed ImageNet features; if `checkpoint.best` is `kid_imagenet`
+                            (the default) or `on_collapse` is `stop`
     copy_rate, rejected     share of generated images that are copies; 1 if there are too many
     ssim_within, ssim_excess, ssim_gap
                             mean SSIM between generated images; minus that between photographs; its absolute value
@@ -13,16 +12,14 @@ its name to `names`.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from idrid_jax.data.cache import Split
-from idrid_jax.evaluation import distances, memorization, small_grader
+from idrid_jax.evaluation import distances, memorization
 from idrid_jax.evaluation.features import pretrained
 from idrid_jax.evaluation.image_quality import ssim_pairs
 
-KIDS = ("kid_imagenet", "kid_grader")
 SSIM_IMAGES = 60  # images whose pairs SSIM compares at 128 pixels and below, fewer above, to stay within seconds
 MIN_VALIDATION = 10  # validation photographs; with fewer, the training photographs are the reference
 
@@ -30,10 +27,9 @@ MIN_VALIDATION = 10  # validation photographs; with fewer, the training photogra
 class SnapshotMetrics:
     """Computes the metrics of a snapshot; `loop.train` calls it with the images that it generated.
 
-    kid_imagenet, kid_grader: unbiased KID to the validation photographs (not times 1000), to the training photographs
-      if the former are fewer than `MIN_VALIDATION`. ImageNet's features take about 25 ms an image on a CPU core.
-    diversity: total variance of the grader's features over the generated images, divided by that over the training
-      photographs.
+    kid_imagenet: unbiased KID to the validation photographs (not times 1000), to the training photographs if the former
+      are fewer than `MIN_VALIDATION`. The features take about 25 ms an image on a CPU core.
+    diversity: total variance of the features over the generated images, divided by that over the same photographs.
     copy_rate: share of generated images whose `memorization` similarity is at least `COPY`.
     rejected: 1 if `copy_rate` is above `memorization.allowed_copy_rate`, so that the snapshot must not be chosen; else
       0.
@@ -41,37 +37,34 @@ class SnapshotMetrics:
     ssim_gap: the absolute value of ssim_excess.
     """
 
-    names = (*KIDS, "copy_rate", "ssim_within", "ssim_gap")  # lower is better: `checkpoint.best` may name these
+    names = ("kid_imagenet", "copy_rate", "ssim_within", "ssim_gap")  # lower is better: `checkpoint.best` may name these
 
     def __init__(
         self,
-        cache_dir: Path,
         *,
         best: str = "kid_imagenet",
         stop_on_collapse: bool = False,
         log: Callable[[str], None] = lambda text: None,
     ):
-        """cache_dir: folder of trained graders. best: `config.checkpoint.best`. stop_on_collapse: whether
-        `config.on_collapse` is "stop", which needs `diversity`. log: receives a line before a long computation.
+        """best: `config.checkpoint.best`. stop_on_collapse: whether `config.on_collapse` is "stop", which needs
+        `diversity`. log: receives a line if there are too few validation photographs.
 
-        Raises UserError if `best` is kid_imagenet and its weights are not installed.
+        Raises UserError if these need the ImageNet features, whose weights are not installed.
         """
-        self._cache_dir = Path(cache_dir) if stop_on_collapse or best in KIDS else None
-        self._imagenet = pretrained.load(pretrained.IMAGENET) if best == "kid_imagenet" else None
+        needed = stop_on_collapse or best == "kid_imagenet"
+        self._imagenet = pretrained.load(pretrained.IMAGENET) if needed else None
         self._log, self._reference = log, None
 
     def __call__(self, fakes: np.ndarray, grades: np.ndarray, training: Split, validation: Split) -> dict[str, float]:
         """Returns the metrics of generated images, uint8 [N, R, R, C] with N at least 2. A metric that needs more
         photographs than there are is absent. The reference is computed at the first call and reused."""
         if self._reference is None:
-            self._reference = _Reference(training, validation, self._cache_dir, self._imagenet, self._log)
+            self._reference = _Reference(training, validation, self._imagenet, self._log)
         reference, metrics = self._reference, {}
         if self._imagenet is not None:
-            metrics["kid_imagenet"] = distances.kid(self._imagenet.extract(fakes), reference.imagenet_features)
-        if reference.grader is not None:
-            features = reference.grader.extract(fakes)
-            metrics["kid_grader"] = distances.kid(features, reference.grader_features)
-            metrics["diversity"] = float(features.var(axis=0).sum() / max(reference.variance, 1e-12))
+            features = self._imagenet.extract(fakes)
+            metrics["kid_imagenet"] = distances.kid(features, reference.features)
+            metrics["diversity"] = _spread(features) / max(_spread(reference.features), 1e-12)
         if reference.memorization is not None:
             copy_rate = float((reference.memorization.similarity(fakes) >= memorization.COPY).mean())
             metrics |= {
@@ -88,7 +81,7 @@ class SnapshotMetrics:
 class _Reference:
     """What depends on the photographs alone."""
 
-    def __init__(self, training, validation, cache_dir, imagenet, log):
+    def __init__(self, training, validation, imagenet, log):
         images = np.asarray(training.images)
         enough = len(validation.grades) >= MIN_VALIDATION
         compared = np.asarray(validation.images) if enough else images
@@ -97,15 +90,15 @@ class _Reference:
                 f"{len(validation.grades)} validation photographs, fewer than {MIN_VALIDATION}: snapshots are compared "
                 "with the training photographs"
             )
-        self.imagenet_features = None if imagenet is None else imagenet.extract(compared)
-        self.grader = None
-        if cache_dir is not None:
-            self.grader, _ = small_grader.cached_grader(images, training.grades, cache_dir, log=log)
-            self.grader_features = self.grader.extract(compared)
-            self.variance = float(self.grader.extract(images).var(axis=0).sum())
+        self.features = None if imagenet is None else imagenet.extract(compared)
         self.memorization = memorization.TrainingPhotographs(images) if len(images) >= memorization.MIN_IMAGES else None
         some = np.linspace(0, len(images) - 1, min(_ssim_images(images), len(images))).astype(int)
         self.ssim_within = ssim_within(images[some]) if len(some) > 1 else None
+
+
+def _spread(features) -> float:
+    """Return the total variance of features [N, D], unbiased: the two sets have different sizes."""
+    return float(features.var(axis=0, ddof=1).sum())
 
 
 def _ssim_images(images) -> int:

@@ -33,7 +33,7 @@ METRICS = {
     "psnr_held_out": ("held_out_real", "psnr"),
 }
 LAST_LOGGED = ("kimg", "loss_d", "loss_g")  # of the last line of stats.jsonl
-KIDS = ("kid_imagenet", "kid_grader")  # `evaluation.snapshot_metrics`: the lowest of a run's snapshots
+KID = "kid_imagenet"  # `evaluation.snapshot_metrics`: the lowest of a run's snapshots
 
 COLUMNS = {  # of the text: column -> caption, digits
     "kimg": ("kimg", 2),
@@ -115,7 +115,7 @@ def median_images_per_s(lines: list[dict]) -> float:
 def results_table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
     """Return a row for each run: number, name, the fields that runs change, status, reason, metrics and times.
 
-    Metrics are METRICS (of a finished run), LAST_LOGGED, and the lowest of KIDS over the snapshots. `images_per_s` is
+    Metrics are METRICS (of a finished run), LAST_LOGGED, and the lowest KID over the snapshots. `images_per_s` is
     the median over the log, `seconds` the time of all attempts. What is not known yet is NaN.
     """
     rows = []
@@ -126,13 +126,13 @@ def results_table(sweep: Sweep, workdir: Path) -> pd.DataFrame:
         row |= {name: _field(run.config, name) for name in sweep.fields()}
         row |= {"status": status.status, "reason": status.reason}
         row |= {name: lines[-1].get(name) if lines else None for name in LAST_LOGGED}
-        row |= {name: min((line[name] for line in lines if name in line), default=None) for name in KIDS}
+        row[KID] = min((line[KID] for line in lines if KID in line), default=None)
         row["images_per_s"] = median_images_per_s(lines) if lines else None
         quality = read_evaluation(folder)["quality"] if status.status == FINISHED else {}
         row |= {name: (quality.get(section) or {}).get(key) for name, (section, key) in METRICS.items()}
         row["seconds"] = round(status.seconds, 1) or None
         rows.append(row)
-    numbers = [*LAST_LOGGED, *KIDS, "images_per_s", *METRICS, "seconds"]
+    numbers = [*LAST_LOGGED, KID, "images_per_s", *METRICS, "seconds"]
     return pd.DataFrame(rows).astype({name: float for name in numbers})
 
 
@@ -157,9 +157,9 @@ def format_results(frame: pd.DataFrame, fields: list[str]) -> str:
     shown["status"] = frame.status
     for name, (caption, digits) in COLUMNS.items():
         shown[caption] = [f"{value:.{digits}f}" if pd.notna(value) else "-" for value in frame[name]]
-    kids = [name for name in KIDS if frame[name].notna().any()]
-    for name in kids:
-        shown[name] = [f"{1000 * value:.1f}" if pd.notna(value) else "-" for value in frame[name]]
+    has_kid = frame[KID].notna().any()
+    if has_kid:
+        shown[KID] = [f"{1000 * value:.1f}" if pd.notna(value) else "-" for value in frame[KID]]
     lines = [shown.to_string(index=False)]
     if frame.ssim.notna().any():
         ssim, psnr = plot.held_out_text(frame, "ssim_held_out", 3), plot.held_out_text(frame, "psnr_held_out", 2)
@@ -169,8 +169,8 @@ def format_results(frame: pd.DataFrame, fields: list[str]) -> str:
             "nearest: SSIM of generated images and their nearest training image; within: SSIM between generated\n"
             "images; excess: within minus the same between training images (mode collapse above 0.1)."
         )
-    if kids:
-        lines.append(f"{', '.join(kids)}: x1000, to the validation photographs, the lowest of the run's snapshots.")
+    if has_kid:
+        lines.append(f"{KID}: x1000, to the validation photographs, the lowest of the run's snapshots.")
     lines += [
         f"run {row.number} ({row['name']}) {row.status}: {row.reason}" for _, row in frame.iterrows() if row.reason
     ]

@@ -35,10 +35,7 @@ PANELS = (  # title, {key in stats.jsonl: label}
             "feature_matching": "feature matching",
         },
     ),
-    (
-        "KID of generated images to the validation photographs",
-        {"kid_imagenet": "ImageNet features", "kid_grader": "features of the grader"},
-    ),
+    ("KID of generated images to the validation photographs", {"kid_imagenet": "ImageNet features"}),
     (
         "similarity of generated images: SSIM above that of real ones (collapse: 0.1), spread of features over theirs",
         {"ssim_excess": "SSIM, excess", "diversity": "spread of features"},

@@ -59,8 +59,8 @@ CURVES = (  # title, explanation, {key of stats.jsonl: caption}, horizontal line
 METRICS = (  # of snapshots, likewise
     (
         "KID to validation photographs",
-        "Lower is better; by ImageNet features, and by those of a grader.",
-        {"kid_imagenet": "ImageNet", "kid_grader": "grader"},
+        "Lower is better; by ImageNet features.",
+        {"kid_imagenet": ""},
         None,
     ),
     ("Diversity", "Variance of the features over that of photographs; 1 is as photographs.", {"diversity": ""}, 1),
