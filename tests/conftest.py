@@ -253,14 +253,3 @@ def stats(workdir):
 def steps(workdir):
     with Checkpoints(workdir) as checkpoints:
         return checkpoints.steps()
-
-
-def untrained_graders(images, grades, sampling_weights, *, seeds, edema=None, budget):
-    """In place of `small_grader.train`, which takes seconds to compile: random parameters, a function of the seeds."""
-    from idrid_jax.evaluation import small_grader
-
-    size, channels = small_grader.at_most(images, budget.max_side).shape[2:]
-    network = small_grader.network(size, channels, edema=edema is not None)
-    rng = np.random.default_rng(list(seeds))
-    random = lambda leaf: rng.normal(0, 0.2, (len(seeds), *leaf.shape)).astype(leaf.dtype)
-    return jax.tree.map(random, jax.eval_shape(network.init, jax.random.key(0))[0])

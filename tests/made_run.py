@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from idrid_jax import config as config_lib
+from idrid_jax.data.layout import GRADES
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.data.release import ReleaseWriter
 from idrid_jax.training.checkpoint import Checkpoints
@@ -39,6 +40,36 @@ def write_release(out: Path, train=TRAIN, test=TEST) -> Path:
         writer.add_segmented("train", photograph(2000), {"MA": np.eye(64, 96, dtype=bool)})
         writer.add_located("train", photograph(3000), (20.0, 30.0), (40.0, 31.0))
     return out
+
+
+def made_usefulness(rng, sizes=("generator", "full"), seeds: int = 3) -> dict:
+    """Return a result of `usefulness.measure` with random numbers; every number is different."""
+
+    def entry():
+        value = rng.uniform(0.1, 0.9)
+        return {"mean": value, "interval": [value - 0.1, value + 0.1]}
+
+    def measures():
+        scores = {
+            name: entry() | {"by_seed": rng.uniform(size=seeds).tolist()} for name in ("qwk", "balanced_accuracy")
+        }
+        return scores | {"recall": {grade: entry() for grade in GRADES}}
+
+    arms = ("real", "real_balanced", "synthetic_balanced", "synthetic_twice", "synthetic_only")
+    of_size = {
+        size: {
+            "photographs": [6, 4, 5, 3, 2],
+            "arms": {arm: measures() | {"confusion": rng.integers(100, size=(5, 5)).tolist()} for arm in arms},
+            "baseline": "real",
+            "differences": {arm: measures() for arm in arms[1:]},
+            "best": "synthetic_twice",
+            "verdict": f"no measurable gain: kappa +0.0{number}",
+            "by_grade": {grade: f"no measurable gain: recall +0.{number}{i}" for i, grade in enumerate(GRADES)},
+        }
+        for number, size in enumerate(sizes)
+    }
+    last = of_size[sizes[-1]]["verdict"]
+    return {"sizes": of_size, "verdict": f"at {sizes[-1]} size: {last}", "seeds": seeds, "extractor": "colors:1"}
 
 
 def make_run(

@@ -29,7 +29,6 @@ from idrid_jax.data import layout
 from idrid_jax.data.manifest import read_manifest
 from idrid_jax.data.masks import encode_mask
 from idrid_jax.data.prepare import prepare
-from idrid_jax.evaluation import small_grader
 from idrid_jax.models import NETWORKS, Network, layer_table
 from idrid_jax.training import loop
 
@@ -292,8 +291,6 @@ def test_from_a_release_to_an_evaluation(folder, capsys, monkeypatch, no_table):
         NETWORKS, "tiny16", Network(Generator16, Discriminator16, 16, 3, conditional=True, latent_size=LATENT)
     )
     monkeypatch.setenv("TFDS_DATA_DIR", str(out / "data"))
-    brief = small_grader.Budget(steps=3, batch_size=4)
-    monkeypatch.setattr(small_grader, "default_budget", lambda num_images: brief)
 
     def run(*arguments):
         capsys.readouterr()

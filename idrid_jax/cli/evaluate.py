@@ -9,9 +9,11 @@ from idrid_jax.cli.command import Command
 from idrid_jax.cli.parsing import define_data_dir
 from idrid_jax.errors import UserError
 
+IMAGENET = "efficientnet-lite0"  # `features.pretrained.IMAGENET`, whose import takes seconds
+
 
 def _define(values, argv):
-    checkpoint.define(values)
+    checkpoint.define(values, several=True)
     flags.DEFINE_integer(
         "count",
         None,
@@ -29,9 +31,9 @@ def _define(values, argv):
     )
     flags.DEFINE_list(
         "weights",
-        ["efficientnet-lite0"],
-        "pretrained feature extractors: efficientnet-lite0, which is installed, or files (InceptionV3 for FID, DINOv2, "
-        "SwAV); --weights= for none",
+        [IMAGENET],
+        f"files of pretrained feature extractors (InceptionV3 for FID, DINOv2, SwAV) next to {IMAGENET}, which is "
+        "installed; --weights= for no extractor at all",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -43,32 +45,32 @@ def _define(values, argv):
     )
     flags.DEFINE_float(
         "keep_share",
-        0.0,
+        0.5,
         "with --usefulness: also train with this share of the synthetic images, those that a grader of photographs "
         "is most certain of",
-        lower_bound=0,
+        lower_bound=0.01,
         upper_bound=1,
         flag_values=values,
     )
     flags.DEFINE_boolean(
-        "edema", False, "with --usefulness: graders also learn the risk of macular edema", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "grader_pixels",
-        64,
-        "with --usefulness: largest side of the images for graders",
-        lower_bound=16,
-        flag_values=values,
+        "edema", False, "with --usefulness: also measure the macular edema risk, where it is known", flag_values=values
     )
     flags.DEFINE_boolean("verbose", False, "print every table after the summary", flag_values=values)
 
 
 def _run(values):
-    for name in ("keep_share", "edema", "grader_pixels"):
+    for name in ("keep_share", "edema"):
         if values[name].present and not values.usefulness:
             raise UserError(f"--{name} goes with --usefulness N, which trains graders")
     if not checkpoint.is_process_0("evaluate"):
-        return
+        return None
+    results = [_evaluate(workdir, values) for workdir in values.workdir]
+    if len(results) > 1 and values.usefulness:
+        _pool(values.workdir[0], results)
+    return 2 if any("skipped_weights" in result for result in results) else None
+
+
+def _evaluate(workdir, values) -> dict:
     from idrid_jax.cli.progress import StageProgress
     from idrid_jax.evaluation import evaluate, summary
 
@@ -81,23 +83,37 @@ def _run(values):
                 print("\n" + summary.tables(result))
 
         result = evaluate.evaluate(
-            values.workdir,
+            workdir,
             count=values.count,
             seed=values.seed,
             step=values.step,
             pixels=values.pixels,
             statistics=values.batch_statistics,
             data_dir=values.data_dir,
-            weights_files=[name for name in values.weights if name],
+            weights_files=_weights_files(values.weights),
             usefulness_seeds=values.usefulness,
             keep_share=values.keep_share,
             edema=values.edema,
-            grader_pixels=values.grader_pixels,
             on_progress=progress,
             on_result=show,
         )
-    print(f"\nwritten to {Path(values.workdir) / evaluate.file_name(values.pixels)}")
-    return 2 if "skipped_weights" in result else None
+    print(f"\nwritten to {Path(workdir) / evaluate.file_name(values.pixels)}")
+    return result
+
+
+def _pool(workdir, results):
+    """Print the usefulness of several runs together and write it to the folder of the first."""
+    from idrid_jax.evaluation import evaluate, usefulness
+
+    pooled = evaluate.write_pooled_usefulness(workdir, results)
+    print(f"\n{len(results)} runs together\n\n{usefulness.table(pooled)}")
+    print(f"\nwritten to {Path(workdir) / evaluate.POOLED}")
+
+
+def _weights_files(names: list[str]) -> list[str]:
+    """Return the files of --weights and the installed network before them; none for --weights=."""
+    names = [name for name in names if name]
+    return [IMAGENET, *(name for name in names if name != IMAGENET)] if names else []
 
 
 EVALUATE = Command(

@@ -300,8 +300,8 @@ def table(result: dict) -> str:
         "",
         f"Images used: {used['generated']} generated, {used['training']} training, {used['held_out']} held-out real.",
         "Compare the row with as many generated images as held-out ones with that of the held-out photographs.",
-        "Ratio 1: as far from half of training as the other half is. No row proves that lesions or vessels are right:",
-        "the grader's features know its training photographs. One in twenty intervals is wrong by chance.",
+        "Ratio 1: as far from half of training as the other half is. No row proves that lesions or vessels are right.",
+        "One in twenty intervals is wrong by chance.",
     ]
     return "\n".join(lines)
 

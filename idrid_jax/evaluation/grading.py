@@ -1,67 +1,111 @@
 """Grading: does a grader of real photographs read, in generated images, the grades that were requested?
 
-The grader is the `small_grader`, trained on the training photographs. Its kappa on held-out photographs is the
-reference: it cannot read more in generated images than it can in photographs. A generator can win by exaggerating what
-this grader looks at, so a high kappa is no proof that an ophthalmologist would agree.
+The grader is an ordinal regression on frozen features of a pretrained network, the best one by `graders/README.md`. It
+is fitted to the run's training photographs at the size of the generated images; the network enlarges both. Its kappa on
+held-out photographs of that size is the reference: it cannot read more in generated images than it can in photographs.
+A generator can win by exaggerating what this grader looks at, so a high kappa is no proof that an ophthalmologist would
+agree.
 """
+
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from idrid_jax.data.layout import GRADES
-from idrid_jax.evaluation import intervals
-from idrid_jax.evaluation.graders.metrics import confusion, quadratic_kappa, recall
+from idrid_jax.evaluation.features.extractor import FeatureExtractor
+from idrid_jax.evaluation.graders import classifiers, frozen, metrics
 
+CLASSIFIER, SETTING = classifiers.CLASSIFIERS["ordinal_regression"], {"C": 0.003}
 MIN_IMAGES = 10  # of each set
+CAPTIONS = {"generated": "generated images", "held_out": "held-out photographs"}
 
 
 def measure(
-    read: np.ndarray,
-    requested: np.ndarray,
-    read_held_out: np.ndarray,
+    extractor: FeatureExtractor,
+    training: np.ndarray,
+    training_grades: np.ndarray,
+    held_out: np.ndarray,
     held_out_grades: np.ndarray,
+    generated: np.ndarray,
+    requested: np.ndarray,
     *,
-    resamples: int = 500,
+    cache_dir: Path | str | None = None,
     seed: int = 0,
 ) -> dict:
-    """Compare the grades read in generated images with the requested ones, and in held-out photographs with their own.
+    """Fit a grader to training photographs and compare the grades that it reads with the requested and the true ones.
 
-    Args: int [N], int [N], int [M], int [M] in 0..4.
-    Returns: for json.dumps: "generated" and "held_out" {"images", "kappa", "interval" (95 %, over images), "confusion",
-      "recall"}, and "verdict"; a set of fewer than `MIN_IMAGES` images is {"missing": why}.
+    Args:
+      extractor: the pretrained network.
+      training, held_out, generated: uint8 [N, R, R, C], R and C alike. training_grades, held_out_grades, requested: int
+        [N] in 0..4.
+      cache_dir: folder of cached features of photographs; None: they are computed.
+      seed: of the bootstrap.
+    Returns: for json.dumps: "generated" and "held_out", each {"images"} and what `metrics.measure_classes` returns
+      ("qwk", "qwk_interval", "recall", "confusion", ...), or {"missing": why} for fewer than `MIN_IMAGES` images or a
+      single grade; "verdict"; "grader", what it is, in words; "pixels": R. {"missing": why} if the training photographs
+      are of one grade.
     """
-    rng = np.random.default_rng(seed)
-    result = {}
-    for name, found, truth in (("generated", read, requested), ("held_out", read_held_out, held_out_grades)):
-        if len(truth) < MIN_IMAGES:
-            result[name] = {
-                "missing": f"{len(truth)} {name.replace('_', '-')} images; at least {MIN_IMAGES} are needed"
-            }
-            continue
-        matrix = confusion(truth, found, len(GRADES))
-        resampled = rng.integers(len(truth), size=(resamples, len(truth)))
-        kappas = quadratic_kappa(confusion(truth[resampled], found[resampled], len(GRADES)))
-        result[name] = {
-            "images": len(truth),
-            "kappa": float(quadratic_kappa(matrix)),
-            "interval": intervals.percentile_interval(kappas),
-            "confusion": matrix.tolist(),
-            "recall": {g: None if np.isnan(value) else float(value) for g, value in zip(GRADES, recall(matrix))},
-        }
-    result["verdict"] = _verdict(result["generated"])
-    return result
+    if len(np.unique(training_grades)) < 2:
+        return {"missing": "the training photographs are of one grade, a grader needs two or more"}
+    features = frozen.sides(extractor, training, cache_dir)
+    model = classifiers.fit(CLASSIFIER, SETTING, features, training_grades, seed=seed)
+
+    def read(images, folder):
+        return classifiers.probabilities(model, frozen.sides(extractor, images, folder), len(GRADES))
+
+    entries = {
+        "generated": _entry("generated", requested, lambda: read(generated, None), seed),
+        "held_out": _entry("held_out", held_out_grades, lambda: read(held_out, cache_dir), seed),
+    }
+    about = {"grader": _describe(extractor, training), "pixels": training.shape[1]}
+    return about | entries | {"verdict": _verdict(**entries)}
 
 
-def _verdict(generated) -> str:
+def _describe(extractor, training) -> str:
+    size, seen = training.shape[1], extractor.input_size
+    enlarged = f", enlarged to {seen}" if seen and seen > size else ""
+    return (
+        f"ordinal regression on features of {extractor.name}, fitted to {len(training)} training photographs of "
+        f"{size} pixels{enlarged}"
+    )
+
+
+def _entry(name: str, truth: np.ndarray, read: Callable[[], np.ndarray], seed: int) -> dict:
+    if len(truth) < MIN_IMAGES:
+        return {"missing": f"{len(truth)} {CAPTIONS[name]}; at least {MIN_IMAGES} are needed"}
+    if len(np.unique(truth)) < 2:
+        return {"missing": f"the {CAPTIONS[name]} are of one grade, kappa needs two or more"}
+    found = metrics.measure_classes(truth, read()[None], GRADES, seed=seed)
+    return {"images": found.pop("photographs"), **found}
+
+
+def _verdict(generated, held_out) -> str:
     if "missing" in generated:
         return f"not judged: {generated['missing']}"
-    low, high = generated["interval"]
-    word = "reads" if low > 0 else "does not read"
-    kappa = f"kappa {generated['kappa']:.2f}, {low:.2f} to {high:.2f}"
-    return f"a grader of photographs {word} the requested grades ({kappa})"
+    if "missing" not in held_out and held_out["qwk_interval"][0] <= 0:
+        return f"not judged: the grader does not read held-out photographs either ({_kappa(held_out)})"
+    word = "reads" if generated["qwk_interval"][0] > 0 else "does not read"
+    return f"a grader of photographs {word} the requested grades ({_kappa(generated)})"
+
+
+def _kappa(entry) -> str:
+    low, high = entry["qwk_interval"]
+    return f"kappa {entry['qwk']:.2f}, {low:.2f} to {high:.2f}"
 
 
 def table(result: dict) -> str:
-    """Render what `measure` returned as one line of text."""
-    held_out = result["held_out"]
-    reference = f"; in held-out photographs {held_out['kappa']:.2f}" if "kappa" in held_out else ""
-    return f"Grading: {result['verdict']}{reference}."
+    """Render what `measure` returned as text, without a newline at the end."""
+    if "missing" in result:
+        return f"Grading: not measured: {result['missing']}."
+    lines = [f"Grading: {result['verdict']}.", f"The grader: {result['grader']}."]
+    lines.append(f"{'':<22}  kappa  95 %           recall by grade 0 to 4")
+    for name, caption in CAPTIONS.items():
+        entry = result[name]
+        if "missing" in entry:
+            lines.append(f"{caption:<22}  -: {entry['missing']}")
+            continue
+        low, high = entry["qwk_interval"]
+        recalls = " ".join("   -" if value is None else f"{value:4.2f}" for value in entry["recall"].values())
+        lines.append(f"{caption:<22}  {entry['qwk']:5.2f}  {low:5.2f} to {high:5.2f}  {recalls}")
+    return "\n".join(lines)

@@ -37,7 +37,7 @@ class SnapshotMetrics:
     ssim_gap: the absolute value of ssim_excess.
     """
 
-    names = ("kid_imagenet", "copy_rate", "ssim_within", "ssim_gap")  # lower is better: `checkpoint.best` may name these
+    names = ("kid_imagenet", "copy_rate", "ssim_within", "ssim_gap")  # lower is better; for `checkpoint.best`
 
     def __init__(
         self,

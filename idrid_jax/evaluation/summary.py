@@ -1,8 +1,9 @@
 """The summary that `idrid-jax evaluate` prints: the six questions, each with its numbers and their references."""
 
 MAX_LINES = 30
-MAX_EXTRACTORS = 3  # rows of KID; the other extractors are in the tables
-NAME_WIDTH, CELL_WIDTH = 52, 24
+MAX_SKIPPED = 2  # lines on weights that were skipped
+MAX_EXTRACTORS = 2  # rows of KID; the other extractors are in the tables
+NAME_WIDTH, CELL_WIDTH = 62, 24
 
 
 def text(result: dict) -> str:
@@ -84,11 +85,10 @@ def _membership(found):
 
 
 def _grading(found):
-    if found is None:
-        return []
-    return [
-        ("5 grading: kappa of a grader of photographs", *(_kappa(found[name]) for name in ("generated", "held_out")))
-    ]
+    if found is None or "missing" in found:
+        return _not_measured("5 grading", found)
+    kappas = (_kappa(found[name]) for name in ("generated", "held_out"))
+    return [(f"5 grading: kappa of a grader of photographs of {found['pixels']} pixels", *kappas)]
 
 
 def _usefulness(found):
@@ -96,12 +96,18 @@ def _usefulness(found):
         return [("6 usefulness", "not measured", "--usefulness 5 does")]
     if "missing" in found:
         return _not_measured("6 usefulness", found)
-    baseline = found["arms"][found["baseline"]]["kappa"]["mean"]
-    return [
-        (f"6 usefulness: kappa of a grader trained with {arm}", f"{found['arms'][arm]['kappa']['mean']:.2f}",
-         f"without: {baseline:.2f}")
-        for arm in ("balanced", "filtered") if arm in found["arms"]
-    ]  # fmt: skip
+    rows = []
+    for size, one in found["sizes"].items():
+        baseline = f"{_words(one['baseline'])}: {one['arms'][one['baseline']]['qwk']['mean']:.2f}"
+        arms = dict.fromkeys([one.get("best", "synthetic_balanced"), "synthetic_only"])  # the others are in the tables
+        for arm in (arm for arm in arms if arm in one["arms"]):
+            value = {"value": one["arms"][arm]["qwk"]["mean"], "interval": one["arms"][arm]["qwk"]["interval"]}
+            rows.append((f"6 usefulness: kappa, {size} size, {_words(arm)}", _interval(value, 1, 2), baseline))
+    return rows
+
+
+def _words(arm):
+    return arm.replace("_", " ")
 
 
 def _not_measured(name, found):
@@ -115,7 +121,18 @@ def _verdicts(result) -> list[str]:
         if found is not None:
             verdict = found["verdict"] if "verdict" in found else f"not measured: {found['missing']}"
             lines.append(f"{name.capitalize().replace('_', ' ')}: {verdict}.")
-    return lines + [f"Skipped {name}: {why}." for name, why in list(result.get("skipped_weights", {}).items())[:3]]
+    if by_grade := _by_grade(result.get("usefulness", {})):
+        lines.append(by_grade)
+    skipped = list(result.get("skipped_weights", {}).items())[:MAX_SKIPPED]
+    return lines + [f"Skipped {name}: {why}." for name, why in skipped]
+
+
+def _by_grade(usefulness) -> str:
+    """Return the verdicts by grade, without their numbers, on one line; for photographs at full size, if measured."""
+    sizes = usefulness.get("sizes", {})
+    verdicts = sizes.get("full", sizes.get("generator", {})).get("by_grade", {})
+    short = [f"{grade} {verdict.partition(':')[0]}" for grade, verdict in verdicts.items()]
+    return f"Usefulness by grade: {', '.join(short)}." if short else ""
 
 
 def tables(result: dict) -> str:
@@ -156,4 +173,4 @@ def _interval(entry, factor, decimals):
 def _kappa(found):
     if "missing" in found:
         return "-"
-    return f"{found['kappa']:.2f} ({found['interval'][0]:.2f} to {found['interval'][1]:.2f})"
+    return _interval({"value": found["qwk"], "interval": found["qwk_interval"]}, 1, 2)

@@ -28,7 +28,7 @@ SECTION_DEPTHS = {  # sections of evaluation.json that must be objects, and thei
     "run": 1, "quality": 1, "quality.collapse": 1, "quality.by_grade": 2,
     "closeness": 1, "closeness.rows": 2, "closeness.by_grade": 3,
     "memorization": 1, "memorization.distances": 2, "membership": 1, "grading": 1, "augmentation_leak": 1,
-    "usefulness": 1, "usefulness.arms": 2, "usefulness.differences": 2, "skipped_weights": 1,
+    "usefulness": 1, "usefulness.sizes": 2, "skipped_weights": 1,
 }  # fmt: skip
 PHOTOGRAPHS, SYNTHETIC, PHANTOM = "photographs", "synthetic", "phantom"  # kinds of release
 

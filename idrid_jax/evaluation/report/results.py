@@ -15,9 +15,9 @@ def number(entry, key: str = "value") -> float | None:
     return float(value) if is_number(value) else None
 
 
-def interval(entry) -> tuple[float, float] | None:
-    """Return `entry["interval"]` as (low, high), None if there is none."""
-    found = entry.get("interval") if isinstance(entry, dict) else None
+def interval(entry, key: str = "interval") -> tuple[float, float] | None:
+    """Return `entry[key]` as (low, high), None if there is none."""
+    found = entry.get(key) if isinstance(entry, dict) else None
     valid = isinstance(found, list) and len(found) == 2 and all(map(is_number, found))
     return (float(found[0]), float(found[1])) if valid else None
 

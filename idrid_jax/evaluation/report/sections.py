@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
+from idrid_jax.data.layout import GRADES
 from idrid_jax.evaluation.memorization import QUANTILES, SHARE
 from idrid_jax.evaluation.quality import COLLAPSE
 from idrid_jax.evaluation.report import plots
 from idrid_jax.evaluation.report.gather import Run
 from idrid_jax.evaluation.report.results import MISSING, interval, is_number, missing_reason, number, percent, text
 from idrid_jax.evaluation.report.verdicts import NO_GRADES
-from idrid_jax.evaluation.usefulness import ARMS
 
 HELD_OUT = "held-out real"
 
@@ -175,55 +175,52 @@ def _distance_rows(caption, distances):
 
 # --- usefulness and grading
 
-SHORT_ARMS = {
-    "real": "real", "oversampled": "oversampled", "balanced": "real + synthetic", "filtered": "real + likeliest",
-    "synthetic": "synthetic",
-}  # fmt: skip
+SIZES = {
+    "generator": "photographs at the size of the generated images: what do these carry?",
+    "full": "photographs at full size: does a user gain who has them?",
+}
 COMPARISONS = (  # title, part of the results, metric, vertical line, whether differences
-    ("Quadratic kappa", "arms", "kappa", None, False),
+    ("Quadratic kappa", "arms", "qwk", None, False),
     ("Balanced accuracy", "arms", "balanced_accuracy", None, False),
-    ("Kappa minus that of the better arm without synthetic images", "differences", "kappa", 0, True),
+    ("Kappa minus that of the better arm without synthetic images", "differences", "qwk", 0, True),
 )
 
 
 def usefulness(runs: list[Run]) -> dict:
-    """Kappa and balanced accuracy of each arm, their differences, and the confusion matrices of each run."""
+    """For each size of the photographs: kappa and balanced accuracy of each arm, their differences, the verdicts by
+    grade, and the confusion matrices of each run."""
     notes, measured = [], []
     for run in runs:
         found = run.results("usefulness")
-        if isinstance(found.get("arms"), dict):
+        if isinstance(found.get("sizes"), dict):
             measured.append((run, found))
         elif found or (run.evaluation and not run.network.conditional):
             notes.append(Note(run, f"Not measured: {missing_reason(found, NO_GRADES.format(run.config.network))}."))
         else:
             notes.append(Note(run, "Usefulness was not measured.", run.command(" --usefulness 5")))
-    edema = [(run, found["edema"]) for run, found in measured if isinstance(found.get("edema"), dict)]
-    return {
-        "notes": notes,
-        "arms": [(SHORT_ARMS[arm], ARMS[arm]) for arm in ARMS if any(arm in found["arms"] for _, found in measured)],
-        "panels": _comparison_panels(measured, runs),
-        "edema_panels": _comparison_panels(edema, runs),
-        "matrices": [
-            (
-                run,
-                {"seeds": found.get("seeds"), "steps": "", "batch_size": ""} | (found.get("budget") or {}),
-                [confusion(ARMS[arm], found["arms"][arm]) for arm in ARMS if arm in found["arms"]],
-            )
-            for run, found in measured
-        ],
-    }
+        if "missing" in (found.get("edema") or {}):
+            notes.append(Note(run, f"Macular edema risk was not measured: {found['edema']['missing']}."))
+    sizes = []
+    for size, caption in SIZES.items():
+        if there := [(run, found["sizes"][size]) for run, found in measured if size in found["sizes"]]:
+            sizes.append((size, caption, _comparison_panels(there, size, runs), _by_grade(there, runs)))
+    matrices = [
+        (run, found.get("seeds"), found.get("extractor"), _arm_matrices(found["sizes"])) for run, found in measured
+    ]
+    return {"notes": notes, "sizes": sizes, "matrices": matrices}
 
 
-def _comparison_panels(measured, runs):
+def _comparison_panels(measured, size, runs):
     panels = []
     for title, part, key, line, signed in COMPARISONS:
-        rows = []
-        for arm in ARMS:
+        title, rows = f"{title}, {size} size", []
+        for arm in dict.fromkeys(arm for _, found in measured for arm in found.get("arms") or {}):
             there = [(run, found[part][arm]) for run, found in measured if arm in (found.get(part) or {})]
+            name = arm.replace("_", " ")
             if len(runs) > 1 and there:
-                rows.append(plots.Row(SHORT_ARMS[arm]))
+                rows.append(plots.Row(name))
             for run, entry in there:
-                rows.append(_arm_row(entry.get(key) or {}, run.name if len(runs) > 1 else SHORT_ARMS[arm], run.index))
+                rows.append(_arm_row(entry.get(key) or {}, run.name if len(runs) > 1 else name, run.index))
         if rows:
             plot = plots.interval_plot(title, rows, decimals=3 if signed else 2, line=line, signed=signed)
             panels.append({"title": title, "explanation": "", "plot": plot})
@@ -233,6 +230,23 @@ def _comparison_panels(measured, runs):
 def _arm_row(entry, caption, color):
     dots = [value for value in entry.get("by_seed") or [] if is_number(value)]
     return plots.Row(caption, number(entry, "mean"), interval(entry), color, dots=dots, missing=MISSING)
+
+
+def _by_grade(measured, runs) -> Table | None:
+    """The verdict within each grade, a column for each run."""
+    verdicts = [(run, found["by_grade"]) for run, found in measured if isinstance(found.get("by_grade"), dict)]
+    if not verdicts:
+        return None
+    rows = [[grade, *(str(found.get(grade, MISSING)) for _, found in verdicts)] for grade in GRADES]
+    return Table(["grade", *(run if len(runs) > 1 else "synthetic images make" for run, _ in verdicts)], rows)
+
+
+def _arm_matrices(sizes):
+    return [
+        confusion(f"{size} size: {arm.replace('_', ' ')}", entry)
+        for size, found in sizes.items()
+        for arm, entry in (found.get("arms") or {}).items()
+    ]
 
 
 def grading(runs: list[Run]) -> dict:
@@ -245,14 +259,19 @@ def grading(runs: list[Run]) -> dict:
             notes.append(Note(run, f"Not measured: {NO_GRADES.format(run.config.network)}."))
         elif not found:
             notes.append(Note(run, "Grades were not predicted.", run.command()))
+        elif "missing" in found:
+            notes.append(Note(run, f"Not measured: {missing_reason(found)}."))
+        elif "grader" in found:
+            notes.append(Note(run, f"The grader: {found['grader']}."))
         for key, caption in captions.items():
             entry = found.get(key)
-            if number(entry, "kappa") is None:
+            if number(entry, "qwk") is None:
                 notes += [Note(run, f"Not measured: {missing_reason(entry)}.")] if entry else []
                 continue
             held_out = key == "held_out"
             name = HELD_OUT if held_out else run.name if len(runs) > 1 else "generated"
-            rows.append(plots.Row(name, number(entry, "kappa"), interval(entry), run.index, reference=held_out))
+            bounds = interval(entry, "qwk_interval")
+            rows.append(plots.Row(name, number(entry, "qwk"), bounds, run.index, reference=held_out))
             matrices.append(confusion(f"{run.name}: {caption}" if len(runs) > 1 else caption, entry))
     title = "Quadratic kappa of predicted and requested grades"
     plot = plots.interval_plot(title, rows, decimals=2, line=0) if rows else None
@@ -264,11 +283,13 @@ def grading(runs: list[Run]) -> dict:
 
 
 def confusion(caption: str, entry: dict) -> Table:
-    """Return the table of an entry's "confusion" and "recall", each row shaded by its shares."""
+    """Return the table of an entry's "confusion" and "recall" (numbers, or entries with a "mean"), each row shaded by
+    its shares."""
     matrix, recalls = entry.get("confusion") or [], list((entry.get("recall") or {}).values())
+    recalls = [recall.get("mean") if isinstance(recall, dict) else recall for recall in recalls]
     rows = []
     for grade, counts in enumerate(matrix):
         total = max(1, sum(counts))
-        cells = [Cell(count, shade=round(100 * count / total)) for count in counts]
+        cells = [Cell(f"{count:g}", shade=round(100 * count / total)) for count in counts]
         rows.append([grade, *cells, text(dict(enumerate(recalls)), 2, key=grade)])
     return Table(["", *range(len(matrix)), "recall"], rows, caption, "confusion")

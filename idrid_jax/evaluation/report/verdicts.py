@@ -34,7 +34,7 @@ def closeness(run: Run) -> Verdict:
     found = run.results("closeness")
     if not found:
         return _not_measured(run)
-    rows, distinguishable, details, reason = found.get("rows") or {}, [], [], "not measured"
+    rows, distinguishable, details, reason = found.get("rows") or {}, [], [], "no pretrained network was at hand"
     for network in found.get("networks") or []:
         generated, real = (metric(rows, row, "kid", network) for row in ("generated", "held_out_real"))
         reference = "held-out photographs"
@@ -92,9 +92,14 @@ def usefulness(run: Run) -> Verdict:
         return Verdict(NONE, "not measured", (_sentence(NO_GRADES.format(run.config.network)),))
     if not found:
         return Verdict(NONE, "not measured", (f"Run {run.command(' --usefulness 5')}.",))
-    stated = str(found.get("verdict", ""))
+    sizes = found.get("sizes") or {}
+    size = "full" if "full" in sizes else "generator"  # of the photographs: the question that matters to a user
+    stated = str((sizes.get(size) or {}).get("verdict", ""))
     tone = GOOD if stated.startswith("a gain") else BAD if stated.startswith("a loss") else OPEN
-    return _stated(run, "usefulness", tone)
+    if not sizes:
+        return _stated(run, "usefulness", tone)
+    verdict = _stated(run, f"usefulness.sizes.{size}", tone)
+    return dataclasses.replace(verdict, details=(*verdict.details, f"With photographs at {size} size."))
 
 
 def grading(run: Run) -> Verdict:
@@ -105,10 +110,10 @@ def grading(run: Run) -> Verdict:
     found = run.results("grading")
     if not found and run.evaluation and not run.network.conditional:
         return Verdict(NONE, "not measured", (_sentence(NO_GRADES.format(run.config.network)),))
-    bounds = interval(found.get("generated"))
+    bounds = interval(found.get("generated"), "qwk_interval")
     verdict = _stated(run, "grading", OPEN if bounds is None or bounds[0] > 0 else BAD)
     headline, _, numbers = verdict.headline.partition(" (")
-    held_out = number(found.get("held_out"), "kappa")
+    held_out = number(found.get("held_out"), "qwk")
     details = list(verdict.details)
     if numbers:
         details.append(_sentence(numbers.rstrip(")")))
