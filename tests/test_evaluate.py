@@ -28,6 +28,7 @@ from idrid_jax.evaluation import (
 )
 from idrid_jax.evaluation.features import pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
+from idrid_jax.evaluation.graders import frozen
 from idrid_jax.evaluation.image_quality import psnr, ssim
 from idrid_jax.generation import sampling
 from idrid_jax.images import to_float
@@ -229,6 +230,40 @@ def test_usefulness_gets_photographs_in_two_sizes_and_enough_synthetic_images(co
     np.testing.assert_array_equal(np.bincount(requested), usefulness.num_synthetic(grades))
 
 
+@pytest.fixture
+def grader_file(tmp_path, manifest):
+    """A function that writes a grader of photographs of 40 pixels and returns its path."""
+
+    def write(**changes):
+        split = cache.load(manifest, "train", size=40, channels=3, crop="field_of_view")
+        facts = {"fingerprint": manifest.fingerprint, "size": 40, "crop": "field_of_view"} | changes
+        options = {"kind": "ordinal_regression", "setting": {"C": 0.003}, "extractor": COLOR} | facts
+        unknown = np.full(len(split.grades), -1)
+        frozen.save(frozen.fit(frozen.sides(COLOR, split.images), split.grades, unknown, **options), tmp_path / "g.npz")
+        return tmp_path / "g.npz"
+
+    return write
+
+
+def test_a_saved_grader_reads_photographs_at_its_own_size(copy, folder, result, grader_file, capsys):
+    arguments = ["evaluate", f"--workdir={copy}", f"--data_dir={folder / 'data'}", f"--grader={grader_file()}"]
+    assert cli.main([*arguments, "--verbose"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads((copy / evaluate.NAME).read_text())["grading"]
+    saved = found.pop("saved")
+    assert found == result["grading"] and saved["pixels"] == 40 and saved["held_out"]["images"] == 11
+    assert "the saved grader of 40-pixel photographs" in out and "Another grader: saved ordinal regression" in out
+
+
+@pytest.mark.parametrize(
+    "changes, names", [({"crop": "none"}, "crop none; the run has field"), ({"fingerprint": "f" * 64}, "not ")]
+)
+def test_a_grader_of_other_photographs_is_refused(workdir, grader_file, capsys, changes, names):
+    assert cli.main(["evaluate", f"--workdir={workdir}", f"--grader={grader_file(**changes)}"]) == 2
+    err = capsys.readouterr().err
+    assert names in err and err.count("\n") == 1
+
+
 def test_without_a_network_the_rest_is_measured(copy, folder, monkeypatch, capsys):
     monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
     monkeypatch.setattr(pretrained, "load", LOAD)
@@ -274,6 +309,8 @@ def test_at_fewer_pixels_as_photographs_of_that_size(workdir, manifest, result, 
     "flag, names",
     [
         ("--weights=nowhere.npz", "nowhere.npz"),
+        ("--grader=nowhere.npz", "nowhere.npz: cannot be read"),
+        ("--grader=nowhere.npz --weights=", "pip install"),
         ("--keep_share=0.5", "--keep_share"),
         ("--edema", "--edema"),
         ("--batch_statistics=walking", "batch_statistics"),
@@ -296,6 +333,7 @@ def test_the_summary_has_at_most_30_lines_with_each_question_and_its_reference(r
     many["closeness"]["networks"] *= 9
     many["skipped_weights"] = {f"{i}.npz": "damaged" for i in range(9)}
     many["run"]["conditioning_strength"] = 0.5
+    many["grading"]["saved"] = many["grading"]
     useful = many["usefulness"] = made_run.made_usefulness(np.random.default_rng(0))
     text = summary.text(many)
     assert text.count("\n") < summary.MAX_LINES

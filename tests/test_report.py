@@ -131,6 +131,7 @@ def evaluation(training, conditional=True):
                           "recall": dict(zip(GRADES, (1.0, 0.5, 0.0, None, 0.25)))},
             "held_out": {"missing": "6 held-out images, fewer than 10"},
             "verdict": "grades agree (kappa 0.46, 0.21 to 0.67)", "grader": "a <grader> of 32 pixels", "pixels": 32,
+            "saved": {"generated": {"qwk": 0.789, "qwk_interval": [0.71, 0.83]}},
         },
     }  # fmt: skip
     if not conditional:
@@ -432,7 +433,10 @@ def test_usefulness_and_grading(page, source, result):
                 assert [str(grade), *map(str, counts), f"{recall['mean']:.2f}"] in page.rows
     assert "no measurable gain" in page.text and "With photographs at full size." in page.text
     assert "risks are unknown" in page.text and "The grader: a <grader> of 32 pixels." in page.text
-    assert ["0.46 [0.21, 0.67]"] in page.numbers.values() and "6 held-out images, fewer than 10" in page.text
+    assert [
+        "0.46 [0.21, 0.67]",
+        "0.79 [0.71, 0.83]",
+    ] in page.numbers.values() and "6 held-out images, fewer than 10" in page.text
     for grade, recall in enumerate(("1.00", "0.50", "0.00", "–", "0.25")):
         assert [str(grade), *map(str, CONFUSION[grade]), recall] in page.rows
 

@@ -36,6 +36,9 @@ def _define(values, argv):
         "installed; --weights= for no extractor at all",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "grader", None, "grader.npz of idrid-jax grade, which then also reads the grades", flag_values=values
+    )
     flags.DEFINE_integer(
         "usefulness",
         0,
@@ -91,6 +94,7 @@ def _evaluate(workdir, values) -> dict:
             statistics=values.batch_statistics,
             data_dir=values.data_dir,
             weights_files=_weights_files(values.weights),
+            grader_file=values.grader,
             usefulness_seeds=values.usefulness,
             keep_share=values.keep_share,
             edema=values.edema,

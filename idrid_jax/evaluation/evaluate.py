@@ -35,6 +35,7 @@ from idrid_jax.evaluation import (
 from idrid_jax.evaluation.downsample import check_pixels, downsample
 from idrid_jax.evaluation.features import efficientnet, feature_cache, pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
+from idrid_jax.evaluation.graders import frozen
 from idrid_jax.generation import sampling
 from idrid_jax.generation.sampling import Sampler
 from idrid_jax.images import encode_image, image_grid, to_float, to_uint8
@@ -61,6 +62,7 @@ def evaluate(
     statistics: str = "auto",
     data_dir: Path | str = "",
     weights_files: Sequence[Path | str] = (),
+    grader_file: Path | str | None = None,
     usefulness_seeds: int = 0,
     keep_share: float = 0.5,
     edema: bool = False,
@@ -81,6 +83,7 @@ def evaluate(
       weights_files: of pretrained feature extractors, see `features.pretrained`. All of them measure closeness and
         memorization; the first one also reads grades. A file that cannot be read as one is skipped with a warning on
         stderr, and so is `pretrained.IMAGENET` if it is not installed. Without any, what needs features is missing.
+      grader_file: of a grader that `idrid-jax grade` saved, which then reads grades, too.
       usefulness_seeds: graders for each arm of `usefulness.measure`. 0: none, but a result for the same images in an
         earlier evaluation.json is carried over. keep_share, edema: see there.
       on_progress: called before each stage. on_result: called before the files are written, so that a full disk loses
@@ -90,12 +93,14 @@ def evaluate(
       return, "skipped_weights": {file name: why}}; also written to `workdir/evaluation.json`, with the pairs of
       "memorization" in `workdir/memorization.png`.
     Raises: UserError if `read_run` does, a file of weights does not exist, the release is no longer prepared, `workdir`
-      cannot be written, or `pixels` is refused by `check_pixels` or given with `usefulness_seeds`.
+      cannot be written, `grader_file` does not fit the run, or `pixels` is refused by `check_pixels` or given with
+      `usefulness_seeds`.
     """
     if pixels is not None and usefulness_seeds:
         raise UserError("--usefulness is measured at the images' own size: omit --pixels")
     extractors, skipped = _load_extractors(weights_files)
     source = _load(workdir, step, statistics, data_dir, pixels)
+    saved = None if grader_file is None else _load_grader(grader_file, source, extractors)
     conditional = source.sampler.network.conditional
     reads_grades = conditional and bool(extractors)
     num_stages = 2 + 2 * (pixels is None) + 3 * len(extractors) + len(GRADES) * conditional + reads_grades
@@ -114,12 +119,9 @@ def evaluate(
     result["closeness"] = closeness.measure(
         *sets, extractors=extractors, photograph_features=from_cache, seed=seed, log=log
     )
-    if conditional and not extractors:
-        result["grading"] = {"missing": NO_NETWORK}
-    elif conditional:
-        log("grading: a grader of the training photographs")
-        photographs_and_images = (real, training.grades, held, held_out.grades, images, grades)
-        result["grading"] = grading.measure(extractors[0], *photographs_and_images, cache_dir=cache_dir, seed=seed)
+    if conditional:
+        options = {"cache_dir": cache_dir, "seed": seed}
+        result["grading"] = _grading(source, extractors, saved, images, grades, log, options)
     if pixels is None:
         log("memorization of training photographs")
         features = _softened_features(extractors, images, real, held, from_cache)
@@ -274,6 +276,39 @@ def _generate(source, count, seed, pixels) -> tuple[np.ndarray, np.ndarray]:
     grades = source.training.grades[np.resize(order, count)]
     images = np.stack(list(source.sampler.images(grades, seed=seed)))
     return images if pixels is None else downsample(images, pixels), grades
+
+
+# --- grading
+
+
+def _load_grader(path, source, extractors) -> frozen.FrozenGrader:
+    """Return the grader in a file. Raises UserError if it cannot read the run's images, or saw the held-out ones."""
+    config = source.config
+    if not source.sampler.network.conditional:
+        raise UserError(f"--grader: {config.network} is unconditional: its images have no grades to read")
+    if not extractors:
+        raise UserError(f"--grader: {NO_NETWORK}")
+    if config.data.get("held_out_fold", -1) >= 0:
+        raise UserError("--grader: it was fitted to photographs that config.data.held_out_fold holds out: omit it")
+    grader = frozen.load(path, extractor=extractors[0], fingerprint=source.manifest.fingerprint)
+    if grader.crop != config.data.crop:
+        raise UserError(f"{path}: was fitted to photographs with crop {grader.crop}; the run has {config.data.crop}")
+    return grader
+
+
+def _grading(source, extractors, saved, images, grades, log, options) -> dict:
+    """saved: a grader to ask, too, or None. options: of `grading.measure`."""
+    if not extractors:
+        return {"missing": NO_NETWORK}
+    log("grading: a grader of the training photographs")
+    training, held_out = source.training, source.held_out
+    photographs = np.asarray(training.images), training.grades, np.asarray(held_out.images), held_out.grades
+    result = grading.measure(extractors[0], *photographs, images, grades, **options)
+    if saved is not None:
+        _, full_size = _load_splits(source.config, source.manifest, saved.size)
+        photographs = np.asarray(full_size.images), full_size.grades
+        result["saved"] = grading.measure_saved(saved, extractors[0], *photographs, images, grades, **options)
+    return result
 
 
 # --- features

@@ -54,21 +54,46 @@ def measure(
     def read(images, folder):
         return classifiers.probabilities(model, frozen.sides(extractor, images, folder), len(GRADES))
 
+    size, seen = training.shape[1], extractor.input_size
+    enlarged = f", enlarged to {seen}" if seen and seen > size else ""
+    text = f"ordinal regression on features of {extractor.name}, fitted to {len(training)} training photographs of "
+    about = {"grader": f"{text}{size} pixels{enlarged}", "pixels": size}
+    return about | _compare(read, held_out, held_out_grades, generated, requested, cache_dir, seed)
+
+
+def measure_saved(
+    grader: frozen.FrozenGrader,
+    extractor: FeatureExtractor,
+    held_out: np.ndarray,
+    held_out_grades: np.ndarray,
+    generated: np.ndarray,
+    requested: np.ndarray,
+    *,
+    cache_dir: Path | str | None = None,
+    seed: int = 0,
+) -> dict:
+    """Return what `measure` returns for a grader that `idrid-jax grade` saved.
+
+    held_out: uint8 [M, S, S, C], S the grader's size: it reads photographs at full size. `generated` has a size of its
+    own, which the extractor enlarges. The other arguments are those of `measure`.
+    """
+
+    def read(images, folder):
+        return grader.probabilities(frozen.sides(extractor, images, folder))
+
+    kind = grader.kind.replace("_", " ")
+    text = f"saved {kind} on features of {grader.extractor}, fitted to photographs of {grader.size} pixels"
+    about = {"grader": text, "pixels": grader.size}
+    return about | _compare(read, held_out, held_out_grades, generated, requested, cache_dir, seed)
+
+
+def _compare(read, held_out, held_out_grades, generated, requested, cache_dir, seed) -> dict:
+    """read: (images, folder of cached features or None) -> probabilities, float [N, 5]."""
     entries = {
         "generated": _entry("generated", requested, lambda: read(generated, None), seed),
         "held_out": _entry("held_out", held_out_grades, lambda: read(held_out, cache_dir), seed),
     }
-    about = {"grader": _describe(extractor, training), "pixels": training.shape[1]}
-    return about | entries | {"verdict": _verdict(**entries)}
-
-
-def _describe(extractor, training) -> str:
-    size, seen = training.shape[1], extractor.input_size
-    enlarged = f", enlarged to {seen}" if seen and seen > size else ""
-    return (
-        f"ordinal regression on features of {extractor.name}, fitted to {len(training)} training photographs of "
-        f"{size} pixels{enlarged}"
-    )
+    return entries | {"verdict": _verdict(**entries)}
 
 
 def _entry(name: str, truth: np.ndarray, read: Callable[[], np.ndarray], seed: int) -> dict:
@@ -95,11 +120,17 @@ def _kappa(entry) -> str:
 
 
 def table(result: dict) -> str:
-    """Render what `measure` returned as text, without a newline at the end."""
+    """Render what `measure` returned, with "saved" from `measure_saved` if there, as text without a final newline."""
     if "missing" in result:
         return f"Grading: not measured: {result['missing']}."
-    lines = [f"Grading: {result['verdict']}.", f"The grader: {result['grader']}."]
-    lines.append(f"{'':<22}  kappa  95 %           recall by grade 0 to 4")
+    lines = [f"Grading: {result['verdict']}.", f"The grader: {result['grader']}.", *_rows(result)]
+    if saved := result.get("saved"):
+        lines += ["", f"Another grader: {saved['grader']}.", *_rows(saved)]
+    return "\n".join(lines)
+
+
+def _rows(result) -> list[str]:
+    lines = [f"{'':<22}  kappa  95 %           recall by grade 0 to 4"]
     for name, caption in CAPTIONS.items():
         entry = result[name]
         if "missing" in entry:
@@ -108,4 +139,4 @@ def table(result: dict) -> str:
         low, high = entry["qwk_interval"]
         recalls = " ".join("   -" if value is None else f"{value:4.2f}" for value in entry["recall"].values())
         lines.append(f"{caption:<22}  {entry['qwk']:5.2f}  {low:5.2f} to {high:5.2f}  {recalls}")
-    return "\n".join(lines)
+    return lines

@@ -87,8 +87,11 @@ def _membership(found):
 def _grading(found):
     if found is None or "missing" in found:
         return _not_measured("5 grading", found)
-    kappas = (_kappa(found[name]) for name in ("generated", "held_out"))
-    return [(f"5 grading: kappa of a grader of photographs of {found['pixels']} pixels", *kappas)]
+    rows = []
+    for name, one in (("a grader", found), ("the saved grader", found.get("saved"))):
+        kappas = [] if one is None else [_kappa(one[key]) for key in ("generated", "held_out")]
+        rows += [(f"5 grading: kappa, {name} of {one['pixels']}-pixel photographs", *kappas)] if kappas else []
+    return rows
 
 
 def _usefulness(found):

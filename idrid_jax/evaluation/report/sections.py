@@ -250,8 +250,7 @@ def _arm_matrices(sizes):
 
 
 def grading(runs: list[Run]) -> dict:
-    """Kappa and confusion matrix of a grader of photographs, on generated images and on held-out photographs."""
-    captions = {"generated": "generated images: requested by predicted", "held_out": "held-out photographs"}
+    """Kappa and confusion matrix of graders of photographs, on generated images and on held-out photographs."""
     notes, rows, matrices = [], [], []
     for run in runs:
         found = run.results("grading")
@@ -261,18 +260,10 @@ def grading(runs: list[Run]) -> dict:
             notes.append(Note(run, "Grades were not predicted.", run.command()))
         elif "missing" in found:
             notes.append(Note(run, f"Not measured: {missing_reason(found)}."))
-        elif "grader" in found:
-            notes.append(Note(run, f"The grader: {found['grader']}."))
-        for key, caption in captions.items():
-            entry = found.get(key)
-            if number(entry, "qwk") is None:
-                notes += [Note(run, f"Not measured: {missing_reason(entry)}.")] if entry else []
-                continue
-            held_out = key == "held_out"
-            name = HELD_OUT if held_out else run.name if len(runs) > 1 else "generated"
-            bounds = interval(entry, "qwk_interval")
-            rows.append(plots.Row(name, number(entry, "qwk"), bounds, run.index, reference=held_out))
-            matrices.append(confusion(f"{run.name}: {caption}" if len(runs) > 1 else caption, entry))
+        for one, which in ((found, ""), (run.results("grading.saved"), "saved grader, ")):
+            parts = _of_grader(run, one, f"{run.name}: {which}" if len(runs) > 1 else which)
+            for all_of_them, part in zip((notes, rows, matrices), parts):
+                all_of_them += part
     title = "Quadratic kappa of predicted and requested grades"
     plot = plots.interval_plot(title, rows, decimals=2, line=0) if rows else None
     return {
@@ -280,6 +271,23 @@ def grading(runs: list[Run]) -> dict:
         "panels": [{"title": title, "explanation": "", "plot": plot}] if plot else [],
         "matrices": matrices,
     }
+
+
+def _of_grader(run, found, prefix):
+    """Notes, rows of the plot and confusion matrices of one grader."""
+    captions = {"generated": "generated images: requested by predicted", "held_out": "held-out photographs"}
+    notes, rows, matrices = [], [], []
+    if "grader" in found:
+        notes.append(Note(run, f"The grader: {found['grader']}."))
+    for key, caption in captions.items():
+        entry = found.get(key)
+        if number(entry, "qwk") is None:
+            notes += [Note(run, f"Not measured: {missing_reason(entry)}.")] if entry else []
+            continue
+        name, bounds = prefix + key.replace("held_out", HELD_OUT), interval(entry, "qwk_interval")
+        rows.append(plots.Row(name, number(entry, "qwk"), bounds, run.index, reference=key == "held_out"))
+        matrices.append(confusion(prefix + caption, entry))
+    return notes, rows, matrices
 
 
 def confusion(caption: str, entry: dict) -> Table:
