@@ -1,7 +1,7 @@
 """The frozen grader: linear classifiers of grade and macular edema risk on the features of a pretrained network.
 
-`idrid-jax grade` chooses and saves one, and `evaluate --grader` reads grades with it. It is an .npz of arrays and of a JSON text
-that says what it was fitted to; it holds no pickle, and `load` checks all of it.
+`idrid-jax grade` chooses and saves one, and `evaluate --grader` reads grades with it. It is an .npz of arrays and of a
+JSON text that says what it was fitted to; it holds no pickle, and `load` checks all of it.
 
     grader = frozen.load(path, extractor=extractor, fingerprint=manifest.fingerprint)
     probabilities = grader.probabilities(frozen.sides(extractor, images))     # float [N, 5]
