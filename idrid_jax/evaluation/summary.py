@@ -60,7 +60,8 @@ def _closeness(found):
     entries = {row: found["rows"][row] for row in ("generated", "held_out_real")}
     for network in found["networks"][:MAX_EXTRACTORS]:
         cells = (_interval(entries[row]["features"][network]["kid"], 1000, 1) for row in entries)
-        rows.append((f"2 closeness: KID x1000, {network.partition(' ')[0]}", *cells))
+        trained = ", trained against" if network in found["trained_against"] else ""
+        rows.append((f"2 closeness: KID x1000, {network.partition(' ')[0]}{trained}", *cells))
     if len(found["networks"]) > MAX_EXTRACTORS:
         rows.append((f"  ({len(found['networks']) - MAX_EXTRACTORS} more extractors in the tables)", ""))
     rows.append(("  power spectrum, difference in dB", *(_interval(entries[row]["spectrum"], 1, 1) for row in entries)))

@@ -93,6 +93,7 @@ class RunRecord:
       data_dir: where it was prepared.
       left_eye_share: share of left eyes, which the networks were shown mirrored; 0 without
         `data.canonicalize_laterality`.
+      trained_against: pretrained networks that the generator was trained against, such as "vgg19": see `write_record`.
     """
 
     config: ml_collections.ConfigDict
@@ -101,6 +102,7 @@ class RunRecord:
     counts: list[int]
     data_dir: str
     left_eye_share: float = 0.0
+    trained_against: tuple[str, ...] = ()
 
     def config_with_release(self, data_dir: Path | str = "") -> ml_collections.ConfigDict:
         """Return the configuration that names the very release of the run, in `data_dir` or where the run found it."""
@@ -137,6 +139,7 @@ def find_record(workdir: Path | str) -> RunRecord | None:
             list(data["counts"]["grading"]["train"]),
             data["data_dir"],
             data["left_eye_share"],
+            tuple(content.get("trained_against", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -158,6 +161,7 @@ def write_record(
             "counts": manifest.counts,
             "left_eye_share": left_eye_share,
         },
+        "trained_against": [],  # a loss on features of a pretrained network names it here: none does yet
         "revision": code_revision(),
         "versions": package_versions(),
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],

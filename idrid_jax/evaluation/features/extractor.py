@@ -21,6 +21,11 @@ class FeatureExtractor:
     extract: Callable[[np.ndarray], np.ndarray]
     input_size: int | None = None
 
+    @property
+    def network(self) -> str:
+        """The network's name without its weights, such as "efficientnet-lite0"."""
+        return self.name.partition(":")[0].partition(" ")[0]
+
 
 def check_images(images: np.ndarray) -> np.ndarray:
     """Return `images` as an array; raise ValueError unless they are uint8 [N, H, W, C] with C 1 or 3."""

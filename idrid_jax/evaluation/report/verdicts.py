@@ -35,7 +35,8 @@ def closeness(run: Run) -> Verdict:
     if not found:
         return _not_measured(run)
     rows, distinguishable, details, reason = found.get("rows") or {}, [], [], "no pretrained network was at hand"
-    for network in found.get("networks") or []:
+    networks, against = found.get("networks") or [], found.get("trained_against") or []
+    for network in [name for name in networks if name not in against] or networks:
         generated, real = (metric(rows, row, "kid", network) for row in ("generated", "held_out_real"))
         reference = "held-out photographs"
         if number(real) is None:
