@@ -21,6 +21,7 @@ from idrid_jax.evaluation import (
     closeness,
     downsample,
     evaluate,
+    evaluated_run,
     quality,
     spectra,
     summary,
@@ -288,7 +289,7 @@ def test_a_network_that_the_generator_was_trained_against_does_not_judge_it(copy
     assert "KID x1000, color:1, trained against" in summary.text(both) and "contrast:1, " not in summary.text(both)
     assert f"features: {COLOR.name}, trained against" in summary.tables(both)
     alone = evaluate.evaluate(moved, weights_files=[pretrained.IMAGENET], usefulness_seeds=1, **options)
-    assert alone["grading"] == alone["usefulness"] == {"missing": evaluate.TRAINED_AGAINST}
+    assert alone["grading"] == alone["usefulness"] == {"missing": evaluated_run.TRAINED_AGAINST}
 
 
 def test_several_runs_are_pooled(workdir, copy, folder, useful, monkeypatch, capsys):
@@ -381,7 +382,7 @@ def test_the_discriminator_sees_augmented_photographs(workdir, training):
 def test_membership_reads_the_logits_of_the_discriminator(workdir, training):
     """Also if the last batch is not full."""
     record, state = read_run(workdir, step=5)
-    source = evaluate._load(workdir, 5, "auto", "", None, [])
+    source = evaluated_run.load(workdir, 5, "auto", "", None, [])
     members, others, untrained = evaluate._logits(source)
     assert members.shape == training.grades.shape and len(others) == 11
     assert len(untrained) == evaluate.NUM_UNTRAINED and all(len(u[0]) == len(members) for u in untrained)

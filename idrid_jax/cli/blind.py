@@ -19,11 +19,11 @@ def _define_sheet(values, argv):
 def _run_sheet(values):
     if not checkpoint.is_process_0("blind sheet"):
         return
-    from idrid_jax.evaluation import blind, evaluate
+    from idrid_jax.evaluation import blind, evaluated_run
     from idrid_jax.generation import sampling
 
     sampler = sampling.load_sampler(values.workdir, values.step, batch_statistics=values.batch_statistics)
-    _, training = evaluate.training_photographs(values.workdir, sampler, values.data_dir)
+    _, training = evaluated_run.training_photographs(values.workdir, sampler, values.data_dir)
     out = blind.write(
         sampler, training.images, training.grades, training.ids, values.out, each=values.each, seed=values.seed
     )

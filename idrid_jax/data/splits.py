@@ -40,8 +40,7 @@ def load_training_splits(config: ml_collections.ConfigDict, manifest: Manifest) 
     network would get fewer than `config.data.min_images_per_class` training examples of a class.
     """
     check_size(config, manifest)
-    has_fold = config.data.held_out_fold != folds.NO_FOLD
-    train = load_evaluation_splits(config, manifest)[0] if has_fold else load_split(config, manifest, "train")
+    train = load_training_photographs(config, manifest)
     if config.data.canonicalize_laterality:
         train = dataclasses.replace(train, is_left_eye=laterality.is_left_eye(train.images))
     is_validation = validation_mask(config, manifest)
@@ -51,6 +50,13 @@ def load_training_splits(config: ml_collections.ConfigDict, manifest: Manifest) 
             examples.grades, config.data.merge_classes, config.data.min_images_per_class, config.network
         )
     return examples, train.subset(is_validation)
+
+
+def load_training_photographs(config: ml_collections.ConfigDict, manifest: Manifest) -> cache.Split:
+    """Load the photographs that a run could have seen; they and errors as of `load_evaluation_splits`."""
+    if config.data.held_out_fold == folds.NO_FOLD:
+        return load_split(config, manifest, "train")  # the test split need not be in the cache
+    return load_evaluation_splits(config, manifest)[0]
 
 
 def load_evaluation_splits(

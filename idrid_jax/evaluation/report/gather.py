@@ -12,10 +12,9 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from idrid_jax.data import cache, folds
+from idrid_jax.data import cache, splits
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.manifest import Manifest
-from idrid_jax.data.splits import find_release, load_split
 from idrid_jax.errors import UserError
 from idrid_jax.generation import sampling
 from idrid_jax.images import GRID_GAP
@@ -117,7 +116,7 @@ def gather(workdir: Path, name: str, index: int = 0, data_dir: str = "") -> Run:
     sampler = _load_sampler(workdir, subject, notes)
     config = record.config_with_release(data_dir)
     manifest, training = _load_release(config, notes)
-    in_training = None if manifest is None else ~folds.validation_mask(manifest, config.data.validation_folds)
+    in_training = None if manifest is None else ~splits.validation_mask(config, manifest)
     return Run(
         name=name,
         index=index,
@@ -179,8 +178,8 @@ def _load_sampler(workdir, subject, notes) -> sampling.Sampler | None:
 def _load_release(config, notes) -> tuple[Manifest | None, cache.Split | None]:
     manifest = None
     try:
-        manifest = find_release(config)
-        return manifest, load_split(config, manifest, "train")
+        manifest = splits.find_release(config)
+        return manifest, splits.load_training_photographs(config, manifest)
     except UserError as error:
         notes["release"] = f"{error}; name where it is prepared with --data_dir"
         return manifest, None
