@@ -1,6 +1,7 @@
 """Eight simulated devices, a small prepared phantom, and tiny networks, so that a whole run takes a second."""
 
 import atexit
+import importlib.metadata
 import json
 import os
 import shutil
@@ -12,7 +13,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-if "XLA_FLAGS" not in os.environ:  # without its newer emitters XLA compiles for CPUs in two thirds of the time
+# Without its newer emitters XLA compiles for CPUs in two thirds of the time. Later versions refuse the flag
+if "XLA_FLAGS" not in os.environ and importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 import jax  # noqa: E402
