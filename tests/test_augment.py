@@ -328,6 +328,7 @@ def test_r_is_of_real_logits_and_of_their_lead_where_the_loss_is_of_pairs(loss):
 # -- On meshes
 
 
+@pytest.mark.slow  # float64, on nine devices
 def test_a_mesh_computes_what_one_device_does():
     """An update with a penalty on eight devices, which split images too, in float64: states, metrics, p."""
     for x, y in zip(jax.tree.leaves(update_on(1, 1)), jax.tree.leaves(update_on(4, 2)), strict=True):

@@ -278,6 +278,7 @@ def test_without_a_network_the_rest_is_measured(copy, folder, monkeypatch, capsy
     assert not written["closeness"]["networks"] and written["membership"]["auc"] and written["quality"]["generated"]
 
 
+@pytest.mark.slow  # evaluates twice
 def test_a_network_that_the_generator_was_trained_against_does_not_judge_it(copy, tmp_path, folder, capsys):
     moved = shutil.copytree(copy, tmp_path / "trained against")
     config = json.loads((moved / "config.json").read_text())
@@ -292,6 +293,7 @@ def test_a_network_that_the_generator_was_trained_against_does_not_judge_it(copy
     assert alone["grading"] == alone["usefulness"] == {"missing": evaluated_run.TRAINED_AGAINST}
 
 
+@pytest.mark.slow  # evaluates several runs
 def test_several_runs_are_pooled(workdir, copy, folder, useful, monkeypatch, capsys):
     pooled = []
     monkeypatch.setattr(usefulness, "pool", lambda results: pooled.append(results) or {"missing": "a reason"})

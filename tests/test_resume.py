@@ -37,7 +37,7 @@ def stop_at(number, sent=signal.SIGTERM):
     [
         ("resident", ALL_ON, [signal.SIGTERM, signal.SIGINT]),
         ("tfdata", DATA_ON, [signal.SIGTERM]),
-        ("resident", LOSSES_ON | ADAPTIVE, [signal.SIGTERM]),
+        pytest.param("resident", LOSSES_ON | ADAPTIVE, [signal.SIGTERM], marks=pytest.mark.slow),  # long compilation
     ],
     ids=["all on", "data", "losses"],
 )
@@ -61,6 +61,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, capsys, pip
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow  # test_sharding compares the pipelines, too
 def test_both_pipelines_train_the_same(config, gradient_descent, tmp_path):
     """And a run may change its pipeline when it resumes."""
     resident = train(config, tmp_path / "resident")
@@ -70,7 +71,7 @@ def test_both_pipelines_train_the_same(config, gradient_descent, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("pipeline", ["resident", "tfdata"])
+@pytest.mark.parametrize("pipeline", ["resident", pytest.param("tfdata", marks=pytest.mark.slow)])  # as long
 def test_several_updates_per_call_are_the_same_run(config, gradient_descent, tmp_path, pipeline):
     """Interrupted between calls; logged and saved at whole calls."""
     config = changed(config, data__pipeline=pipeline)

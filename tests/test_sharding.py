@@ -127,6 +127,7 @@ def test_a_mesh_computes_what_one_device_does(network, options, monkeypatch):
     assert max(worst.values()) <= tolerance, worst
 
 
+@pytest.mark.slow  # four runs
 def test_a_run_moves_between_meshes(config, tmp_path, monkeypatch):
     """Saved on eight devices, resumed with split rows and a split state, and on one."""
     monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 1)

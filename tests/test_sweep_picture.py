@@ -17,7 +17,7 @@ def frame(rows, **columns):
     made["status"], made["reason"] = "finished", ""
     for column in ("kimg", "loss_d", "loss_g", "images_per_s", *results.METRICS):
         made[column] = np.linspace(0.5, 0.5 + 0.01 * (count - 1), count)
-    return made.assign(**{name: float("nan") for name in results.KIDS} | columns)
+    return made.assign(**{results.KID: float("nan")} | columns)
 
 
 def texts(axes):
