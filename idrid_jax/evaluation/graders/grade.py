@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from idrid_jax.data import atomic, cache, folds
 from idrid_jax.data.layout import EDEMA, GRADES
@@ -69,12 +70,13 @@ def grade(
     data = _load(find_prepared(data_dir or None, release), num_folds, repeats, seed)
     log = functools.partial(_log_stage, on_progress, len(feature_sets) * (2 + len(CLASSIFIERS)))
     seconds = {"features": 0.0, "cross_validation": 0.0, "test": 0.0}
-    rows = _validated_rows(data, feature_sets, seconds, log)
-    rows.sort(key=lambda row: -row["cv"]["qwk"])  # stable: of equal ones, the first
-    for row in rows:
-        row["chosen"] = row is rows[0]
-    _add_test_results(data, feature_sets, rows, seconds, log)
-    grader, description = _fit_default_grader(data, feature_sets, rows)
+    with threadpool_limits(1):  # folds are fitted in threads, whose own limits would undo each other's
+        rows = _validated_rows(data, feature_sets, seconds, log)
+        rows.sort(key=lambda row: -row["cv"]["qwk"])  # stable: of equal ones, the first
+        for row in rows:
+            row["chosen"] = row is rows[0]
+        _add_test_results(data, feature_sets, rows, seconds, log)
+        grader, description = _fit_default_grader(data, feature_sets, rows)
     result = {"release": _describe(data), "protocol": PROTOCOL, "rows": rows, "grader": description}
     result |= {"notes": _notes(data, feature_sets), "seconds": {part: round(s, 1) for part, s in seconds.items()}}
     if skipped:
