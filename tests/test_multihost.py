@@ -103,8 +103,8 @@ def test_two_processes_are_one_run_whatever_happens(phantom_data, tmp_path):
 @linux
 @multiprocess
 def test_two_processes_stream_their_shares(phantom_data, tmp_path, monkeypatch):
-    """The losses of one process that is fed the batches of both shares; one of the two has one core, and rounds its
-    replicas differently, which must not damage checkpoints."""
+    """The losses of one process that is fed the batches of both shares. One of the two has one core, so that it rounds
+    its replicas differently."""
     words = command(*train(tmp_path / "two", phantom_data, total_kimg=0.032, data__pipeline="tfdata"))
     pinned = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *words]
     statuses, outputs = run_together(pinned, words, timeout=300)

@@ -56,7 +56,10 @@ def _define(values, argv):
         flag_values=values,
     )
     flags.DEFINE_boolean(
-        "edema", False, "with --usefulness: also measure the macular edema risk, where it is known", flag_values=values
+        "edema",
+        False,
+        "with --usefulness: report on macular edema risk: not measurable yet, as synthetic images have no known risk",
+        flag_values=values,
     )
     flags.DEFINE_boolean("verbose", False, "print every table after the summary", flag_values=values)
 

@@ -64,7 +64,7 @@ def load_evaluation_splits(
 ) -> tuple[cache.Split, cache.Split]:
     """Load the photographs that a run could have seen, and those that it never saw, which judge it.
 
-    The first are the training examples and the validation fold together (`validation_mask` tells them apart). The
+    The first are the training examples and the validation fold together (`validation_mask` separates them). The
     second are the test split, empty for a release without one, or the fold `config.data.held_out_fold`.
 
     size: side of the images in pixels; by default that of the network. Raises UserError as `cache.load` does.
