@@ -175,7 +175,7 @@ def test_version(capsys):
         (["sample", "--workdir=x", "--out=y", "stray", "words"], "'stray'"),
         (["sample", "--workdir=x", "--out=y", "--truncation=nan"], "--truncation=nan: not a number"),
         (["train", "--workdir=x", "--dry_run=perhaps"], "--dry_run=perhaps: not true or false"),
-        (["evaluate", "--workdir=x", "--edema"], "--edema goes with --usefulness"),
+        (["evaluate", "--workdir=x", "--keep_share=0.3"], "--keep_share goes with --usefulness"),
         (["phantom", "--out=x", "--train=a,b,c,d,e"], "--train=a,b,c,d,e: give whole numbers"),
         (["phantom", "--out=x", "--train=1,2"], "give 5 whole numbers"),
         (["phantom", "--out=x", "--height=10"], "height"),

@@ -218,7 +218,7 @@ def test_the_command_prints_a_summary_and_measures_usefulness_if_asked(
 
 
 def test_usefulness_gets_photographs_in_two_sizes_and_enough_synthetic_images(copy, folder, useful, manifest, training):
-    options = {"data_dir": folder / "data", "weights_files": [pretrained.IMAGENET, "a.npz"], "edema": True}
+    options = {"data_dir": folder / "data", "weights_files": [pretrained.IMAGENET, "a.npz"]}
     evaluate.evaluate(copy, usefulness_seeds=4, keep_share=0.3, **options)
     (((extractor, images, grades, held_out, held_out_grades, synthetic, requested), full_size, options),) = useful[1]
     assert extractor.name == COLOR.name and options["seeds"] == 4 and options["keep_share"] == 0.3
@@ -227,7 +227,7 @@ def test_usefulness_gets_photographs_in_two_sizes_and_enough_synthetic_images(co
     large = cache.load(manifest, "test", size=COLOR.input_size, channels=3, crop="field_of_view")
     np.testing.assert_array_equal(full_size[1], large.images)
     assert full_size[0].shape == (15, 40, 40, 3) and len(held_out) == len(held_out_grades) == len(large.images)
-    assert synthetic.shape == (len(requested), 32, 32, 3) and len(options["edema"][0]) == 15
+    assert synthetic.shape == (len(requested), 32, 32, 3)
     np.testing.assert_array_equal(np.bincount(requested), usefulness.num_synthetic(grades))
 
 
@@ -330,7 +330,6 @@ def test_at_fewer_pixels_as_photographs_of_that_size(workdir, manifest, result, 
         ("--grader=nowhere.npz", "nowhere.npz: cannot be read"),
         ("--grader=nowhere.npz --weights=", "pip install"),
         ("--keep_share=0.5", "--keep_share"),
-        ("--edema", "--edema"),
         ("--batch_statistics=walking", "batch_statistics"),
         ("--pixels=32", "--pixels 32"),
         ("--pixels=28 --usefulness=1", "--usefulness"),
@@ -398,7 +397,7 @@ def test_membership_reads_the_logits_of_the_discriminator(workdir, training):
 def test_weights_that_are_not_installed_are_skipped(monkeypatch, capsys):
     monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
     monkeypatch.setattr(pretrained, "load", LOAD)
-    extractors, skipped = evaluate._load_extractors([pretrained.IMAGENET])
+    extractors, skipped = pretrained.load_all([pretrained.IMAGENET])
     assert not extractors and list(skipped) == [pretrained.IMAGENET] and "skipped" in capsys.readouterr().err
 
 

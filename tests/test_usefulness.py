@@ -220,9 +220,9 @@ def photographs():
 
 def test_synthetic_images_that_show_what_photographs_do_not_are_a_gain(photographs, tmp_path):
     synthetic, labels = squares([WANTED + 3] * 5, seed=2)
-    lines, (training, grades, held_out, truth) = [], photographs
+    lines, (training, _, held_out, _) = [], photographs
     large = tuple(images.repeat(2, axis=1).repeat(2, axis=2) for images in (training, held_out))
-    options = {"seeds": 5, "cache_dir": tmp_path, "full_size": large, "edema": (grades // 2, truth // 2)}
+    options = {"seeds": 5, "cache_dir": tmp_path, "full_size": large}
     result = usefulness.measure(EXTRACTOR, *photographs, synthetic, labels, **options, log=lines.append)
     assert len(lines) == usefulness.num_stages(large) and len(list(tmp_path.iterdir())) == 12
     assert result["seeds"] == 5 and result["extractor"] == "grid" and result["size"] == "full"
@@ -232,7 +232,6 @@ def test_synthetic_images_that_show_what_photographs_do_not_are_a_gain(photograp
         assert tuple(one["arms"]) == ALL_ARMS and one["photographs"] == [16] * 5
         assert one["differences"]["synthetic_only"]["qwk"]["interval"][0] > 0
         assert np.sum(one["arms"]["real"]["confusion"]) == 5 * 80
-    assert "unknown" in result["edema"]["missing"]
     text = usefulness.table(json.loads(json.dumps(result)))
     assert all(title in text for title in comparison.ARMS.values())
     assert result["sizes"]["generator"]["verdict"] in text and max(map(len, text.splitlines()[:10])) <= 120

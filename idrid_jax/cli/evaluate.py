@@ -55,19 +55,12 @@ def _define(values, argv):
         upper_bound=1,
         flag_values=values,
     )
-    flags.DEFINE_boolean(
-        "edema",
-        False,
-        "with --usefulness: report on macular edema risk: not measurable yet, as synthetic images have no known risk",
-        flag_values=values,
-    )
     flags.DEFINE_boolean("verbose", False, "print every table after the summary", flag_values=values)
 
 
 def _run(values):
-    for name in ("keep_share", "edema"):
-        if values[name].present and not values.usefulness:
-            raise UserError(f"--{name} goes with --usefulness N, which trains graders")
+    if values["keep_share"].present and not values.usefulness:
+        raise UserError("--keep_share goes with --usefulness N, which trains graders")
     if not checkpoint.is_process_0("evaluate"):
         return None
     results = [_evaluate(workdir, values) for workdir in values.workdir]
@@ -100,7 +93,6 @@ def _evaluate(workdir, values) -> dict:
             grader_file=values.grader,
             usefulness_seeds=values.usefulness,
             keep_share=values.keep_share,
-            edema=values.edema,
             on_progress=progress,
             on_result=show,
         )

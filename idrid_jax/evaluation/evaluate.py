@@ -8,7 +8,6 @@ module's name.
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -58,7 +57,6 @@ def evaluate(
     grader_file: Path | str | None = None,
     usefulness_seeds: int = 0,
     keep_share: float = 0.5,
-    edema: bool = False,
     on_progress: Progress = lambda text, stages: None,
     on_result: Callable[[dict], None] = lambda result: None,
 ) -> dict:
@@ -79,7 +77,7 @@ def evaluate(
         any, what needs features is missing.
       grader_file: of a grader that `idrid-jax grade` saved, which then reads grades, too.
       usefulness_seeds: graders for each arm of `usefulness.measure`. 0: none, but a result for the same images in an
-        earlier evaluation.json is carried over. keep_share, edema: see there.
+        earlier evaluation.json is carried over. keep_share: see there.
       on_progress: called before each stage. on_result: called before the files are written, so that a full disk loses
         only the files.
     Returns: {"run": what was measured, "quality", "closeness", "memorization", "membership", "grading" (if the
@@ -92,7 +90,8 @@ def evaluate(
     """
     if pixels is not None and usefulness_seeds:
         raise UserError("--usefulness is measured at the images' own size: omit --pixels")
-    extractors, skipped = _load_extractors(weights_files)
+    extractors, skipped = pretrained.load_all(weights_files)
+    extractors = [_remember(extractor) for extractor in extractors]
     source = evaluated_run.load(workdir, step, statistics, data_dir, pixels, extractors)
     saved = None if grader_file is None else _load_grader(grader_file, source)
     conditional = source.sampler.network.conditional
@@ -135,7 +134,7 @@ def evaluate(
     path = Path(workdir) / file_name(pixels)
     if usefulness_seeds:
         options = {"seeds": usefulness_seeds, "keep_share": keep_share, "cache_dir": cache_dir, "log": log}
-        result["usefulness"] = _usefulness(source, seed, edema, options)
+        result["usefulness"] = _usefulness(source, seed, options)
     elif earlier := _earlier_usefulness(path, result):
         result["usefulness"] = earlier
     on_result(result)
@@ -204,20 +203,6 @@ def _grading(source, saved, images, grades, log, options) -> dict:
 
 
 # --- features
-
-
-def _load_extractors(files) -> tuple[list[FeatureExtractor], dict[str, str]]:
-    """Return the pretrained extractors in files, and {name of a file that holds none: why}."""
-    extractors, skipped = [], {}
-    for path in files:
-        try:
-            extractors.append(_remember(pretrained.load(path)))
-        except UserError as error:
-            if str(path) != pretrained.IMAGENET and not Path(path).is_file():  # probably misspelled
-                raise
-            skipped[Path(path).name] = str(error).removeprefix(f"{path}: ")
-            print(f"{error}; it is skipped", file=sys.stderr, flush=True)
-    return extractors, skipped
 
 
 def _remember(extractor: FeatureExtractor) -> FeatureExtractor:
@@ -297,7 +282,7 @@ def _augment(images, strengths, batch_size, seed) -> np.ndarray:
 # --- usefulness
 
 
-def _usefulness(source, seed, edema, options) -> dict:
+def _usefulness(source, seed, options) -> dict:
     """options: further arguments of `usefulness.measure`."""
     sampler, training, held_out = source.sampler, source.training, source.held_out
     if not sampler.network.conditional:
@@ -319,7 +304,6 @@ def _usefulness(source, seed, edema, options) -> dict:
         np.stack(list(sampler.images(grades, seed=seed))),
         grades,
         full_size=full_size,
-        edema=(training.edema, held_out.edema) if edema else None,
         **options,
     )
 
@@ -334,8 +318,7 @@ def _earlier_usefulness(path, result) -> dict | None:
     """Return the usefulness in an earlier evaluation of the same images, None if there is none."""
     try:
         earlier = json.loads(path.read_text())
-        measured = "sizes" in earlier["usefulness"]  # not in older files
-        return earlier["usefulness"] if measured and earlier["run"] == result["run"] else None
+        return earlier["usefulness"] if earlier["run"] == result["run"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

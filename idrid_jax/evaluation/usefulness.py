@@ -60,7 +60,6 @@ def measure(
     synthetic_grades: np.ndarray,
     *,
     full_size: tuple[np.ndarray, np.ndarray] | None = None,
-    edema: tuple[np.ndarray, np.ndarray] | None = None,
     seeds: int = 10,
     keep_share: float = 0.5,
     cache_dir: Path | None = None,
@@ -75,8 +74,6 @@ def measure(
       ..._grades: int [N] in 0..4.
       full_size: the training and the held-out photographs at the extractor's input size or larger, in the same order,
         uint8 [N, S, S, C]. None: photographs are read at the generated images' size only.
-      edema: macular edema risks, which are unknown for synthetic images: linear graders of it cannot learn from them,
-        and the result says so.
       keep_share: share of the synthetic images of each grade that the filter keeps, in (0, 1].
       cache_dir: folder of cached features of photographs. log: called before each of `num_stages` stages.
     Returns: for json.dumps: "sizes" {size of SIZES: what `usefulness_comparison.compare` returns}; "size", the one
@@ -110,8 +107,6 @@ def measure(
             read[size] = _read_all(sets, held, seeds)
     result = summarize(np.asarray(held_out_grades), read, _keys(held_out), extractor=extractor.name)
     result["keep_share"] = keep_share
-    if edema is not None:
-        result["edema"] = {"missing": "the macular edema risk of synthetic images is unknown"}
     return result
 
 

@@ -9,7 +9,9 @@ torchvision; and efficientnet-lite0-57934424.pth, which is part of a Python pack
 import hashlib
 import importlib.util
 import re
+import sys
 import zipfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -41,8 +43,7 @@ def load(path: Path | str, *, size: int | None = None) -> FeatureExtractor:
       maximum of the last map, see `efficientnet.features_at`. None: the size at which the network was trained.
 
     Returns: an extractor of uint8 [N, H, W, C], C 1 (repeated to 3) or 3, any H and W -> float32 [N, D]: D is 2048 for
-      Inception and SwAV, 384, 768 or 1024 for DINOv2, 1280 for EfficientNet-Lite0
-      (2560 with `size`), 4096 for VGG19.
+      Inception and SwAV, 384, 768 or 1024 for DINOv2, 1280 for EfficientNet-Lite0 (2560 with `size`), 4096 for VGG19.
     Raises: UserError for a file that is missing, unreadable, damaged or of another network, or if `size` is given for a
       network other than EfficientNet-Lite0.
     """
@@ -68,6 +69,30 @@ def load(path: Path | str, *, size: int | None = None) -> FeatureExtractor:
     extract = partial(map_in_batches, partial(features, jax.device_put(params)), batch_size=batch_size)
     name = f"{name}:{digest[:8]} (trained on {dataset})"
     return FeatureExtractor(name, lambda images: extract(check_images(images)), size or module.SIZE)
+
+
+def load_all(
+    files: Sequence[Path | str], sizes: Sequence[int] = (efficientnet.SIZE,)
+) -> tuple[list[FeatureExtractor], dict[str, str]]:
+    """Return the networks in files, each once, and {name of a file that holds none: why}.
+
+    Such a file is skipped with a warning on stderr, and so is IMAGENET if it is not installed.
+    sizes: EfficientNet-Lite0 is returned once for each, see `load`: at its usual size with its usual features.
+    Raises: UserError for a file that does not exist: its name is probably misspelled.
+    """
+    found, skipped = {}, {}
+    for path in files:
+        try:
+            usual = load(path)
+            several = sizes if usual.network == IMAGENET else [usual.input_size]
+            extractors = [usual if size == usual.input_size else load(path, size=size) for size in several]
+            found |= {extractor.name: extractor for extractor in extractors}
+        except UserError as error:
+            if str(path) != IMAGENET and not Path(path).is_file():
+                raise
+            skipped[Path(path).name] = str(error).removeprefix(f"{path}: ")
+            print(f"{error}; it is skipped", file=sys.stderr, flush=True)
+    return list(found.values()), skipped
 
 
 def batch_size_at(size: int) -> int:

