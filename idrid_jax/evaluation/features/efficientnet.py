@@ -15,6 +15,7 @@ from idrid_jax.evaluation.features import folded, resize
 SIZE = 224
 FEATURES = 1280
 EPSILON = 1e-3
+NUM_FROZEN = 5  # stages that fine-tuning leaves as they are
 STAGES = (  # blocks, kernel, stride of the first block, expansion, channels
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -24,6 +25,7 @@ STAGES = (  # blocks, kernel, stride of the first block, expansion, channels
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+NUM_FROZEN_BLOCKS = sum(blocks for blocks, *_ in STAGES[:NUM_FROZEN])
 NORMS = {
     "_conv_stem": "_bn0",
     "_conv_head": "_bn1",
@@ -40,10 +42,25 @@ def _parameter_names(name):
 
 def _forward(conv, x):
     """[N, 224, 224, 3] -> [N, 7, 7, 1280]."""
+    return _last_stages(conv, _first_stages(conv, x))
+
+
+def _first_stages(conv, x):
+    """[N, 224, 224, 3] -> [N, 14, 14, 112]."""
+    x = jax.nn.relu6(conv("_conv_stem", x, 32, 3, 2, "SAME"))
+    return _stages(conv, x, STAGES[:NUM_FROZEN], 0)
+
+
+def _last_stages(conv, x):
+    """[N, 14, 14, 112] -> [N, 7, 7, 1280]."""
+    x = _stages(conv, x, STAGES[NUM_FROZEN:], NUM_FROZEN_BLOCKS)
+    return jax.nn.relu6(conv("_conv_head", x, FEATURES, 1))
+
+
+def _stages(conv, x, stages, block):
+    """block: the number of the first block."""
     relu6 = jax.nn.relu6
-    x = relu6(conv("_conv_stem", x, 32, 3, 2, "SAME"))
-    block = 0
-    for blocks, kernel, stride, expansion, channels in STAGES:
+    for blocks, kernel, stride, expansion, channels in stages:
         for first in [True] + [False] * (blocks - 1):
             name, wide = f"_blocks.{block}", x.shape[-1] * expansion
             y = relu6(conv(f"{name}._expand_conv", x, wide, 1)) if expansion > 1 else x
@@ -51,7 +68,7 @@ def _forward(conv, x):
             y = conv(f"{name}._project_conv", y, channels, 1)
             x = y if first else x + y  # the first block of every stage changes the number of channels
             block += 1
-    return relu6(conv("_conv_head", x, FEATURES, 1))
+    return x
 
 
 NETWORK = folded.FoldedNetwork(_forward, SIZE, _parameter_names, EPSILON)
@@ -83,6 +100,24 @@ def features_at(size: int, params: dict, images: np.ndarray) -> jax.Array:
 def _mean_and_max(params, images):
     x = NETWORK.apply(params, normalize(images))
     return jnp.concatenate([jnp.mean(x, axis=(1, 2)), jnp.max(x, axis=(1, 2))], axis=-1)
+
+
+def split_params(params: dict) -> tuple[dict, dict]:
+    """Split what `convert` returns into the parameters of the first `NUM_FROZEN` stages and of the last ones."""
+    first_blocks = tuple(f"_blocks.{block}." for block in range(NUM_FROZEN_BLOCKS))
+    is_first = {name: name == "_conv_stem" or name.startswith(first_blocks) for name in params}
+    return tuple({name: params[name] for name in params if is_first[name] == wanted} for wanted in (True, False))
+
+
+@jax.jit
+def first_stages(params: dict, images: jax.Array) -> jax.Array:
+    """Map uint8 images [N, H, W, C] to activations, float32 [N, H / 16, W / 16, 112]. params: as `split_params`."""
+    return NETWORK.apply(params, normalize(images), _first_stages)
+
+
+def last_stages(params: dict, activations: jax.Array) -> jax.Array:
+    """Map activations, float32 [N, h, w, 112], to pooled features, float32 [N, 1280]. params: as `split_params`."""
+    return jnp.mean(NETWORK.apply(params, activations, _last_stages), axis=(1, 2))
 
 
 def normalize(images: jax.Array) -> jax.Array:

@@ -49,14 +49,14 @@ class FoldedNetwork:
             params[name] = kernel.astype(np.float32), (shift - mean * scale).astype(np.float32)
         return params
 
-    def apply(self, params: dict, x: jax.Array):
-        """Run the network on x, float32 [N, input_size, input_size, 3], with `params` from `convert`."""
+    def apply(self, params: dict, x: jax.Array, forward: Callable | None = None):
+        """Run the network, or a part of it, on x, float32 [N, H, W, C], with `params` from `convert`."""
 
         def conv(name, x, out, kernel, stride=1, padding=0, depthwise=False):
             weight, bias = params[name]
             return _convolve(x, weight, stride, padding, depthwise) + bias
 
-        return self.forward(conv, x)
+        return (forward or self.forward)(conv, x)
 
     def _kernel_shapes(self):
         """Trace `forward` without parameters and record the shape of each kernel."""
