@@ -31,6 +31,9 @@ def _define(values, argv):
         "sides in pixels at which efficientnet-lite0 sees the photographs; other networks have a size of their own",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "fine_tune", False, "also fine-tune efficientnet-lite0, which takes minutes on a CPU", flag_values=values
+    )
     flags.DEFINE_integer("folds", 5, "folds of the cross-validation", lower_bound=2, flag_values=values)
     flags.DEFINE_integer("repeats", 3, "repeats of the cross-validation", lower_bound=1, flag_values=values)
     checkpoint.define_seed(values)
@@ -57,6 +60,7 @@ def _run(values):
             sizes=sizes,
             num_folds=values.folds,
             repeats=values.repeats,
+            fine_tune=values.fine_tune,
             seed=values.seed,
             on_progress=progress,
             on_result=show,

@@ -15,7 +15,6 @@ from idrid_jax.evaluation.features import folded, resize
 SIZE = 224
 FEATURES = 1280
 EPSILON = 1e-3
-NUM_FROZEN = 5  # stages that fine-tuning leaves as they are
 STAGES = (  # blocks, kernel, stride of the first block, expansion, channels
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -25,7 +24,12 @@ STAGES = (  # blocks, kernel, stride of the first block, expansion, channels
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-NUM_FROZEN_BLOCKS = sum(blocks for blocks, *_ in STAGES[:NUM_FROZEN])
+BLOCKS = [
+    (kernel, stride if number == 0 else 1, expansion, channels)
+    for blocks, kernel, stride, expansion, channels in STAGES
+    for number in range(blocks)
+]
+NUM_FROZEN = 12  # blocks that fine-tuning leaves as they are; the other four see images at a 32nd of their size
 NORMS = {
     "_conv_stem": "_bn0",
     "_conv_head": "_bn1",
@@ -42,32 +46,30 @@ def _parameter_names(name):
 
 def _forward(conv, x):
     """[N, 224, 224, 3] -> [N, 7, 7, 1280]."""
-    return _last_stages(conv, _first_stages(conv, x))
+    return _last_blocks(conv, _first_blocks(conv, x))
 
 
-def _first_stages(conv, x):
-    """[N, 224, 224, 3] -> [N, 14, 14, 112]."""
+def _first_blocks(conv, x):
+    """[N, 224, 224, 3] -> [N, 7, 7, 192]."""
     x = jax.nn.relu6(conv("_conv_stem", x, 32, 3, 2, "SAME"))
-    return _stages(conv, x, STAGES[:NUM_FROZEN], 0)
+    return _blocks(conv, x, range(NUM_FROZEN))
 
 
-def _last_stages(conv, x):
-    """[N, 14, 14, 112] -> [N, 7, 7, 1280]."""
-    x = _stages(conv, x, STAGES[NUM_FROZEN:], NUM_FROZEN_BLOCKS)
+def _last_blocks(conv, x):
+    """[N, 7, 7, 192] -> [N, 7, 7, 1280]."""
+    x = _blocks(conv, x, range(NUM_FROZEN, len(BLOCKS)))
     return jax.nn.relu6(conv("_conv_head", x, FEATURES, 1))
 
 
-def _stages(conv, x, stages, block):
-    """block: the number of the first block."""
+def _blocks(conv, x, numbers):
     relu6 = jax.nn.relu6
-    for blocks, kernel, stride, expansion, channels in stages:
-        for first in [True] + [False] * (blocks - 1):
-            name, wide = f"_blocks.{block}", x.shape[-1] * expansion
-            y = relu6(conv(f"{name}._expand_conv", x, wide, 1)) if expansion > 1 else x
-            y = relu6(conv(f"{name}._depthwise_conv", y, wide, kernel, stride if first else 1, "SAME", True))
-            y = conv(f"{name}._project_conv", y, channels, 1)
-            x = y if first else x + y  # the first block of every stage changes the number of channels
-            block += 1
+    for number in numbers:
+        kernel, stride, expansion, channels = BLOCKS[number]
+        name, wide = f"_blocks.{number}", x.shape[-1] * expansion
+        y = relu6(conv(f"{name}._expand_conv", x, wide, 1)) if expansion > 1 else x
+        y = relu6(conv(f"{name}._depthwise_conv", y, wide, kernel, stride, "SAME", True))
+        y = conv(f"{name}._project_conv", y, channels, 1)
+        x = x + y if x.shape == y.shape else y
     return x
 
 
@@ -103,21 +105,21 @@ def _mean_and_max(params, images):
 
 
 def split_params(params: dict) -> tuple[dict, dict]:
-    """Split what `convert` returns into the parameters of the first `NUM_FROZEN` stages and of the last ones."""
-    first_blocks = tuple(f"_blocks.{block}." for block in range(NUM_FROZEN_BLOCKS))
-    is_first = {name: name == "_conv_stem" or name.startswith(first_blocks) for name in params}
-    return tuple({name: params[name] for name in params if is_first[name] == wanted} for wanted in (True, False))
+    """Split what `convert` returns into the parameters of the first `NUM_FROZEN` blocks and of the last ones."""
+    first_names = ("_conv_stem", *(f"_blocks.{number}." for number in range(NUM_FROZEN)))
+    first = {name: value for name, value in params.items() if name.startswith(first_names)}
+    return first, {name: value for name, value in params.items() if name not in first}
 
 
 @jax.jit
-def first_stages(params: dict, images: jax.Array) -> jax.Array:
-    """Map uint8 images [N, H, W, C] to activations, float32 [N, H / 16, W / 16, 112]. params: as `split_params`."""
-    return NETWORK.apply(params, normalize(images), _first_stages)
+def first_blocks(params: dict, images: jax.Array) -> jax.Array:
+    """Map uint8 images [N, H, W, C] to activations, float32 [N, H / 32, W / 32, 192]. params: as `split_params`."""
+    return NETWORK.apply(params, normalize(images), _first_blocks)
 
 
-def last_stages(params: dict, activations: jax.Array) -> jax.Array:
-    """Map activations, float32 [N, h, w, 112], to pooled features, float32 [N, 1280]. params: as `split_params`."""
-    return jnp.mean(NETWORK.apply(params, activations, _last_stages), axis=(1, 2))
+def last_blocks(params: dict, activations: jax.Array) -> jax.Array:
+    """Map activations, float32 [N, h, w, 192], to pooled features, float32 [N, 1280]. params: as `split_params`."""
+    return jnp.mean(NETWORK.apply(params, activations, _last_blocks), axis=(1, 2))
 
 
 def normalize(images: jax.Array) -> jax.Array:

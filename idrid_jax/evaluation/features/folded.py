@@ -93,6 +93,8 @@ def _convolve(x, kernel, stride, padding, depthwise):
         pads = [(p, p) for p in _pair(padding)]
     if depthwise:
         return _depthwise(x, kernel, stride, pads)
+    if kernel.shape[:2] == (1, 1) and stride == 1:  # the same, and its gradients are faster on a CPU
+        return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0], precision=lax.Precision.HIGHEST)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -47,6 +47,30 @@ def load(path: Path | str, *, size: int | None = None) -> FeatureExtractor:
     Raises: UserError for a file that is missing, unreadable, damaged or of another network, or if `size` is given for a
       network other than EfficientNet-Lite0.
     """
+    path, digest, state = _open(path)
+    name, dataset, module, params = _recognize(path, state)
+    features, batch_size = module.features, BATCH_SIZE
+    if size is not None:
+        if module is not efficientnet:
+            raise UserError(f"{path}: {name} has a fixed input size; only {IMAGENET} takes images of {size} pixels")
+        features, batch_size = partial(efficientnet.features_at, size), batch_size_at(size)
+        name = f"{name}@{size}-mean-max"
+    extract = partial(map_in_batches, partial(features, jax.device_put(params)), batch_size=batch_size)
+    name = f"{name}:{digest[:8]} (trained on {dataset})"
+    return FeatureExtractor(name, lambda images: extract(check_images(images)), size or module.SIZE)
+
+
+def load_efficientnet() -> dict:
+    """Return the parameters of the installed EfficientNet-Lite0, as `efficientnet.convert` does.
+
+    Raises: UserError if they are not installed or not those of SHA256.
+    """
+    path, _, state = _open(IMAGENET)
+    return _recognize(path, state)[-1]
+
+
+def _open(path) -> tuple[Path, str, dict[str, np.ndarray]]:
+    """Return the file, its SHA-256 and its arrays by name; arguments and errors as of `load`."""
     installed = str(path) == IMAGENET
     path = installed_weights() if installed else Path(path)
     if not path.is_file():
@@ -58,17 +82,7 @@ def load(path: Path | str, *, size: int | None = None) -> FeatureExtractor:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if installed and digest != SHA256:
         raise UserError(f"{path}: its SHA-256 is {digest}, not {SHA256}: reinstall {PACKAGE}")
-    state = {name.removeprefix("module."): value for name, value in _read(path).items()}
-    name, dataset, module, params = _recognize(path, state)
-    features, batch_size = module.features, BATCH_SIZE
-    if size is not None:
-        if module is not efficientnet:
-            raise UserError(f"{path}: {name} has a fixed input size; only {IMAGENET} takes images of {size} pixels")
-        features, batch_size = partial(efficientnet.features_at, size), batch_size_at(size)
-        name = f"{name}@{size}-mean-max"
-    extract = partial(map_in_batches, partial(features, jax.device_put(params)), batch_size=batch_size)
-    name = f"{name}:{digest[:8]} (trained on {dataset})"
-    return FeatureExtractor(name, lambda images: extract(check_images(images)), size or module.SIZE)
+    return path, digest, {name.removeprefix("module."): value for name, value in _read(path).items()}
 
 
 def load_all(

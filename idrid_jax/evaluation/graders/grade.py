@@ -1,8 +1,8 @@
 """`idrid-jax grade`: compare graders on pretrained features, choose one by cross-validation, and test it.
 
-`grade` collects rows, one for each feature set and classifier; `table` prints any list of them. The rows of another
-kind of grader, such as a fine-tuned network, are added in `_validated_rows` (what the training split says) and in
-`_add_test_results`: the test split is not read before the choice is made.
+`grade` collects rows, one for each feature set and classifier and one for the fine-tuned network; `table` prints them.
+What the training split says of a row is measured first, by `_validated_rows`. The test split is read after the choice,
+by `_add_test_results`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from idrid_jax.data.layout import EDEMA, GRADES
 from idrid_jax.data.manifest import Manifest, find_prepared
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation.features import efficientnet, pretrained
-from idrid_jax.evaluation.graders import classifiers, cross_validation, frozen, metrics
+from idrid_jax.evaluation.graders import classifiers, cross_validation, fine_tuned, frozen, metrics
 from idrid_jax.evaluation.graders.classifiers import CLASSIFIERS
 from idrid_jax.evaluation.graders.feature_sets import CROP, load_feature_sets
 
@@ -29,6 +29,7 @@ PROTOCOL = (
     "repeated stratified cross-validation on the training split chose the settings and the row;"
     " the test split was read once, afterwards"
 )
+NO_TEST = "the release has no test photographs"
 Progress = Callable[[str, int], None]  # (the current stage, the number of stages)
 
 
@@ -41,6 +42,7 @@ def grade(
     sizes: Sequence[int] = (224, 448),
     num_folds: int = 5,
     repeats: int = 3,
+    fine_tune: bool = False,
     seed: int = 0,
     on_progress: Progress = lambda text, stages: None,
     on_result: Callable[[dict], None] = lambda result: None,
@@ -54,6 +56,7 @@ def grade(
       sizes: sides in pixels at which EfficientNet-Lite0 sees the photographs: at 224 its usual features, at others
         `efficientnet.features_at`. Other networks have a size of their own. Smaller photographs are enlarged.
       num_folds, repeats: of the cross-validation. seed: of the folds and of classifiers.
+      fine_tune: whether to fine-tune EfficientNet-Lite0, too, see `fine_tuned`. Its cross-validation is not repeated.
       on_progress: called before each stage. on_result: called before the files are written.
     Returns: for json.dumps: "release"; "protocol" in words; "rows", best first by cross-validation: the first is the
       chosen one; "grader", what grader.npz holds, or {"missing": why}; "notes", what is unusual about the photographs;
@@ -67,15 +70,24 @@ def grade(
     with atomic.partial_folder(Path(out)):  # fails now, not after minutes, if it cannot be written
         pass
     feature_sets, skipped = load_feature_sets(weights_files, sizes)
+    network = fine_tuned.Network.from_params(pretrained.load_efficientnet()) if fine_tune else None
     data = _load(find_prepared(data_dir or None, release), num_folds, repeats, seed)
-    log = functools.partial(_log_stage, on_progress, len(feature_sets) * (2 + len(CLASSIFIERS)))
-    seconds = {"features": 0.0, "cross_validation": 0.0, "test": 0.0}
+    num_stages = len(feature_sets) * (2 + len(CLASSIFIERS)) + 3 * fine_tune
+    log = functools.partial(_log_stage, on_progress, num_stages)
+    seconds = {"features": 0.0, "cross_validation": 0.0, "test": 0.0} | ({"fine_tuning": 0.0} if fine_tune else {})
     with threadpool_limits(1):  # folds are fitted in threads, whose own limits would undo each other's
         rows = _validated_rows(data, feature_sets, seconds, log)
+        if network is not None:
+            begin = time.perf_counter()
+            fine_tuned_row, models = _fine_tune(data, network, log)
+            rows.append(fine_tuned_row)
+            seconds["fine_tuning"] += time.perf_counter() - begin
         rows.sort(key=lambda row: -row["cv"]["qwk"])  # stable: of equal ones, the first
         for row in rows:
             row["chosen"] = row is rows[0]
         _add_test_results(data, feature_sets, rows, seconds, log)
+        if network is not None:
+            _test_fine_tuned(data, network, models, fine_tuned_row, log)
         grader, description = _fit_default_grader(data, feature_sets, rows)
     result = {"release": _describe(data), "protocol": PROTOCOL, "rows": rows, "grader": description}
     result |= {"notes": _notes(data, feature_sets), "seconds": {part: round(s, 1) for part, s in seconds.items()}}
@@ -201,15 +213,28 @@ def _cross_validate(data, classifier, features) -> dict:
     setting, found = cross_validation.choose_setting(
         classifier, features, grades, data.grade_folds, len(GRADES), **options
     )
-    row = {"setting": setting, "cv": metrics.measure_classes(grades, found, GRADES, **options)}
-    row["referable"] = {"cv": metrics.measure_referable(grades, found, **options)}
-    if data.edema_folds is None:
-        row["edema"] = {"missing": "known for too few training photographs, or of one risk only"}
-        return row
-    found = cross_validation.out_of_fold(
-        classifier, setting, features[:, data.known], edema, data.edema_folds, len(EDEMA), **options
-    )
-    return row | {"edema": {"cv": metrics.measure_classes(edema, found, EDEMA, **options)}}
+    found_edema = None
+    if data.edema_folds is not None:
+        found_edema = cross_validation.out_of_fold(
+            classifier, setting, features[:, data.known], edema, data.edema_folds, len(EDEMA), **options
+        )
+    return {"setting": setting} | _measures(data, "train", "cv", found, found_edema)
+
+
+def _measures(data, split, name, found, found_edema) -> dict:
+    """Measure what a grader read in a split; `name`: "cv" or "test".
+
+    found: class probabilities float [R, N, 5]. found_edema: [R, number of known risks, 3], or None if edema cannot be
+    cross-validated.
+    """
+    grades, edema, options = data.grades[split], data.edema[split], {"seed": data.seed}
+    result = {name: metrics.measure_classes(grades, found, GRADES, **options)}
+    result["referable"] = {name: metrics.measure_referable(grades, found, **options)}
+    if found_edema is None:
+        return result | {"edema": {"missing": "known for too few training photographs, or of one risk only"}}
+    if not (edema >= 0).any():
+        return result | {"edema": {name: {"missing": "unknown for every test photograph"}}}
+    return result | {"edema": {name: metrics.measure_classes(edema[edema >= 0], found_edema, EDEMA, **options)}}
 
 
 def _add_test_results(data, feature_sets, rows, seconds, log) -> None:
@@ -221,30 +246,61 @@ def _add_test_results(data, feature_sets, rows, seconds, log) -> None:
         train = one.features(data.manifest, "train") if has_test else None
         test = one.features(data.manifest, "test") if has_test else None
         for row in rows:
-            if row["extractor"] == one.extractor.name:
+            if row["extractor"] == one.extractor.name and row["classifier"] in CLASSIFIERS:
                 _test(data, row, train, test)
         seconds["test"] += time.perf_counter() - begin
 
 
 def _test(data, row, train, test) -> None:
     if test is None:
-        row["test"] = row["referable"]["test"] = {"missing": "the release has no test photographs"}
+        row["test"] = row["referable"]["test"] = {"missing": NO_TEST}
         return
     classifier, options = CLASSIFIERS[row["classifier"]], {"seed": data.seed}
     model = classifiers.fit(classifier, row["setting"], train, data.grades["train"], **options)
-    found = classifiers.probabilities(model, test, len(GRADES))[None]
-    row["test"] = metrics.measure_classes(data.grades["test"], found, GRADES, **options)
-    row["referable"]["test"] = metrics.measure_referable(data.grades["test"], found, **options)
-    known = data.edema["test"] >= 0
-    if "missing" in row["edema"]:
+    found, found_edema = classifiers.probabilities(model, test, len(GRADES))[None], None
+    if "missing" not in row["edema"]:
+        edema, known = data.edema["train"][data.known], data.edema["test"] >= 0
+        model = classifiers.fit(classifier, row["setting"], train[:, data.known], edema, **options)
+        found_edema = classifiers.probabilities(model, test[:, known], len(EDEMA))[None] if known.any() else ()
+    _merge(row, _measures(data, "test", "test", found, found_edema))
+
+
+def _merge(row, measures) -> None:
+    """Add what `_measures` returned of the test split to a row."""
+    row["test"] = measures["test"]
+    for part in ("referable", "edema"):
+        row[part] |= measures[part]
+
+
+def _fine_tune(data, network, log) -> tuple[dict, list]:
+    """Return the row of the fine-tuned network, with what the training split says, and the models for the test."""
+    log("fine-tuning: activations of the training photographs")
+    photographs = cache.load(data.manifest, "train", size=efficientnet.SIZE, channels=3, crop=CROP)
+    activations = fine_tuned.training_activations(network, np.asarray(photographs.images), data.seed)
+    folds, labels = data.grade_folds[0], {"grade": data.grades["train"], "edema": data.edema["train"]}
+    log(f"fine-tuning: {data.num_folds + fine_tuned.NUM_SEEDS} models, for folds and seeds")
+    without_fold, models = fine_tuned.train_folds_and_seeds(network, activations, labels, folds, data.seed)
+    found = fine_tuned.out_of_fold(network, without_fold, activations[:2], folds)
+    edema = None if data.edema_folds is None else found["edema"][None, data.known]
+    row = {
+        "features": f"{pretrained.IMAGENET}@{efficientnet.SIZE}",
+        "extractor": pretrained.IMAGENET,
+        "pixels": efficientnet.SIZE,
+        "classifier": fine_tuned.NAME,
+        "setting": dict(fine_tuned.SETTING),
+    }
+    return row | _measures(data, "train", "cv", found["grade"][None], edema), models
+
+
+def _test_fine_tuned(data, network, models, row, log) -> None:
+    log("fine-tuning: the test photographs")
+    if not len(data.grades["test"]):
+        row["test"] = row["referable"]["test"] = {"missing": NO_TEST}
         return
-    if not known.any():
-        row["edema"]["test"] = {"missing": "unknown for every test photograph"}
-        return
-    edema = data.edema["train"][data.known]
-    model = classifiers.fit(classifier, row["setting"], train[:, data.known], edema, **options)
-    found = classifiers.probabilities(model, test[:, known], len(EDEMA))[None]
-    row["edema"]["test"] = metrics.measure_classes(data.edema["test"][known], found, EDEMA, **options)
+    photographs = cache.load(data.manifest, "test", size=efficientnet.SIZE, channels=3, crop=CROP)
+    found = fine_tuned.mean_probabilities(network, models, network.sides(np.asarray(photographs.images)))
+    edema = None if "missing" in row["edema"] else found["edema"][None, data.edema["test"] >= 0]
+    _merge(row, _measures(data, "test", "test", found["grade"][None], edema))
 
 
 def _fit_default_grader(data, feature_sets, rows) -> tuple[frozen.FrozenGrader | None, dict]:

@@ -28,7 +28,7 @@ def text(result: dict) -> str:
 
 def _row(row) -> tuple[str, ...]:
     setting = ", ".join(f"{name}={value:g}" for name, value in row["setting"].items())
-    title = CLASSIFIERS[row["classifier"]].title if row["classifier"] in CLASSIFIERS else row["classifier"]
+    title = CLASSIFIERS[row["classifier"]].title if row["classifier"] in CLASSIFIERS else "fine-tuned"
     test, referable, edema = (one.get("test", {}) for one in (row, row["referable"], row["edema"]))
     return (
         "*" if row["chosen"] else "",
