@@ -1,4 +1,4 @@
-"""The commands, the only package that knows flags. A command imports JAX and other slow packages when it runs."""
+"""The commands, the only package that defines flags. A command imports JAX and other slow packages when it runs."""
 
 import errno
 import os
