@@ -1,8 +1,8 @@
 """The configuration: `FIELDS` is the reference of all fields. A file in `configs/` changes some of them and says why.
 
 To add a field, add an entry to `FIELDS`; defaults, checks, resume and `train --config FILE --help` follow from it.
-Rules that concern several fields are in `config_checks.py`. Progress is counted in kimg: thousands of real images shown
-to the discriminator (D); G is the generator.
+Rules that concern several fields are in `config_checks.py`. Progress is counted in kimg: thousands of real images in
+discriminator batches (D is the discriminator, G the generator).
 """
 
 import abc

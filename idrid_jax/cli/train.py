@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from idrid_jax.cli.command import Command
+from idrid_jax.cli.errors import explain
 from idrid_jax.cli.parsing import command_line, define_config
 from idrid_jax.errors import UserError
 
@@ -38,16 +39,15 @@ def _run(values):
     if values.config is None:
         raise UserError("--config is missing: name a file such as configs/cgan32.py")
     config = config_lib.validated(values.config)
-    from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
-    from idrid_jax.models.layer_table import networks_table
-    from idrid_jax.training.monitoring import check_best_metric
-
-    check_best_metric(config, SnapshotMetrics.names)
     if values.dry_run:
+        from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
+        from idrid_jax.models.layer_table import networks_table
+        from idrid_jax.training.monitoring import check_best_metric
+
+        check_best_metric(config, SnapshotMetrics.names)  # as `loop.train` does
         print(networks_table(config))
         print(json.dumps(config.to_dict(), indent=2))
         return
-    from idrid_jax.cli import explain
     from idrid_jax.training import multihost
 
     with multihost.initialize(

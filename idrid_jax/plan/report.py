@@ -1,10 +1,10 @@
 """Plans as text and as a picture: a page for one plan, a table and a figure for a weak-scaling series."""
 
-import os
+import io
 from pathlib import Path
 
 from idrid_jax.bench.report import format_table
-from idrid_jax.data.atomic import writing
+from idrid_jax.data import atomic
 
 EFFORT_NOTES = {
     "full": "at full effort, as train compiles",
@@ -130,11 +130,8 @@ def save_scaling_figure(plans, path: Path) -> None:
         axes.set_xlabel("chips")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        figure.savefig(partial, dpi=110, format="png")
-        os.replace(partial, path)
+    figure.savefig(picture := io.BytesIO(), dpi=110, format="png")
+    atomic.write_bytes(path, picture.getvalue())
 
 
 def _shard(config, unit: str) -> str:

@@ -86,11 +86,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def replicate(value: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Place a value that all processes have whole on each device."""
-    return jax.make_array_from_callback(value.shape, replicated(mesh), lambda _: value)
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding of the leading axis over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA))
