@@ -7,8 +7,8 @@ import ml_collections
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS, class_merging
 
-PENALTIES = ("r1", "r2", "gradient_penalty")
-TRANSFORMS = ("rotation", "zoom", "shift", "brightness", "contrast", "saturation")
+PENALTIES = ("r1", "r2", "gradient_penalty")  # of config.loss
+TRANSFORMS = ("rotation", "zoom", "shift", "brightness", "contrast", "saturation")  # of config.augment
 SET_A_PENALTY = "no penalty is on; set config.loss.r1, config.loss.r2 or config.loss.gradient_penalty"
 
 

@@ -26,7 +26,7 @@ from idrid_jax.models.class_merging import class_map
 from idrid_jax.models.functional import ClassMapped
 from idrid_jax.training import sharding
 from idrid_jax.training.monitoring import sample_images
-from idrid_jax.training.run_dir import read_record
+from idrid_jax.training.run_dir import read_record, write_record
 from idrid_jax.training.state import fresh_state
 from idrid_jax.training.update import make_update, update_networks
 
@@ -87,6 +87,13 @@ def test_a_run_with_a_held_out_fold_trains_and_keeps_it_on_resume(config, tmp_pa
         train(changed(config, total_kimg=0.064, data__held_out_fold=3), tmp_path)
     with pytest.raises(UserError, match="held_out_fold = 5: must be in"):
         config_lib.validated(changed(config, data__held_out_fold=5))
+
+
+def test_a_record_of_a_run_with_the_old_value_of_no_fold(config, tmp_path):
+    write_record(tmp_path, config, find_prepared(config.data.data_dir))
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"held_out_fold": "none"', '"held_out_fold": -1'))
+    assert "-1" in file.read_text() and read_record(tmp_path).config.data.held_out_fold == "none"
 
 
 # -- Laterality

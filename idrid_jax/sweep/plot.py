@@ -121,14 +121,14 @@ def _heat_map(axes, frame, over, column, digits, reference):
     cells = frame.assign(_y=y.labels, _x=x.labels).groupby(["_y", "_x"])
     values = cells[column].mean().unstack("_x").reindex(index=y.order, columns=x.order)
     grid = values.to_numpy(float)
-    centred = column == COLLAPSE[0] and np.isfinite(grid).any()
-    limit = max(COLLAPSE[1], np.nanmax(np.abs(grid))) if centred else None
+    centered = column == COLLAPSE[0] and np.isfinite(grid).any()
+    limit = max(COLLAPSE[1], np.nanmax(np.abs(grid))) if centered else None
     image = axes.imshow(
         grid,
         aspect="auto",
         origin="lower",
-        cmap="RdBu_r" if centred else "viridis",
-        vmin=-limit if centred else 0 if column == "images_per_s" else None,
+        cmap="RdBu_r" if centered else "viridis",
+        vmin=-limit if centered else 0 if column == "images_per_s" else None,
         vmax=limit,
     )
     for (label_y, label_x), cell in cells:

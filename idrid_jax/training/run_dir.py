@@ -28,6 +28,7 @@ import ml_collections
 import idrid_jax
 from idrid_jax import config as config_lib
 from idrid_jax.data import atomic
+from idrid_jax.data.folds import NO_FOLD
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 from idrid_jax.training import multihost
@@ -132,9 +133,11 @@ def find_record(workdir: Path | str) -> RunRecord | None:
         return None
     try:
         content = json.loads(path.read_text())
-        data = content["data"]
+        config, data = content["config"], content["data"]
+        if config["data"].get("held_out_fold") == -1:  # as runs until November 2026 wrote it
+            config["data"]["held_out_fold"] = NO_FOLD
         return RunRecord(
-            ml_collections.ConfigDict(content["config"]),
+            ml_collections.ConfigDict(config),
             data["fingerprint"],
             data["name"],
             list(data["counts"]["grading"]["train"]),

@@ -18,7 +18,7 @@ MIN_SHARDED_SIZE = 2**14  # values: gathering a smaller array costs a message an
 
 
 def make_mesh(data: int | str = "auto", rows: int = 1, *, devices: list[jax.Device] | None = None) -> Mesh:
-    """Return a mesh of `data` x `rows` devices; "auto" uses all. Devices that share an image are neighbours.
+    """Return a mesh of `data` x `rows` devices; "auto" uses all. Devices that share an image are neighbors.
 
     devices: to choose from (None: those of this run).
     Raises UserError if there are fewer devices, or they cannot be arranged so.
