@@ -39,12 +39,12 @@ def _run(values):
     if values.config is None:
         raise UserError("--config is missing: name a file such as configs/cgan32.py")
     config = config_lib.validated(values.config)
-    if values.dry_run:
-        from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
-        from idrid_jax.models.layer_table import networks_table
-        from idrid_jax.training.monitoring import check_best_metric
+    from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
+    from idrid_jax.models.layer_table import networks_table
+    from idrid_jax.training.monitoring import check_best_metric
 
-        check_best_metric(config, SnapshotMetrics.names)  # as `loop.train` does
+    check_best_metric(config, SnapshotMetrics.names)  # `loop.train` does so too, for its other callers, but later
+    if values.dry_run:
         print(networks_table(config))
         print(json.dumps(config.to_dict(), indent=2))
         return
