@@ -14,5 +14,5 @@ def get_config():
     config.network = "dcgan28"
     config.batch_size = 32  # four times the updates of the thesis's 128 for the same images
     config.total_kimg = 60.0  # in longer runs images lose diversity: last panel of curves.png
-    config.data.crop = "letterbox"  # the thesis's; its frames are off centre, so that flips would add a second layout
+    config.data.crop = "letterbox"  # the thesis's; its frames are off center, so that flips would add a second layout
     return config

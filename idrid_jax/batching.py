@@ -1,6 +1,9 @@
-"""Apply a function to many images, one batch after the other."""
+"""Apply a function to many images: one batch after the other, or in threads."""
 
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -17,3 +20,19 @@ def map_in_batches(function: Callable, *arrays: np.ndarray, batch_size: int) -> 
         padded = [x if len(x) == batch_size else np.resize(x, (batch_size, *x.shape[1:])) for x in batches]
         results.append(np.asarray(function(*padded))[: len(batches[0])])
     return np.concatenate(results)
+
+
+def map_in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:
+    """Yield work(*item) for each item, in order, computed in threads (Pillow releases the GIL), few at a time."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, *item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,8 +1,8 @@
 """The configuration: `FIELDS` is the reference of all fields. A file in `configs/` changes some of them and says why.
 
 To add a field, add an entry to `FIELDS`; defaults, checks, resume and `train --config FILE --help` follow from it.
-Rules that concern several fields are in `config_checks.py`. Progress is counted in kimg: thousands of real images shown
-to the discriminator (D); G is the generator.
+Rules that concern several fields are in `config_checks.py`. Progress is counted in kimg: thousands of real images in
+discriminator batches (D is the discriminator, G the generator).
 """
 
 import abc
@@ -41,7 +41,8 @@ class Field:
       bounds: interval of allowed numbers, such as "[0, 1)".
       choices: allowed texts.
       resume: the value may change when a run resumes; all others are part of what its checkpoints mean.
-      auto: the field may be "auto", which `validated` replaces by auto(config); the docstring says what that is.
+      auto: the field may be `word`, which `validated` replaces by auto(config); the docstring says what that is.
+      word: "auto", or another word that is no number.
       kind: type of the value, if it is not the default's.
     """
 
@@ -53,6 +54,7 @@ class Field:
     choices: Collection[str] = ()
     resume: bool = False
     auto: Callable[[ml_collections.ConfigDict], Any] | None = None
+    word: str = AUTO
     kind: type | None = None
 
     @property
@@ -63,7 +65,7 @@ class Field:
     def expected(self) -> str:
         """The type in words."""
         words = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}[self.value_type]
-        return f'{words} or "{AUTO}"' if self.auto else words
+        return f'{words} or "{self.word}"' if self.auto else words
 
 
 # -- What "auto" computes
@@ -84,6 +86,11 @@ def _auto_mesh(config) -> str:
     return AUTO  # the mesh is made later, where the devices are known
 
 
+def _no_fold(config) -> str:
+    """the official splits"""
+    return NO_FOLD
+
+
 # fmt: off
 FIELDS = (
     # -- Run
@@ -102,7 +109,8 @@ FIELDS = (
     Field("init_from", "", "run directory whose networks training starts from; of another size, the layers that fit"),
 
     # -- Networks
-    Field("model.max_channels", 512, "most channels of a layer, for dcgan256 and larger and retina", bounds=AT_LEAST_1),
+    Field("model.max_channels", 512, "maximum number of channels of a layer, for dcgan256 and larger and retina",
+          bounds=AT_LEAST_1),
     Field("model.remat", False, "recompute activations in the backward pass: less memory, more time", resume=True),
 
     # -- Optimizers: Adam for both networks
@@ -160,13 +168,14 @@ FIELDS = (
           "of generated images is mirrored back"),
     Field("data.merge_classes", "", 'grades joined by + are one class to the networks, such as "0 1+2 3+4"; empty = '
           "five classes"),
-    Field("data.min_images_per_class", 5, "fewest training photographs of a class that a conditional network accepts",
+    Field("data.min_images_per_class", 5, "minimum number of training photographs per class for a conditional "
+          "network",
           bounds=NOT_NEGATIVE, resume=True),
     Field("data.validation_folds", 8, "number of folds of the training split, one of which is held out to choose the "
           "checkpoint; 0 = none held out", bounds=NOT_NEGATIVE),
     Field("data.held_out_fold", NO_FOLD, "train on four of five folds of the training and test splits together, and "
-          "evaluate on this one, which the run never sees; -1 = the official splits",
-          bounds=f"[{NO_FOLD}, {NUM_HELD_OUT_FOLDS - 1}]"),
+          "evaluate on this one, which the run never sees", bounds=f"[0, {NUM_HELD_OUT_FOLDS - 1}]", auto=_no_fold,
+          word=NO_FOLD, kind=int),
 
     # -- Augmentation of all images before D: see training/augment.py; amounts are uniform, 0 turns a transform off
     Field("augment.mode", "none", "fixed: each transform with probability p; adaptive: p follows how certain D is",
@@ -205,12 +214,12 @@ TABLE = {field.name: field for field in FIELDS}
 # -- Making a configuration
 
 
-class AutoOrNumber(abc.ABC):
-    """The type of a field that may be "auto", for ml_collections; `cli.parsing` registers its parser."""
+class WordOrNumber(abc.ABC):
+    """The type of a field that may be a word or a number, for ml_collections; `cli.parsing` registers its parser."""
 
 
 for _type in (str, int, float):
-    AutoOrNumber.register(_type)
+    WordOrNumber.register(_type)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -223,7 +232,7 @@ def default_config() -> ml_collections.ConfigDict:
         section, _, name = field.name.rpartition(".")
         if section and section not in config:
             config[section] = ml_collections.ConfigDict(type_safe=False)
-        value = ml_collections.FieldReference(field.default, AutoOrNumber) if field.auto else field.default
+        value = ml_collections.FieldReference(field.default, WordOrNumber) if field.auto else field.default
         (config[section] if section else config)[name] = value
     return config
 
@@ -257,7 +266,7 @@ def validated(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         _check_value(field, values[field.name])
     config_checks.check(config, flatten(default_config()))
     for field in FIELDS:
-        if field.auto and values[field.name] == AUTO:
+        if field.auto and values[field.name] == field.word:
             values[field.name] = field.auto(config)
         if field.value_type is float:
             values[field.name] = float(values[field.name])
@@ -284,7 +293,7 @@ def _nested(values: dict[str, Any]) -> ml_collections.ConfigDict:
 
 def _check_value(field: Field, value: Any) -> None:
     where = f"config.{field.name} = {value!r}"
-    if field.auto and value == AUTO:
+    if field.auto and value == field.word:
         return
     types = (int, float) if field.value_type is float else field.value_type
     if not isinstance(value, types) or isinstance(value, bool) != (field.value_type is bool):
@@ -317,7 +326,7 @@ def describe(field: Field) -> str:
     if field.bounds not in ("", POSITIVE, NOT_NEGATIVE, AT_LEAST_1):
         text += f"; in {field.bounds}"
     if field.auto:
-        text += f"; auto = {field.auto.__doc__}"
+        text += f"; {field.word} = {field.auto.__doc__}"
     return text + (" (resume)" if field.resume else "")
 
 

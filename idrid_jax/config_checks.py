@@ -4,12 +4,11 @@ from typing import Any
 
 import ml_collections
 
-from idrid_jax.data import class_merging
 from idrid_jax.errors import UserError
-from idrid_jax.models import NETWORKS
+from idrid_jax.models import NETWORKS, class_merging
 
-PENALTIES = ("r1", "r2", "gradient_penalty")
-TRANSFORMS = ("rotation", "zoom", "shift", "brightness", "contrast", "saturation")
+PENALTIES = ("r1", "r2", "gradient_penalty")  # of config.loss
+TRANSFORMS = ("rotation", "zoom", "shift", "brightness", "contrast", "saturation")  # of config.augment
 SET_A_PENALTY = "no penalty is on; set config.loss.r1, config.loss.r2 or config.loss.gradient_penalty"
 
 
@@ -53,7 +52,7 @@ def _check_loss(loss) -> None:
     if loss.name == "wasserstein" and not penalty:
         raise UserError(
             "config.loss.name = 'wasserstein': D needs a gradient penalty; set config.loss.gradient_penalty (10 in the "
-            "paper) or config.loss.r1"
+            "paper), config.loss.r1 or config.loss.r2"
         )
     if loss.penalty_every > 1 and not penalty:
         raise UserError(f"config.loss.penalty_every = {loss.penalty_every}: {SET_A_PENALTY}")

@@ -40,7 +40,7 @@ def image_grid(images: np.ndarray, columns: int) -> Image.Image:
 def encode_image(image: np.ndarray, file_format: str, quality: int = 95) -> bytes:
     """Encode uint8 [H, W] or [H, W, C] as "png" or "jpg" bytes.
 
-    JPEG colour is not subsampled (4:4:4): at these sizes halved colour would blur lesions.
+    JPEG color is not subsampled (4:4:4): at these sizes halved color would blur lesions.
     """
     picture = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     buffer = io.BytesIO()

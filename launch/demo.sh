@@ -35,5 +35,5 @@ Generated images, a row per grade: $out/samples/contact_sheet.png  (real ones: $
 Training:                          $out/cgan32/fakes_*.png, curves.png; TensorBoard events in $out/cgan32/tensorboard
 Evaluation on one page:            $out/cgan32/report.html  (its numbers: evaluation.json)
 Class-balanced synthetic release:  $out/synthetic
-A few minutes of training show colours and outlines only; the README has results of longer runs.
+A few minutes of training show colors and outlines only; the README has results of longer runs.
 EOF

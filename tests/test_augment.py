@@ -40,13 +40,13 @@ def keys(distance):
     return np.select([s < 1, s < 2], [inner, outer], 0.0)
 
 
-def moved(light, place):
-    """One image in float64, every pixel of it weighed for every new one; place: u, v, rows, columns."""
-    u, v, *shift = np.asarray(place, np.float64)
+def moved(light, affine):
+    """One image in float64, every pixel of it weighed for every new one; affine: u, v, rows, columns."""
+    u, v, *shift = np.asarray(affine, np.float64)
     size = len(light)
-    index, centre = np.arange(size), (size - 1) / 2
-    new = np.stack(np.meshgrid(index, index, indexing="ij"), -1) - centre - shift
-    y, x = np.moveaxis(new @ np.array([[u, v], [-v, u]]).T + centre, -1, 0)
+    index, center = np.arange(size), (size - 1) / 2
+    new = np.stack(np.meshgrid(index, index, indexing="ij"), -1) - center - shift
+    y, x = np.moveaxis(new @ np.array([[u, v], [-v, u]]).T + center, -1, 0)
     return np.einsum("oqi,oqj,ijc->oqc", keys(y[..., None] - index), keys(x[..., None] - index), light)
 
 
@@ -65,9 +65,9 @@ def reference(images, amounts):
     for i, image in enumerate(np.asarray(images, np.float64)):
         angle, zoom = np.deg2rad(amounts["rotation"][i, 0]), amounts["zoom"][i, 0]
         zoom = 1 + zoom if zoom > 0 else 1 / (1 - zoom)
-        place = np.cos(angle) / zoom, np.sin(angle) / zoom, *(amounts["shift"][i] * len(image))
+        affine = np.cos(angle) / zoom, np.sin(angle) / zoom, *(amounts["shift"][i] * len(image))
         light = relit(image + 1, *(amounts[name][i, 0] for name in ("brightness", "contrast", "saturation")))
-        out.append(moved(light, place) - 1)
+        out.append(moved(light, affine) - 1)
     return np.stack(out)
 
 
@@ -97,14 +97,14 @@ def test_each_transform_alone(name):
 def test_the_resampling_keeps_what_a_bilinear_one_blurs():
     """Half a pixel to the right: parabolas are exact, and a wave of 8/3 pixels keeps more than half of its height."""
     index = np.arange(24.0)
-    place = jnp.float32([[1, 0, 0, -0.5]])  # new pixel o is what lies at o + 0.5
-    along = lambda row: np.asarray(augment.resample(jnp.float32(np.tile(row, (24, 1)))[None, ..., None], place, 5))
+    affine = jnp.float32([[1, 0, 0, -0.5]])  # new pixel o is what lies at o + 0.5
+    along = lambda row: np.asarray(augment.resample(jnp.float32(np.tile(row, (24, 1)))[None, ..., None], affine, 5))
     inside = slice(4, -4)
     np.testing.assert_allclose(along(index**2)[0, 12, inside, 0], (index + 0.5)[inside] ** 2, rtol=1e-5)
     wave = lambda x: np.cos(0.75 * np.pi * x)
     found = along(wave(index))[0, 12, inside, 0]
     share = (found @ wave(index + 0.5)[inside]) / np.square(wave(index + 0.5)[inside]).sum()
-    assert 0.53 < share < 0.56  # of which the mean of two neighbours would keep 0.38
+    assert 0.53 < share < 0.56  # of which the mean of two neighbors would keep 0.38
 
 
 def test_directions():
@@ -112,11 +112,11 @@ def test_directions():
     amounts = lambda **given: {name: jnp.float32([given.get(name, (0, 0))]) for name in augment.TRANSFORMS}
     spot = np.zeros((1, 9, 9, 1), np.float32)
     spot[0, 4, 6] = 1
-    place = lambda **given: augment.affine_parameters(amounts(**given), 9)
+    affine = lambda **given: augment.affine_parameters(amounts(**given), 9)
     at = lambda light: tuple(map(int, np.unravel_index(np.argmax(light), light.shape)))[1:3]
-    assert at(augment.resample(spot, place(shift=(1 / 9, -2 / 9)), 5)) == (5, 4)
-    assert at(augment.resample(spot, place(rotation=(90, 0)), 8)) == (2, 4)
-    large, small = (augment.resample(spot, place(zoom=(z, 0)), 8).sum() for z in (0.3, -0.3))
+    assert at(augment.resample(spot, affine(shift=(1 / 9, -2 / 9)), 5)) == (5, 4)
+    assert at(augment.resample(spot, affine(rotation=(90, 0)), 8)) == (2, 4)
+    large, small = (augment.resample(spot, affine(zoom=(z, 0)), 8).sum() for z in (0.3, -0.3))
     assert large > 1 > small
 
 
@@ -142,7 +142,7 @@ def test_grey_images_have_no_saturation():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_at_0_it_is_the_identity_bit_for_bit(dtype):
-    """Forward and backward, p traced; and at a little, those images of which no transform is taken."""
+    """Forward and backward, p traced; and at a small p, those images to which no transform is applied."""
     images = jnp.asarray(np.tile(IMAGES, (4, 1, 1, 1)), dtype)
     gradient = jnp.asarray(RNG.normal(size=images.shape), dtype)
 
@@ -167,17 +167,17 @@ def test_geometry_is_float32_in_bfloat16():
     assert_same(shown, augment.apply(images.astype(jnp.float32), KEY, 1.0, ALL).astype(jnp.bfloat16))
 
 
-def test_each_is_taken_with_probability_p_and_stays_within_its_strength():
-    drawn = {p: augment.sample_amounts(KEY, 4000, p, ALL) for p in (0.3, 1.0)}
-    taken = {name: np.asarray((amount != 0).any(-1)) for name, amount in drawn[0.3].items()}
-    assert all(abs(each.mean() - 0.3) < 0.04 for each in taken.values())
-    assert np.abs(np.corrcoef(list(taken.values())) - np.eye(6)).max() < 0.06
-    for name, amount in drawn[1.0].items():
+def test_each_is_applied_with_probability_p_and_stays_within_its_strength():
+    amounts = {p: augment.sample_amounts(KEY, 4000, p, ALL) for p in (0.3, 1.0)}
+    is_applied = {name: np.asarray((amount != 0).any(-1)) for name, amount in amounts[0.3].items()}
+    assert all(abs(applied.mean() - 0.3) < 0.04 for applied in is_applied.values())
+    assert np.abs(np.corrcoef(list(is_applied.values())) - np.eye(6)).max() < 0.06
+    for name, amount in amounts[1.0].items():
         strength = getattr(ALL, name)
         assert (np.abs(amount) <= strength).all() and np.abs(amount).max() > 0.98 * strength
-        assert abs(np.mean(amount)) < 0.05 * strength  # either way alike
-        assert_same(drawn[0.3][name][taken[name]], amount[taken[name]])
-    assert np.abs(np.corrcoef(drawn[1.0]["shift"].T)[0, 1]) < 0.06
+        assert abs(np.mean(amount)) < 0.05 * strength  # symmetric
+        assert_same(amounts[0.3][name][is_applied[name]], amount[is_applied[name]])
+    assert np.abs(np.corrcoef(amounts[1.0]["shift"].T)[0, 1]) < 0.06
 
 
 # -- Gradients
@@ -189,10 +189,10 @@ def test_the_adjoint_is_that_of_the_resampling(strengths, window):
     assert strengths.window == window
     with jax.enable_x64(True):
         light, gradient = (jnp.asarray(RNG.normal(size=(40, 12, 12, 3))) for _ in range(2))
-        place = augment.affine_parameters(augment.sample_amounts(KEY, 40, 1.0, strengths), 12)
-        forward = lambda x: augment._gather(x, place, window)
+        affine = augment.affine_parameters(augment.sample_amounts(KEY, 40, 1.0, strengths), 12)
+        forward = lambda x: augment._gather(x, affine, window)
         (expected,) = jax.linear_transpose(forward, light)(gradient)
-        shown, back = jax.vjp(lambda x: augment.resample(x, place, window), light)
+        shown, back = jax.vjp(lambda x: augment.resample(x, affine, window), light)
         again = jax.grad(lambda g: (back(g)[0] * light).sum())(gradient)
         for found, wanted in ((shown, forward(light)), (back(gradient)[0], expected), (again, shown)):
             np.testing.assert_allclose(found, wanted, atol=2e-5)  # places are float32's
@@ -262,7 +262,7 @@ def make(discriminator=DISCRIMINATOR, p=None, **options):
 
 
 def test_the_update_is_that_of_a_discriminator_behind_the_transforms():
-    """Every look of D's, real and fake, in both networks' objectives and in the penalties, each with its own draw."""
+    """All discriminator passes, real and fake, of both objectives and the penalties, each with a key of its own."""
     augmentation = Augmentation(SHIFTED, p=None)
     weights = Weights(r1=0.7, r2=0.4, gradient_penalty=0.6, feature_matching=0.8)
     options = dict(loss=LOSSES["relativistic"], weights=weights, flip=True)
@@ -446,7 +446,7 @@ def test_the_sheet_takes_a_configuration(phantom_data, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "p = 1: rotation up to 20 degrees\n" in said and "zoom" not in said
     assert np.asarray(Image.open(out)).shape == (5 * 30 - 2, 8 * 30 - 2)  # grey, 28 pixels
-    for arguments, says in (
+    for arguments, message in (
         ((*only, "--config.augment.rotation=0"), "config.augment: every transform is off"),
         (("--config.augment.zoom=1",), "config.augment.zoom = 1.0: must be in [0, 0.4]"),
         (("--config.augment.zom=1",), "did you mean augment.zoom?"),
@@ -455,4 +455,4 @@ def test_the_sheet_takes_a_configuration(phantom_data, tmp_path, capsys):
     ):
         assert sheet("--config", path, "--out", out, *arguments) == 2
         err = capsys.readouterr().err
-        assert says in err and err.count("\n") == 1
+        assert message in err and err.count("\n") == 1

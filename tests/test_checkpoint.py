@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,14 +195,14 @@ def test_none_readable_is_refused(tmp_path):
     for step in (1, 2):
         for path in chunks(tmp_path, step):
             path.unlink()
-    with pytest.raises(UserError, match="none of its checkpoints is readable.*start again in another --workdir"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         restore(tmp_path)
 
 
 def test_a_damaged_checkpoint_asked_for_by_step_is_refused_and_left(tmp_path):
     save(tmp_path, [1, 2])
     flip(tmp_path)
-    with pytest.raises(UserError, match=f"{FOLDER}/2: unreadable: its checksum does not match"):
+    with pytest.raises(UserError, match=f"{FOLDER}/2: .*checksum"):
         restore(tmp_path, step=2)
     assert steps(tmp_path) == [1, 2]
 

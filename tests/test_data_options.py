@@ -14,7 +14,7 @@ from conftest import changed, make_config, train
 from PIL import Image
 
 from idrid_jax import config as config_lib
-from idrid_jax.data import cache, class_merging, laterality, phantom, splits
+from idrid_jax.data import cache, class_counts, laterality, phantom, splits
 from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.pipeline import host_batches, make_order, resident
 from idrid_jax.data.prepare import prepare
@@ -22,10 +22,11 @@ from idrid_jax.errors import UserError
 from idrid_jax.evaluation import evaluate
 from idrid_jax.generation import interpolation, release, sampling
 from idrid_jax.models import build_networks
+from idrid_jax.models.class_merging import class_map
 from idrid_jax.models.functional import ClassMapped
 from idrid_jax.training import sharding
 from idrid_jax.training.monitoring import sample_images
-from idrid_jax.training.run_dir import read_record
+from idrid_jax.training.run_dir import read_record, write_record
 from idrid_jax.training.state import fresh_state
 from idrid_jax.training.update import make_update, update_networks
 
@@ -86,6 +87,13 @@ def test_a_run_with_a_held_out_fold_trains_and_keeps_it_on_resume(config, tmp_pa
         train(changed(config, total_kimg=0.064, data__held_out_fold=3), tmp_path)
     with pytest.raises(UserError, match="held_out_fold = 5: must be in"):
         config_lib.validated(changed(config, data__held_out_fold=5))
+
+
+def test_a_record_of_a_run_with_the_old_value_of_no_fold(config, tmp_path):
+    write_record(tmp_path, config, find_prepared(config.data.data_dir))
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"held_out_fold": "none"', '"held_out_fold": -1'))
+    assert "-1" in file.read_text() and read_record(tmp_path).config.data.held_out_fold == "none"
 
 
 # -- Laterality
@@ -168,9 +176,9 @@ MERGED, CLASSES = "0 1+2  4+3", (0, 1, 1, 3, 3)
 
 
 def test_class_map():
-    assert class_merging.class_map(MERGED) == CLASSES
-    assert class_merging.class_map("") == class_merging.class_map("4 3 2 1 0") == (0, 1, 2, 3, 4)
-    assert class_merging.class_map("0+1+2+3+4") == (0,) * 5
+    assert class_map(MERGED) == CLASSES
+    assert class_map("") == class_map("4 3 2 1 0") == (0, 1, 2, 3, 4)
+    assert class_map("0+1+2+3+4") == (0,) * 5
 
 
 def test_merged_grades_are_one_class_to_the_networks(config, gradient_descent):
@@ -232,8 +240,8 @@ COUNTS = (8, 5, 8, 6, 5)  # photographs by grade
 def test_a_class_with_too_few_photographs_is_refused(merge_classes, min_images, message):
     grades = np.repeat(np.arange(5), COUNTS)
     with pytest.raises(UserError, match=message):
-        class_merging.check_class_counts(grades, merge_classes, min_images, "tiny")
-    class_merging.check_class_counts(grades, "0+1+2+3+4", min_images, "tiny")
+        class_counts.check_class_counts(grades, merge_classes, min_images, "tiny")
+    class_counts.check_class_counts(grades, "0+1+2+3+4", min_images, "tiny")  # must not raise
 
 
 def test_only_conditional_networks_need_photographs_of_each_class(config):
@@ -247,7 +255,7 @@ def test_only_conditional_networks_need_photographs_of_each_class(config):
 def test_idrid_has_enough_of_each_grade():
     counts = [116, 17, 117, 63, 42]  # after the audit, without the validation fold
     min_images = config_lib.default_config().data.min_images_per_class
-    class_merging.check_class_counts(np.repeat(np.arange(5), counts), "", min_images, "cgan32")
+    class_counts.check_class_counts(np.repeat(np.arange(5), counts), "", min_images, "cgan32")  # must not raise
 
 
 # -- Networks larger than the photographs
@@ -273,7 +281,7 @@ def release_of_150(tmp_path_factory):
 def test_a_network_larger_than_the_photographs_is_refused(release_of_150, network, crop, message):
     config = make_config("", network, data__crop=crop)
     if message is None:
-        splits.check_size(config, release_of_150)
+        splits.check_size(config, release_of_150)  # must not raise
     else:
         with pytest.raises(UserError, match=message):
             splits.load_training_splits(config, release_of_150)
@@ -287,7 +295,7 @@ def test_the_size_is_not_checked_without_the_release(release_of_150):
         for one in release_of_150.grading["train"]
     )
     manifest = dataclasses.replace(release_of_150, grading=release_of_150.grading | {"train": gone})
-    splits.check_size(make_config("", "dcgan1024"), manifest)
+    splits.check_size(make_config("", "dcgan1024"), manifest)  # must not raise
 
 
 @pytest.mark.real_data
@@ -300,7 +308,7 @@ def test_the_resolution_of_real_photographs(folder, side, tmp_path):
     assert cache.available_training_size(manifest, "field_of_view", 128) >= 128
     config = make_config("", "dcgan1024")
     if side > 1024:
-        splits.check_size(config, manifest)
+        splits.check_size(config, manifest)  # must not raise
     else:
         with pytest.raises(UserError, match="is 512; choose dcgan512"):
             splits.check_size(config, manifest)

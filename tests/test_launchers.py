@@ -164,8 +164,8 @@ def test_slurm_runs_saves_and_queues_again(phantom_data, tmp_path_factory):
 # -- Clouds: nothing is rented; the files are read as their programs would read them
 
 
-def test_tpu_pod_says_what_it_would_run(tmp_path):
-    def says(*words, **environment):
+def test_tpu_pod_prints_its_commands_in_a_dry_run(tmp_path):
+    def dry_run(*words, **environment):
         done = subprocess.run(
             ["bash", LAUNCH / "tpu_pod.sh", *words],
             env=os.environ | {"DRY_RUN": "1"} | environment,
@@ -174,19 +174,19 @@ def test_tpu_pod_says_what_it_would_run(tmp_path):
         )
         return done.returncode, done.stdout
 
-    status, output = says("create", "pod", "v5litepod-16", SPOT="1", ZONE="here")
+    status, output = dry_run("create", "pod", "v5litepod-16", SPOT="1", ZONE="here")
     assert status == 0 and output.startswith(
         "gcloud compute tpus queued-resources create pod --node-id=pod --zone=here "
     )
     assert "--accelerator-type=v5litepod-16" in output and "--spot" in output
-    assert "--spot" not in says("create", "pod", "v5litepod-16", SPOT="")[1]
-    status, output = says("run", "pod", "--", "train", "--workdir", "/a b")
+    assert "--spot" not in dry_run("create", "pod", "v5litepod-16", SPOT="")[1]
+    status, output = dry_run("run", "pod", "--", "train", "--workdir", "/a b")
     assert status == 0 and "--worker=all" in output and r"-m idrid_jax train --workdir /a\ b" in output
-    assert "[p]ython" in says("stop", "pod")[1]  # not the shell that runs it
-    status, output = says("run", "pod", "--", "evaluate", "--workdir", "/a")
+    assert "[p]ython" in dry_run("stop", "pod")[1]  # not the shell that runs it
+    status, output = dry_run("run", "pod", "--", "evaluate", "--workdir", "/a")
     assert status == 0 and "--worker=0" in output and "JAX_PLATFORMS=cpu" in output
     for words in ((), ("run", "pod"), ("run", "pod", "--"), ("run", "pod", "train"), ("create", "pod"), ("fly", "pod")):
-        assert says(*words) == (2, "")
+        assert dry_run(*words) == (2, "")
 
 
 def test_tpu_pod_installs_what_is_committed(tmp_path):

@@ -229,15 +229,15 @@ def test_the_launchers_environment_decides(bare, monkeypatch, launcher):
     assert multihost.launched_process_id() == index
 
 
-@pytest.mark.parametrize("arguments, says", [
+@pytest.mark.parametrize("arguments, message", [
     (("host:1", None, None), "--num_processes and --process_id is missing"),
     (("", 2, None), "--coordinator_address and --process_id is missing"),
     (("host:1", 2, 2), r"--process_id 2: must be in 0..1"),
     (("host", 2, 0), "--coordinator_address 'host': write HOST:PORT"),
     (("host:99999", 2, 0), "write HOST:PORT"),
 ])  # fmt: skip
-def test_arguments_that_cannot_be(arguments, says):
-    with pytest.raises(UserError, match=says):
+def test_invalid_arguments_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
         multihost.find_cluster(*arguments)
 
 

@@ -69,7 +69,7 @@ def slices(monkeypatch):
 
     def compile_stats(config, shards, effort):
         kinds = {"state": 2**20, "temporaries": 2**20 * config.batch_size // shards}
-        reduced = {"all-reduce": {"count": 1, "bytes": 10**6, "wire_bytes": 2e6}} if shards > 1 else {}
+        reduced = {"all-reduce": {"count": 1, "bytes": 10**6, "interconnect_bytes": 2e6}} if shards > 1 else {}
         fits = sum(kinds.values()) < 2**40
         return compile_lib.CompiledStats(fits, sum(kinds.values()), kinds, 1e12, 5e9, reduced, 0, 0.5)
 
@@ -144,13 +144,17 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 def test_collectives_of_a_module_are_counted_once_with_their_bytes():
     found, in_unknown_loops = summarize_collectives(HLO, 8)
     all_reduce = {"count": 7, "bytes": 524 + 400 + 5 * 40}  # five in the loop
-    all_reduce["wire_bytes"] = pytest.approx(2 * 7 / 8 * 524 + 2 * 3 / 4 * 400 + 5 * 2 * 3 / 4 * 40)
+    all_reduce["interconnect_bytes"] = pytest.approx(2 * 7 / 8 * 524 + 2 * 3 / 4 * 400 + 5 * 2 * 3 / 4 * 40)
     assert in_unknown_loops == 0 and found == {
-        "all-gather": {"count": 2, "bytes": 24 * 4 + 32 * 8 * 2, "wire_bytes": pytest.approx(7 / 8 * (96 + 512))},
+        "all-gather": {
+            "count": 2,
+            "bytes": 24 * 4 + 32 * 8 * 2,
+            "interconnect_bytes": pytest.approx(7 / 8 * (96 + 512)),
+        },
         "all-reduce": all_reduce,
-        "all-to-all": {"count": 1, "bytes": 16, "wire_bytes": 8},
-        "collective-permute": {"count": 1, "bytes": 10, "wire_bytes": 10},
-        "reduce-scatter": {"count": 1, "bytes": 16 * 4 * 4, "wire_bytes": pytest.approx(7 / 8 * 256)},
+        "all-to-all": {"count": 1, "bytes": 16, "interconnect_bytes": 8},
+        "collective-permute": {"count": 1, "bytes": 10, "interconnect_bytes": 10},
+        "reduce-scatter": {"count": 1, "bytes": 16 * 4 * 4, "interconnect_bytes": pytest.approx(7 / 8 * 256)},
     }
 
 
@@ -173,7 +177,9 @@ def compiled_collectives(function, in_specs, out_specs, shape):
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     text = jax.jit(mapped).lower(jax.ShapeDtypeStruct(shape, jnp.float32)).compile().as_text()
     found, _ = summarize_collectives(text, 8)
-    return {kind: (figures["count"], figures["bytes"], figures["wire_bytes"]) for kind, figures in found.items()}
+    return {
+        kind: (figures["count"], figures["bytes"], figures["interconnect_bytes"]) for kind, figures in found.items()
+    }
 
 
 SPLIT, WHOLE = PartitionSpec("d"), PartitionSpec()
@@ -231,7 +237,7 @@ def test_gradients_are_reduced_once_and_memory_adds_up():
     assert set(stats.collectives) == {"all-reduce"} and stats.collectives_in_unknown_loops == 0
     reduced = stats.collectives["all-reduce"]
     assert params < reduced["bytes"] <= params + d_params + 4 * statistics + 1000
-    assert stats.wire_bytes == pytest.approx(2 * 7 / 8 * reduced["bytes"])
+    assert stats.interconnect_bytes == pytest.approx(2 * 7 / 8 * reduced["bytes"])
     assert stats.memory_by_kind["state"] == state
     assert stats.memory_by_kind["photographs"] == 406 * 28 * 28  # the program drops unused grades
     assert stats.memory_bytes == sum(stats.memory_by_kind.values())
@@ -295,7 +301,7 @@ def test_a_slice_has_a_roofline(plan, slices):
     line = row["roofline"]
     assert line["compute_s"] == pytest.approx(row["flops"] / 197e12)
     assert line["memory_s"] == pytest.approx(row["bytes_accessed"] / 819e9)
-    assert line["interconnect_s"] == pytest.approx(row["wire_bytes"] / 100e9) and row["wire_bytes"] > 0
+    assert line["interconnect_s"] == pytest.approx(row["interconnect_bytes"] / 100e9) and row["interconnect_bytes"] > 0
     times = [line[f"{name}_s"] for name in ("compute", "memory", "interconnect")]
     assert row["images_per_s_roofline"] == pytest.approx(16 / max(times)) and line["serial_s"] == sum(times)
     assert "published peaks" in page and "nothing was measured" in page
@@ -483,7 +489,7 @@ def test_a_search_in_which_nothing_fits():
 
 
 def test_links_of_slices():
-    rate = lambda name: topology.parse_topology(name).wire_bytes_per_s
+    rate = lambda name: topology.parse_topology(name).interconnect_bytes_per_s
     assert rate("v5e:1x1") == 0
     assert rate("v5e:4x4") == 2 * 50e9 and rate("v5e:8x16") == 3 * 50e9
     assert rate("v5e:16x16") * 256 == 51.2e12  # the published all-reduce rate of a pod
@@ -498,10 +504,12 @@ def test_every_size_of_the_scaling_table_is_a_slice():
 
 
 def test_the_roofline_is_arithmetic():
-    line = topology.roofline(topology.parse_topology("v5e:2x2"), flops=197e9, memory_bytes=819e6 * 3, wire_bytes=100e6)
+    line = topology.roofline(
+        topology.parse_topology("v5e:2x2"), flops=197e9, memory_bytes=819e6 * 3, interconnect_bytes=100e6
+    )
     assert (line.compute_s, line.memory_s, line.interconnect_s) == pytest.approx((1e-3, 3e-3, 1e-3))
     assert line.overlapped_s == pytest.approx(3e-3) and line.serial_s == pytest.approx(5e-3) and line.bound == "memory"
-    alone = topology.roofline(topology.parse_topology("v6e:1x1"), flops=918e12, memory_bytes=0, wire_bytes=0)
+    alone = topology.roofline(topology.parse_topology("v6e:1x1"), flops=918e12, memory_bytes=0, interconnect_bytes=0)
     assert (alone.overlapped_s, alone.interconnect_s, alone.bound) == (1, 0, "compute")
 
 

@@ -58,7 +58,7 @@ def ours_of(peer, name, array):
 def tutorial_step(net_g, net_d, optimizer_g, optimizer_d, real, z, r1=0.0, r2=0.0):
     """Run the body of the tutorial's inner loop and return its metrics under our names.
 
-    r1, r2: weights of the zero-centred gradient penalties, which the tutorial does not have.
+    r1, r2: weights of the zero-centered gradient penalties, which the tutorial does not have.
     """
 
     def squared_gradient(output, images):

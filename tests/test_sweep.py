@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import runpy
 import shlex
 import shutil
 import signal
@@ -150,7 +149,7 @@ def test_a_shipped_sweep_is_valid(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     name = f"configs/sweeps/{path.name}"
-    assert f"python launch/sweep.py {name} --workdir runs/{path.stem}" in module.__doc__
+    assert f"idrid-jax sweep --config {name} --workdir runs/{path.stem}" in module.__doc__
     runs = definition.read_sweep(path, module.get_config()).runs
     assert len({run.name for run in runs}) == len(runs) == len(list(module.sweep())) > 1
 
@@ -262,19 +261,7 @@ def test_dry_run_lists_the_runs_and_writes_nothing(file, sweep, workdir):
     status, out = sweep("--dry_run")
     assert status == 0 and not list(workdir.iterdir())
     assert re.findall(r"^ +(\d) +(.*)", out, re.M) == [("1", SLOW), ("2", FAST)]
-    assert f"run 3 ({SLOW}) is the same as run 1" in out and f"run 4 ({FAST},seed=0) is the same as run 2" in out
-
-
-def test_launch_sweep_is_the_command(file, workdir, monkeypatch, capsys):
-    def launch(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "launch" / "sweep.py"), run_name="__main__")
-        return ended.value.code, capsys.readouterr()
-
-    status, printed = launch(file(), "--workdir", workdir, "--dry_run", "--config.seed=3")
-    assert status == 0 and SLOW in printed.out and not printed.err
-    assert "idrid-jax sweep --config" in launch()[1].out
+    assert re.findall(r"run (\d) .* as run (\d)", out) == [("3", "1"), ("4", "2")]
 
 
 # Runs

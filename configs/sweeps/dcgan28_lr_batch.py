@@ -1,6 +1,6 @@
 """Learning rate x batch size for the thesis's DCGAN at 28 x 28; both networks have one rate, all runs the same images.
 
-    python launch/sweep.py configs/sweeps/dcgan28_lr_batch.py --workdir runs/dcgan28_lr_batch
+    idrid-jax sweep --config configs/sweeps/dcgan28_lr_batch.py --workdir runs/dcgan28_lr_batch
 
 The thesis names no learning rate, and its batch of 128 gives few updates. 16 minutes on two shared cores, one seed: at
 first the number of updates counts most. Batch 16 (500 updates) shows the outline of the field, at higher rates also

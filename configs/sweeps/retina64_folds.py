@@ -1,6 +1,6 @@
 """Five generators, each of four fifths of all graded photographs, so that together they are judged by every photograph.
 
-    python launch/sweep.py configs/sweeps/retina64_folds.py --workdir runs/retina64_folds
+    idrid-jax sweep --config configs/sweeps/retina64_folds.py --workdir runs/retina64_folds
     for run in runs/retina64_folds/*/; do set -- "$@" --workdir "$run"; done; idrid-jax evaluate --usefulness 10 "$@"
 
 The test split alone has 5 photographs of MILD and 103 in all: too few to see what half of the training photographs are

@@ -81,9 +81,9 @@ class LargestBatch:
 def largest_batch(need: Callable[[int], Need], limit: int, *, start: int, multiple: int = 1) -> LargestBatch:
     """Search for the largest multiple of `multiple` that fits `limit` bytes, with few compilations from `start` on.
 
-    need: compiles a batch size. Memory grows about linearly above a fixed part, so a line through the two known points
-      nearest to the limit gives the next guess. A compiler that sees the limit may recompute activations instead of
-      refusing, so a guess that fits but leaves room is followed by a larger one.
+    need: compiles a batch size and returns its memory. That grows about linearly above a fixed part, so a line through
+      the two known points nearest to the limit gives the next guess. A compiler that sees the limit may recompute
+      activations instead of refusing, so a guess that fits but leaves room is followed by a larger one.
     """
     first = need(start)
     known: dict[int, tuple[bool, int | None]] = {start: (first.fits(limit), first.bytes)}

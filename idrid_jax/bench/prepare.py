@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from idrid_jax.batching import map_in_threads
 from idrid_jax.bench import report, timing
-from idrid_jax.data.cache import map_in_threads
 from idrid_jax.data.phantom import encode, make_photograph
 from idrid_jax.data.preprocess import OVERSAMPLING, check_options, decode_image, preprocess
 from idrid_jax.data.release import GRADES, read_release

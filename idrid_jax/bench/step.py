@@ -180,7 +180,7 @@ class _OurSide:
 
 
 def _measure(case: Case, process: peer_lib.Peer | None, rounds: int, matrix_rate: float) -> list[dict]:
-    """Return a row for each side, ours first."""
+    """Return a row for each side, this project's first."""
     device = jax.local_devices()[0]
     peak_before = memory.peak_bytes(device)
     report.log(f"{case.config.network} {case.config.dtype}: compiling")

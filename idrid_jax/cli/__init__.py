@@ -1,7 +1,5 @@
-"""The commands, the only package that knows flags. A command imports JAX and other slow packages when it runs."""
+"""The commands, the only package that defines flags. A command imports JAX and other slow packages when it runs."""
 
-import errno
-import os
 import sys
 import warnings
 
@@ -13,6 +11,7 @@ from idrid_jax.cli.augment import AUGMENT
 from idrid_jax.cli.bench import BENCH
 from idrid_jax.cli.blind import BLIND
 from idrid_jax.cli.command import Command, Group
+from idrid_jax.cli.errors import explain
 from idrid_jax.cli.evaluate import EVALUATE
 from idrid_jax.cli.grade import GRADE
 from idrid_jax.cli.interpolate import INTERPOLATE
@@ -41,12 +40,6 @@ COMMANDS = {
     "bench": BENCH,
     "plan": PLAN,
 }
-
-# Errors of the file system that concern a path or disk of the user's choice
-USER_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
-}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,22 +86,6 @@ def _run(arguments: list[str], values: flags.FlagValues) -> int:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # about damaged files; unreadable ones raise errors
         return command.run(values) or 0
-
-
-def explain(error: BaseException, values: flags.FlagValues) -> tuple[str, int] | None:
-    """Return a line for the user and the exit status, or None for a bug, which keeps its traceback."""
-    if isinstance(error, UserError):
-        return str(error), 2
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130
-    if isinstance(error, OSError) and error.errno in USER_ERRORS:
-        paths = [values[name].value for name in ("out", "workdir", "data_dir") if name in values]
-        path = error.filename or next(iter(paths), "the disk")
-        path = path[0] if isinstance(path, list) else path  # of a flag that is given several times
-        return f"{path}: {os.strerror(error.errno)}; make room or choose another place", 2
-    if platforms := runtime.missing_platforms():
-        return f"JAX_PLATFORMS={platforms}: JAX finds no such device here; unset it, or set it to cpu", 2
-    return None
 
 
 def _find(arguments: list[str]) -> tuple[str, Command | Group, list[str]]:

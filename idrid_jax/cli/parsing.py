@@ -41,20 +41,16 @@ def define_data_dir(values: flags.FlagValues, default: str) -> None:
 # -- Parsing
 
 
-class _AutoOrNumberParser(flags.ArgumentParser):
-    """Parser of --config.FIELD for a field that may be "auto"."""
+class _WordOrNumberParser(flags.ArgumentParser):
+    """Parser of --config.FIELD for a field that may be a word such as "auto"; `config.validated` checks which one."""
 
     def parse(self, argument):
-        if not isinstance(argument, str) or argument == "auto":
-            return argument
-        try:
-            return int(argument)
-        except ValueError:
-            pass
-        try:
-            return float(argument)
-        except ValueError:
-            raise ValueError("neither a number nor auto") from None
+        for number in (int, float):
+            try:
+                return number(argument) if isinstance(argument, str) else argument
+            except ValueError:
+                pass
+        return argument
 
 
 def expand_config_path(arguments: list[str]) -> list[str]:
@@ -118,7 +114,7 @@ def _plain(message: str) -> str:
 
 
 def _prepare_config_flags(arguments: list[str]) -> None:
-    """Let ml_collections parse "auto", and raise UserError for a --config.FIELD that the configuration does not have.
+    """Let ml_collections parse words and numbers; raise UserError for a --config.FIELD that the configuration lacks.
 
     For such a field ml_collections raises errors of several types, without the nearest name.
     """
@@ -132,9 +128,9 @@ def _prepare_config_flags(arguments: list[str]) -> None:
         raise UserError("--config has no value: name a file such as configs/cgan32.py")
     from ml_collections import config_flags
 
-    from idrid_jax.config import AutoOrNumber, flatten
+    from idrid_jax.config import WordOrNumber, flatten
 
-    config_flags.register_flag_parser_for_type(AutoOrNumber, _AutoOrNumberParser())
+    config_flags.register_flag_parser_for_type(WordOrNumber, _WordOrNumberParser())
     known = flatten(load_config(path))
     for name in overrides:
         if members := [field for field in known if field.startswith(f"{name}.")]:

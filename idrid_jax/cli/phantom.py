@@ -13,7 +13,7 @@ def _define(values, argv):
     flags.DEFINE_list("train", "39,6,39,21,14", "training photographs of grades 0 to 4", flag_values=values)
     flags.DEFINE_list("test", "10,2,9,6,4", "test photographs of grades 0 to 4", flag_values=values)
     flags.DEFINE_list("segmentation", "8,4", "training and test photographs with lesion masks", flag_values=values)
-    flags.DEFINE_boolean("localization", True, "write part C: centres of optic disc and fovea", flag_values=values)
+    flags.DEFINE_boolean("localization", True, "write part C: centers of optic disc and fovea", flag_values=values)
     flags.DEFINE_integer(
         "height", 178, "height of a photograph in pixels, 64 to 2848; the aspect ratio is 3:2", flag_values=values
     )

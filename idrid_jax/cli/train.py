@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from idrid_jax.cli.command import Command
+from idrid_jax.cli.errors import explain
 from idrid_jax.cli.parsing import command_line, define_config
 from idrid_jax.errors import UserError
 
@@ -42,12 +43,11 @@ def _run(values):
     from idrid_jax.models.layer_table import networks_table
     from idrid_jax.training.monitoring import check_best_metric
 
-    check_best_metric(config, SnapshotMetrics.names)
+    check_best_metric(config, SnapshotMetrics.names)  # `loop.train` does so too, for its other callers, but later
     if values.dry_run:
         print(networks_table(config))
         print(json.dumps(config.to_dict(), indent=2))
         return
-    from idrid_jax.cli import explain
     from idrid_jax.training import multihost
 
     with multihost.initialize(

@@ -77,13 +77,18 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write or replace a binary file in one step. Raises UserError if it cannot be written."""
+def write_bytes(path: Path, content: bytes, *, flush: bool = True) -> None:
+    """Write or replace a binary file in one step. Raises UserError if it cannot be written.
+
+    flush: wait until the file is on the disk, so that it also survives a crash of the machine.
+    """
     with partial_folder(path.parent) as folder:
         (folder / path.name).write_bytes(content)
-        _sync(folder / path.name)
+        if flush:
+            _sync(folder / path.name)
         os.replace(folder / path.name, path)
-        _sync(path.parent)
+        if flush:
+            _sync(path.parent)
 
 
 @contextmanager

@@ -12,14 +12,13 @@ import json
 import logging
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from idrid_jax.batching import map_in_threads
 from idrid_jax.data import atomic
 from idrid_jax.data.layout import SPLITS
 from idrid_jax.data.manifest import PREPARE_AGAIN, Manifest, Photograph, tfds_path
@@ -74,8 +73,8 @@ class JoinedArrays:
         which = np.searchsorted(self.starts, index, side="right") - 1
         result = np.empty((*index.shape, *self.arrays[0][(slice(0), *rest)].shape[1:]), self.dtype)
         for number, array in enumerate(self.arrays):
-            mine = which == number
-            result[mine] = array[(index[mine] - self.starts[number], *rest)]
+            in_array = which == number
+            result[in_array] = array[(index[in_array] - self.starts[number], *rest)]
         return result
 
 
@@ -266,22 +265,6 @@ def _reads_from_tfds(manifest: Manifest, split: str) -> Iterator[tuple[int, Call
         raise UserError(f"{folder}: a damaged TFDS dataset ({reason}); delete it and {PREPARE_AGAIN}") from error
     if missing:
         raise UserError(f"{folder}: a damaged TFDS dataset (without {min(missing)}); delete it and {PREPARE_AGAIN}")
-
-
-def map_in_threads(work: Callable, items: Iterator[tuple]) -> Iterator:
-    """Yield work(*item) for each item, in order, computed in threads (Pillow releases the GIL), few at a time."""
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, *item))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _progress(items: Iterator, description: str, total: int) -> Iterator:

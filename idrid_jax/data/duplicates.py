@@ -17,7 +17,7 @@ from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 
 from idrid_jax.data.masks import check_mask_size, open_image
-from idrid_jax.data.preprocess import decode
+from idrid_jax.data.preprocess import decode, retina_mask
 from idrid_jax.data.release import Graded, Record, Release, Segmented, digest, part_of
 from idrid_jax.data.release_files import Source
 
@@ -28,7 +28,6 @@ from idrid_jax.data.release_files import Source
 MIN_CORRELATION = 0.535
 WIDTH, HEIGHT = 192, 128  # pixels that are compared; with more, the copy at another exposure is not found
 SIGMA = 1.5  # standard deviation of the blur that is subtracted, in those pixels
-MIN_RETINA = 0.15  # of the 95th percentile of brightness; darker pixels are not retina
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _fine_structure(data: bytes, source: Source) -> np.ndarray | None:
     small = Image.fromarray(image).convert("L").resize((WIDTH, HEIGHT), Image.Resampling.BOX)
     grey = np.asarray(small, np.float32)
     # The rim is the strongest edge of all, and the same in every photograph of one camera.
-    retina = grey > MIN_RETINA * np.percentile(grey, 95)
+    retina = retina_mask(grey)
     retina = ndimage.binary_erosion(retina, iterations=int(2 * SIGMA) + 1, border_value=1)
     fine = np.where(retina, grey - ndimage.gaussian_filter(grey, SIGMA), 0)
     fine = np.where(retina, fine - fine.sum() / max(retina.sum(), 1), 0).ravel()

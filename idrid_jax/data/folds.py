@@ -9,7 +9,7 @@ from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 
 NUM_HELD_OUT_FOLDS = 5  # of `config.data.held_out_fold`
-NO_FOLD = -1  # its default: the official test split is held out
+NO_FOLD = "none"  # its default: the official test split is held out
 
 
 def assign_folds(grades: np.ndarray, groups: Sequence[Sequence[int]], num_folds: int, seed: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def held_out_folds(manifest: Manifest) -> np.ndarray:
     return assign_folds(grades, _indices_of_copies(manifest, photographs), NUM_HELD_OUT_FOLDS, seed=0)
 
 
-def validation_mask(manifest: Manifest, num_folds: int, held_out_fold: int = NO_FOLD) -> np.ndarray:
+def validation_mask(manifest: Manifest, num_folds: int, held_out_fold: int | str = NO_FOLD) -> np.ndarray:
     """Return which training photographs are held out for checkpoint selection: bool [N].
 
     They are one of `num_folds` folds, in which copies of a photograph stay together; none for 0. Grades with fewer than

@@ -16,7 +16,7 @@ training photographs 204 have the disc on the right.
 import numpy as np
 from PIL import Image
 
-from idrid_jax.data.preprocess import centered_square, field_of_view
+from idrid_jax.data.preprocess import centered_square, field_of_view, retina_mask
 
 # All lengths are in sides of the square within the field of view.
 SIDE = 32  # pixels to which the square is reduced; more do not make the decision more accurate
@@ -24,7 +24,6 @@ DISC_BLUR, FOVEA_BLUR, BACKGROUND_BLUR = 0.055, 0.06, 0.2  # standard deviations
 FOVEA_ACROSS, FOVEA_DOWN = 0.47, 0.05  # from the disc to the fovea, about as in IDRiD's part C
 FOVEA_TOLERANCE = 0.12  # width and height of the area in which the fovea may lie
 DISC_HEIGHT, DISC_HEIGHT_DEVIATION = -0.02, 0.15  # of discs below the middle: mean, and a generous standard deviation
-MIN_RETINA = 0.15  # of the 95th percentile of brightness; darker pixels are not retina
 RED_GREEN = np.array([0.75, 0.25], np.float32)
 IMPOSSIBLE = -9.0  # score of a place where no disc can be
 
@@ -58,7 +57,7 @@ def disc_side(images: np.ndarray) -> np.ndarray:
     if not len(images):
         return np.zeros(0, np.float32)
     brightness = np.stack([_reduced_square(image) for image in images])
-    retina = brightness > MIN_RETINA * np.percentile(brightness, 95, axis=(1, 2), keepdims=True)
+    retina = retina_mask(brightness)
 
     def blur(x, deviation):
         return ndimage.gaussian_filter(x, (0, deviation * SIDE, deviation * SIDE), mode="constant")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from idrid_jax.data import atomic
-from idrid_jax.data.audit import Audit, audit
+from idrid_jax.data.audit import PARTS, Audit, audit
 from idrid_jax.data.manifest import (
     Manifest,
     Photograph,
@@ -19,8 +19,6 @@ from idrid_jax.data.manifest import (
 from idrid_jax.data.release import GRADES, LESIONS, SPLITS, Graded, Release, Source, read_release
 from idrid_jax.data.tensorflow import import_tfds
 from idrid_jax.errors import UserError
-
-CONFIGS = ("grading", "segmentation", "localization")
 
 
 def prepare(
@@ -61,7 +59,7 @@ def prepare(
     path = Path(release_path).expanduser().resolve()
     for manifest in readable_manifests(data_dir / "idrid_jax"):
         same = (manifest.source_fingerprint, manifest.options, manifest.release) == (source_fingerprint, options, path)
-        built = [config for config in CONFIGS if (tfds or manifest.tfds) and _any_positive(manifest.counts[config])]
+        built = [config for config in PARTS if (tfds or manifest.tfds) and _any_positive(manifest.counts[config])]
         has_sources = _sources(manifest) <= {record.image for record in release.grading}
         if same and has_sources and not _missing(manifest.folder, built):
             atomic.write_text(manifest.folder.parent / "latest", manifest.fingerprint + "\n")
@@ -118,7 +116,7 @@ def _missing(folder: Path, configs: list[str]) -> list[str]:
 
 def _build_tfds(release: Release, folder: Path) -> None:
     """Build the missing configs of the TFDS dataset for the parts that the release has."""
-    missing = _missing(folder, [config for config in CONFIGS if getattr(release, config)])
+    missing = _missing(folder, [config for config in PARTS if getattr(release, config)])
     if not missing:
         return
     from idrid_jax.data.idrid import Builder
@@ -187,4 +185,4 @@ def _counts(release: Release) -> dict[str, dict]:
             "segmentation": {"photographs": len(segmented)} | lesions,
             "localization": len(in_split(release.localization, split)),
         }
-    return {part: {split: counts[split][part] for split in SPLITS} for part in CONFIGS}
+    return {part: {split: counts[split][part] for split in SPLITS} for part in PARTS}

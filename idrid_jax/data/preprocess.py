@@ -15,7 +15,6 @@ Decisions, all part of `VERSION`:
 
 import io
 import math
-import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -32,10 +31,8 @@ GRID_CELLS = 64  # of the grid on which the field of view is searched, along the
 # Brightness from which pixels belong to the retina, between the black around it (0) and its bright parts (1). On the
 # 516 photographs of IDRiD, values from 0.13 to 0.16 give the same boxes within 2 of 512 pixels; lower ones include the
 # lens's halo (0.07: 48 boxes), higher ones lose dark rims of the retina (0.2: two boxes).
-MIN_RETINA = 0.15
-
-# Such files are refused with a UserError below; Pillow's warning before it adds nothing.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+FIELD_THRESHOLD = 0.15
+RETINA_THRESHOLD = 0.15  # of the 95th percentile of brightness, for `retina_mask`
 
 
 def decode(data: bytes, name: str, min_side: int | None = None) -> np.ndarray:
@@ -124,7 +121,7 @@ def field_of_view(image: np.ndarray | Image.Image) -> tuple[int, int, int, int]:
     dark, bright = np.partition(brightness.ravel(), at)[at].astype(float)
     if dark >= bright / 3:  # no black around the retina
         return 0, 0, width, height
-    level = dark + MIN_RETINA * (bright - dark)
+    level = dark + FIELD_THRESHOLD * (bright - dark)
     regions, found = ndimage.label(ndimage.binary_opening(brightness > level, np.ones((3, 3))))
     if not found:
         return 0, 0, width, height
@@ -149,6 +146,15 @@ def field_of_view(image: np.ndarray | Image.Image) -> tuple[int, int, int, int]:
         edge(right, min(width, right + 1 + reach), 0, False),
         edge(bottom, min(height, bottom + 1 + reach), 1, False),
     )
+
+
+def retina_mask(brightness: np.ndarray) -> np.ndarray:
+    """Return which pixels belong to the retina: bool [..., H, W], for brightness, float [..., H, W], black = 0.
+
+    They are brighter than a share of the image's own 95th percentile. `field_of_view` uses another rule, which also
+    considers how dark the frame is.
+    """
+    return brightness > RETINA_THRESHOLD * np.percentile(brightness, 95, axis=(-2, -1), keepdims=True)
 
 
 def _brightness(image: Image.Image) -> np.ndarray:

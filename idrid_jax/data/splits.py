@@ -6,7 +6,7 @@ import math
 import ml_collections
 import numpy as np
 
-from idrid_jax.data import cache, class_merging, folds, laterality
+from idrid_jax.data import cache, class_counts, folds, laterality
 from idrid_jax.data.manifest import Manifest, find_prepared
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
@@ -46,7 +46,7 @@ def load_training_splits(config: ml_collections.ConfigDict, manifest: Manifest) 
     is_validation = validation_mask(config, manifest)
     examples = train.subset(~is_validation) if is_validation.any() else train
     if NETWORKS[config.network].conditional:
-        class_merging.check_class_counts(
+        class_counts.check_class_counts(
             examples.grades, config.data.merge_classes, config.data.min_images_per_class, config.network
         )
     return examples, train.subset(is_validation)

@@ -12,13 +12,14 @@ photographs, augmented as the discriminator saw them, tell the two apart: a leak
 What it detects: half of IDRiD's training photographs augmented at p = 1 by the default strengths, against the other
 half, at 32 to 128 pixels. Shift and zoom by the field of view, which the crop puts at the same place in every
 photograph; rotation by its radius from 64 pixels on, because the crop's corners rotate, and by the disc from 20 degrees
-on. Brightness
-and contrast are not detected: photographs differ more among themselves than these strengths change them.
+on. Brightness and contrast are not detected: photographs differ more among themselves than these strengths change
+them.
 """
 
 import numpy as np
 
-LIT = 0.15  # share of the 95th percentile of light where the retina begins, as in `preprocess`
+from idrid_jax.data.preprocess import retina_mask
+
 DISC, SURROUND = 1 / 10, 1 / 3  # sides, in sides of the image, of the squares whose contrast finds the optic disc
 BATCH = 32  # images as floats at a time: large splits would fill the memory
 MIN_DISTANCE = 0.25  # standard deviations of the photographs: smaller differences are not reported
@@ -96,10 +97,9 @@ def statistics(images: np.ndarray) -> dict[str, np.ndarray]:
 
     field_row, field_column: center of the lit pixels, in sides from the image's center, down and right. field_radius:
       of a circle of as many pixels, in sides. disc_angle: of the brightest blob about the center, -90 to 90 degrees
-      above
-      the horizontal whichever side it is on: rotation changes it, mirroring does not. brightness: mean light of the lit
-      pixels, 0 to 1. contrast: standard deviation of the light over its mean. saturation: mean distance of the channels
-      from their mean, over the mean light; 0 for grey images.
+      above the horizontal whichever side it is on: rotation changes it, mirroring does not. brightness: mean light of
+      the lit pixels, 0 to 1. contrast: standard deviation of the light over its mean. saturation: mean distance of the
+      channels from their mean, over the mean light; 0 for grey images.
     """
     parts = [_statistics(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     return {name: np.concatenate([part[name] for part in parts]) for name in CAPTIONS}
@@ -108,7 +108,7 @@ def statistics(images: np.ndarray) -> dict[str, np.ndarray]:
 def _statistics(images):
     images = np.asarray(images, np.float64) / 255
     light = images.mean(-1)
-    lit = light > LIT * np.quantile(light, 0.95, axis=(1, 2), keepdims=True)
+    lit = retina_mask(light)
     size = light.shape[1]
     position = (np.arange(size) - (size - 1) / 2) / size
     brightness = _lit_mean(light, lit)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from idrid_jax.batching import map_in_batches
-from idrid_jax.data import atomic, laterality, splits
+from idrid_jax.data import atomic, folds, laterality, splits
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import (
@@ -179,7 +179,7 @@ def _load_grader(path, source) -> frozen.FrozenGrader:
         raise UserError(f"--grader: {config.network} is unconditional: its images have no grades to read")
     if source.judge is None:
         raise UserError(f"--grader: {source.no_judge}")
-    if config.data.get("held_out_fold", -1) >= 0:
+    if config.data.held_out_fold != folds.NO_FOLD:
         raise UserError("--grader: it was fitted to photographs that config.data.held_out_fold holds out: omit it")
     grader = frozen.load(path, extractor=source.judge, fingerprint=source.manifest.fingerprint)
     if grader.crop != config.data.crop:

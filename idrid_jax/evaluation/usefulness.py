@@ -35,7 +35,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from idrid_jax.data.cache import map_in_threads
+from idrid_jax.batching import map_in_threads
 from idrid_jax.data.layout import GRADES
 from idrid_jax.evaluation.features import feature_cache
 from idrid_jax.evaluation.features.extractor import FeatureExtractor

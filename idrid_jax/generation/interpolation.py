@@ -64,7 +64,7 @@ def generate(sampler: Sampler, z: np.ndarray, grade_weights: np.ndarray) -> np.n
     """Generate images, uint8 [N, R, R, C], from latents [N, L] and weights of the five grades [N, 5].
 
     An unconditional generator ignores the weights. Unlike `Sampler.images`, no image is mirrored under
-    `config.data.canonicalize_laterality`, so that neighbouring frames show the same eye.
+    `config.data.canonicalize_laterality`, so that neighboring frames show the same eye.
     """
     condition = grade_conditioning(sampler.config)
 

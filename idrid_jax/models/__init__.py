@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from idrid_jax.data import class_merging
-from idrid_jax.models import cgan, dcgan, retina
+from idrid_jax.models import cgan, class_merging, dcgan, retina
 from idrid_jax.models.functional import Functional, functional, with_class_map
 
 

@@ -26,7 +26,7 @@ def shard_rows(mesh: Mesh) -> Iterator[None]:
     Rows are not sharded if "rows" does not divide H or a device would get fewer than `MIN_ROWS_PER_DEVICE`: XLA (jaxlib
     0.10.2) computes wrong BatchNorm means for uneven shards, and wrong gradients if a kernel reaches past the next
     device. Convolutions use the native lowering, for which the compiler knows which rows a device needs from its
-    neighbours.
+    neighbors.
     """
     token = _mesh.set(mesh)
     try:

@@ -53,7 +53,7 @@ def upsample(x: jax.Array) -> jax.Array:
 
 
 def _double(x: jax.Array, axis: int) -> jax.Array:
-    before, after = _neighbours(x, axis)
+    before, after = _neighbors(x, axis)
     pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis=axis + 1)
     return pair.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
 
@@ -63,11 +63,11 @@ def downsample(x: jax.Array) -> jax.Array:
     for axis in (1, 2):
         pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
         even, odd = jnp.take(pairs, 0, axis + 1), jnp.take(pairs, 1, axis + 1)
-        x = 0.375 * (even + odd) + 0.125 * (_neighbours(odd, axis, even)[0] + _neighbours(even, axis, odd)[1])
+        x = 0.375 * (even + odd) + 0.125 * (_neighbors(odd, axis, even)[0] + _neighbors(even, axis, odd)[1])
     return x
 
 
-def _neighbours(x: jax.Array, axis: int, edge: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def _neighbors(x: jax.Array, axis: int, edge: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Return the previous and the next entries along `axis`; beyond the ends those of `edge`, by default of x."""
     edge = x if edge is None else edge
     last = x.shape[axis] - 1

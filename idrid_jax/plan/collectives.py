@@ -1,6 +1,6 @@
 """Collectives of a compiled program: how many, and how many bytes each device sends for them.
 
-JAX reports no collectives, so they are read from the text of the optimized module. Bytes on the wire are what one
+JAX reports no collectives, so they are read from the text of the optimized module. Interconnect bytes are what one
 device sends when the collective runs on a ring of n devices (Thakur et al. 2005; Patarasuk and Yuan 2009), where B is
 the size of the whole array:
 
@@ -38,8 +38,8 @@ def summarize_collectives(text: str, num_devices: int) -> tuple[dict[str, dict[s
       text: an optimized module, from `jax.stages.Compiled.as_text`.
       num_devices: devices of the program; they form one group where an instruction names no groups.
 
-    Each kind has "count", "bytes" (of the whole arrays) and "wire_bytes" (sent by each device) for one call of the
-    program. Collectives within groups of one device are ignored. Raises ValueError if the text has no entry
+    Each kind has "count", "bytes" (of the whole arrays) and "interconnect_bytes" (sent by each device) for one call of
+    the program. Collectives within groups of one device are ignored. Raises ValueError if the text has no entry
     computation.
     """
     callers, trips, found, current, entry = {}, {}, [], "", ""
@@ -59,7 +59,7 @@ def summarize_collectives(text: str, num_devices: int) -> tuple[dict[str, dict[s
 
     if not entry:
         raise ValueError("no ENTRY computation: the text is not an optimized HLO module")
-    kinds, in_unknown_loops = collections.defaultdict(lambda: {"count": 0, "bytes": 0, "wire_bytes": 0.0}), 0
+    kinds, in_unknown_loops = collections.defaultdict(lambda: {"count": 0, "bytes": 0, "interconnect_bytes": 0.0}), 0
     for computation, kind, size, group in found:
         if group < 2:
             continue
@@ -67,7 +67,7 @@ def summarize_collectives(text: str, num_devices: int) -> tuple[dict[str, dict[s
         in_unknown_loops += not known
         kinds[kind]["count"] += runs
         kinds[kind]["bytes"] += runs * size
-        kinds[kind]["wire_bytes"] += runs * size * _RING_FACTOR[kind](group)
+        kinds[kind]["interconnect_bytes"] += runs * size * _RING_FACTOR[kind](group)
     return dict(sorted(kinds.items())), in_unknown_loops
 
 

@@ -32,7 +32,7 @@ class CompiledStats:
       memory_bytes: what the program allocates; None where the compiler does not report it.
       memory_by_kind: the same by kind (`memory_by_kind`); empty where the program does not fit.
       flops, bytes_accessed: from the compiler's cost analysis.
-      collectives: kind -> "count", "bytes", "wire_bytes" (`collectives.summarize_collectives`).
+      collectives: kind -> "count", "bytes", "interconnect_bytes" (`collectives.summarize_collectives`).
       collectives_in_unknown_loops: collectives in loops of unknown length, which are counted once.
       compile_s: seconds for lowering and compiling.
       refusal: the compiler's message where the program does not fit.
@@ -49,8 +49,8 @@ class CompiledStats:
     refusal: str = ""
 
     @property
-    def wire_bytes(self) -> float:
-        return sum(kind["wire_bytes"] for kind in self.collectives.values())
+    def interconnect_bytes(self) -> float:
+        return sum(kind["interconnect_bytes"] for kind in self.collectives.values())
 
 
 def compile_stats(config: ml_collections.ConfigDict, mesh: Mesh, effort: str = "full") -> CompiledStats:

@@ -1,10 +1,10 @@
 """Plans as text and as a picture: a page for one plan, a table and a figure for a weak-scaling series."""
 
-import os
+import io
 from pathlib import Path
 
 from idrid_jax.bench.report import format_table
-from idrid_jax.data.atomic import writing
+from idrid_jax.data import atomic
 
 EFFORT_NOTES = {
     "full": "at full effort, as train compiles",
@@ -65,7 +65,7 @@ def scaling_table(plans) -> str:
     first = plans[0]
     searched = any(plan.largest for plan in plans)
     header = ["slice", "chips", "batch", "GiB/chip", "of", "GFLOP", "memory", "sent", "compute ms", "memory ms",
-              "wire ms", "images/s", "per chip"]  # fmt: skip
+              "interconnect ms", "images/s", "per chip"]  # fmt: skip
     header += ["largest batch", "per chip"] if searched else []
     rows = []
     for plan in plans:
@@ -74,7 +74,11 @@ def scaling_table(plans) -> str:
         row += [f"{stats.memory_bytes / 2**30:.2f}" if stats.memory_bytes else None]
         row += [f"{plan.target.memory_limit / 2**30:.2f}"]
         if plan.fits and line:
-            row += [f"{stats.flops / 1e9:,.0f}", _quantity(stats.bytes_accessed, "B"), _quantity(stats.wire_bytes, "B")]
+            row += [
+                f"{stats.flops / 1e9:,.0f}",
+                _quantity(stats.bytes_accessed, "B"),
+                _quantity(stats.interconnect_bytes, "B"),
+            ]
             row += [f"{1e3 * seconds:.3f}" for seconds in (line.compute_s, line.memory_s, line.interconnect_s)]
             row += [f"{plan.images_per_s:,.0f}", f"{plan.images_per_s / chips:,.0f}"]
         else:
@@ -130,11 +134,8 @@ def save_scaling_figure(plans, path: Path) -> None:
         axes.set_xlabel("chips")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        figure.savefig(partial, dpi=110, format="png")
-        os.replace(partial, path)
+    figure.savefig(picture := io.BytesIO(), dpi=110, format="png")
+    atomic.write_bytes(path, picture.getvalue())
 
 
 def _shard(config, unit: str) -> str:
@@ -155,7 +156,7 @@ def _work(plan) -> str:
     rows = [
         ["operations", _quantity(stats.flops, "FLOP")],
         ["bytes accessed", _quantity(stats.bytes_accessed, "B")],
-        [f"sent to other {unit}s", _quantity(stats.wire_bytes, "B")],
+        [f"sent to other {unit}s", _quantity(stats.interconnect_bytes, "B")],
     ]
     header = [f"per {unit} and update", ""]
     if line:
@@ -165,7 +166,7 @@ def _work(plan) -> str:
             (chip.flops_per_s, "FLOP/s"),
             (chip.memory_bytes_per_s, "B/s"),
             (
-                plan.target.topology.wire_bytes_per_s,
+                plan.target.topology.interconnect_bytes_per_s,
                 "B/s",
             ),
         )
@@ -177,7 +178,12 @@ def _work(plan) -> str:
 
 def _collectives(stats, unit: str) -> str:
     rows = [
-        [kind, f"{figures['count']:.0f}", _quantity(figures["bytes"], "B"), _quantity(figures["wire_bytes"], "B")]
+        [
+            kind,
+            f"{figures['count']:.0f}",
+            _quantity(figures["bytes"], "B"),
+            _quantity(figures["interconnect_bytes"], "B"),
+        ]
         for kind, figures in stats.collectives.items()
     ]
     text = format_table(("collectives per update", "count", "bytes of arrays", f"sent per {unit} (ring)"), rows)

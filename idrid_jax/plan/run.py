@@ -70,7 +70,7 @@ class Plan:
             "flops": stats.flops,
             "bytes_accessed": stats.bytes_accessed,
             "collectives": stats.collectives,
-            "wire_bytes": stats.wire_bytes,
+            "interconnect_bytes": stats.interconnect_bytes,
             "roofline": line
             and dataclasses.asdict(line) | {"overlapped_s": line.overlapped_s, "serial_s": line.serial_s},
             "images_per_s_roofline": self.images_per_s,
@@ -182,7 +182,10 @@ def make_plan(config: ml_collections.ConfigDict, target: Target, batch_source: s
     line = None
     if target.topology is not None and stats.fits:
         line = topology.roofline(
-            target.topology, flops=stats.flops, memory_bytes=stats.bytes_accessed, wire_bytes=stats.wire_bytes
+            target.topology,
+            flops=stats.flops,
+            memory_bytes=stats.bytes_accessed,
+            interconnect_bytes=stats.interconnect_bytes,
         )
     return Plan(config, target, stats, batch_source, line)
 

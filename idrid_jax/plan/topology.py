@@ -28,7 +28,7 @@ class Chip:
       memory_bytes: HBM that a program can use, from the refusals of libtpu 0.0.42: a little less than the published
         capacity (16, 95 and 32 GB).
       memory_bytes_per_s: HBM bandwidth.
-      link_bytes_per_s: bandwidth of one link to a neighbour in one direction: the published bidirectional bandwidth of
+      link_bytes_per_s: bandwidth of one link to a neighbor in one direction: the published bidirectional bandwidth of
         the chip, divided by its number of links and by two.
       min_ring_length: shortest axis whose ends are linked.
       shapes: slices on offer.
@@ -76,8 +76,8 @@ class Topology:
         return tuple(length >= self.chip.min_ring_length for length in self.shape)
 
     @property
-    def wire_bytes_per_s(self) -> float:
-        """Bytes per second that each chip can send to its neighbours on all links together; 0 for a single chip.
+    def interconnect_bytes_per_s(self) -> float:
+        """Bytes per second that each chip can send to its neighbors on all links together; 0 for a single chip.
 
         A ring axis gives two links per chip. Another axis gives what a ring laid along it and back carries, one link
         per chip, because its end chips have only one.
@@ -186,10 +186,10 @@ class Roofline:
         return max(times, key=times.get)
 
 
-def roofline(topology: Topology, *, flops: float, memory_bytes: float, wire_bytes: float) -> Roofline:
+def roofline(topology: Topology, *, flops: float, memory_bytes: float, interconnect_bytes: float) -> Roofline:
     """Return the roofline of a chip that does so many operations and moves so many bytes in an update."""
     return Roofline(
         flops / topology.chip.flops_per_s,
         memory_bytes / topology.chip.memory_bytes_per_s,
-        wire_bytes / topology.wire_bytes_per_s if wire_bytes else 0.0,
+        interconnect_bytes / topology.interconnect_bytes_per_s if interconnect_bytes else 0.0,
     )

@@ -48,10 +48,6 @@ class Job:
         self._status, self._start = Status.read(self.folder), time.monotonic()
         self._seconds = self._status.seconds
 
-    @property
-    def running(self) -> bool:
-        return self._process is not None
-
     def start(self, lock: int) -> None:
         """Start training. lock: descriptor of the folder's locked file, which the processes inherit."""
         self._lock = os.dup(lock)

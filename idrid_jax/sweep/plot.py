@@ -47,12 +47,18 @@ def find_axes(frame: pd.DataFrame, fields: list[str]) -> list[Axis]:
     for names in groups.values():
         columns = frame[names]
         same = all((columns[name] == columns[names[0]]).all() for name in names)
-        label = lambda row: str(row[0]) if same else " / ".join(map(str, row))
         rows = [tuple(row) for row in columns.itertuples(index=False)]
-        order = [label(row) for row in columns.drop_duplicates().sort_values(names).itertuples(index=False)]
+        order = columns.drop_duplicates().sort_values(names).itertuples(index=False)
         caption = (" = " if same else " / ").join(name.rpartition(".")[2] for name in names)
-        found.append(Axis(tuple(names), caption, [label(row) for row in rows], order))
+        found.append(
+            Axis(tuple(names), caption, [_label(row, same) for row in rows], [_label(row, same) for row in order])
+        )
     return found
+
+
+def _label(row: tuple, same: bool) -> str:
+    """Name a row of values; `same`: they are equal."""
+    return str(row[0]) if same else " / ".join(map(str, row))
 
 
 def sweep_figure(frame: pd.DataFrame, fields: list[str], *, title: str = ""):
@@ -115,14 +121,14 @@ def _heat_map(axes, frame, over, column, digits, reference):
     cells = frame.assign(_y=y.labels, _x=x.labels).groupby(["_y", "_x"])
     values = cells[column].mean().unstack("_x").reindex(index=y.order, columns=x.order)
     grid = values.to_numpy(float)
-    centred = column == COLLAPSE[0] and np.isfinite(grid).any()
-    limit = max(COLLAPSE[1], np.nanmax(np.abs(grid))) if centred else None
+    centered = column == COLLAPSE[0] and np.isfinite(grid).any()
+    limit = max(COLLAPSE[1], np.nanmax(np.abs(grid))) if centered else None
     image = axes.imshow(
         grid,
         aspect="auto",
         origin="lower",
-        cmap="RdBu_r" if centred else "viridis",
-        vmin=-limit if centred else 0 if column == "images_per_s" else None,
+        cmap="RdBu_r" if centered else "viridis",
+        vmin=-limit if centered else 0 if column == "images_per_s" else None,
         vmax=limit,
     )
     for (label_y, label_x), cell in cells:

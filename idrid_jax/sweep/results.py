@@ -2,8 +2,8 @@
 
 import dataclasses
 import fcntl
+import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -142,10 +142,9 @@ def write_results(sweep: Sweep, workdir: Path) -> pd.DataFrame:
         fcntl.flock(file, fcntl.LOCK_EX)
         frame = results_table(sweep, workdir)
         atomic.write_text(workdir / CSV, frame.to_csv(index=False))
-        partial = workdir / f".{PICTURE}"
         figure = plot.sweep_figure(frame, sweep.fields(), title=f"{sweep.path.stem}: {_subject(sweep, workdir)}")
-        figure.savefig(partial, dpi=100, format="png")
-        os.replace(partial, workdir / PICTURE)
+        figure.savefig(picture := io.BytesIO(), dpi=100, format="png")
+        atomic.write_bytes(workdir / PICTURE, picture.getvalue())
     return frame
 
 

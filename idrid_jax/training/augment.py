@@ -19,8 +19,8 @@ p is chosen in one of two ways:
   choose a higher `target`, which gives a lower p, or smaller strengths.
 
 The transforms are those of acquiring a retinal photograph: rotation, distance, aim, exposure, contrast, saturation. Not
-included are hue, because the colour of a lesion is diagnostic (yellow exudates, white cotton-wool spots, red
-haemorrhages); cutout, whose squares are the most frequently reported leak; and mirroring, which may leak without harm
+included are hue, because the color of a lesion is diagnostic (yellow exudates, white cotton-wool spots, red
+hemorrhages); cutout, whose squares are the most frequently reported leak; and mirroring, which may leak without harm
 and is `data.flip`, part of the data.
 """
 
@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-TRANSFORMS = ("rotation", "zoom", "shift", "brightness", "contrast", "saturation")
+from idrid_jax.config_checks import TRANSFORMS
+
 GEOMETRIC = TRANSFORMS[:3]
 RADIUS = 2  # pixels, of the cubic kernel
 KEY_STREAM = 0xA06  # folded into the key of a discriminator pass, of which dropout uses 0, 1, ...
@@ -45,7 +46,7 @@ class Strengths:
     """The largest amount of each transform. Amounts are uniform in both directions; 0 turns a transform off.
 
     Attributes:
-      rotation: degrees, about the centre of the image, which the crop puts at the centre of the field of view.
+      rotation: degrees, about the center of the image, which the crop puts at the center of the field of view.
       zoom: z scales an image by a factor of up to 1 + z, larger or smaller; at most 0.4.
       shift: fraction of the side, along rows and along columns.
       brightness: b multiplies light by 1 - b to 1 + b.
@@ -196,7 +197,7 @@ _grey.defvjp(lambda light: (_grey(light), None), lambda _, gradient: (_grey(grad
 
 
 def affine_parameters(amounts: dict[str, jax.Array], size: int) -> jax.Array:
-    """Return the `place` of `resample`, float32 [B, 4]: u, v (rotation and zoom), shift in rows and columns."""
+    """Return the `affine` of `resample`, float32 [B, 4]: u, v (rotation and zoom), shift in rows and columns."""
     angle, shift = jnp.deg2rad(amounts["rotation"][:, 0]), amounts["shift"] * size
     zoom = amounts["zoom"][:, 0]
     zoom = jnp.where(zoom < 0, 1 / (1 - zoom), 1 + zoom)
@@ -209,58 +210,58 @@ def affine_parameters(amounts: dict[str, jax.Array], size: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def resample(light: jax.Array, place: jax.Array, window: int) -> jax.Array:
-    """Rotate and scale images [B, R, R, C] about their centre and shift them, with bicubic interpolation.
+def resample(light: jax.Array, affine: jax.Array, window: int) -> jax.Array:
+    """Rotate and scale images [B, R, R, C] about their center and shift them, with bicubic interpolation.
 
-    Output pixel o is the input at c + [[u, v], [-v, u]] (o - c - t), with c the centre and 0 beyond the edges. The
+    Output pixel o is the input at c + [[u, v], [-v, u]] (o - c - t), with c the center and 0 beyond the edges. The
     kernel is Keys' of 1981 with a = -0.5. Scaling is limited to 1 / 1.4, which needs no low-pass filter.
 
     Args:
       light: images of any floating dtype.
-      place: u, v, t (rows, columns, in pixels), float32 [B, 4]; not differentiable.
+      affine: u, v, t (rows, columns, in pixels), float32 [B, 4]; not differentiable.
       window: `Strengths.window` for these parameters.
     """
-    return _unless_identity(_gather, light, place, window)
+    return _unless_identity(_gather, light, affine, window)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _resample_adjoint(gradient, place, window):
+def _resample_adjoint(gradient, affine, window):
     """Apply the adjoint of `resample` in `light`."""
-    return _unless_identity(_gather_adjoint, gradient, place, window)
+    return _unless_identity(_gather_adjoint, gradient, affine, window)
 
 
 resample.defvjp(
-    lambda light, place, window: (resample(light, place, window), place),
-    lambda window, place, gradient: (_resample_adjoint(gradient, place, window), None),
+    lambda light, affine, window: (resample(light, affine, window), affine),
+    lambda window, affine, gradient: (_resample_adjoint(gradient, affine, window), None),
 )
 _resample_adjoint.defvjp(
-    lambda gradient, place, window: (_resample_adjoint(gradient, place, window), place),
-    lambda window, place, light: (resample(light, place, window), None),
+    lambda gradient, affine, window: (_resample_adjoint(gradient, affine, window), affine),
+    lambda window, affine, light: (resample(light, affine, window), None),
 )
 
 
-def _unless_identity(move, images, place, window):
+def _unless_identity(move, images, affine, window):
     """Apply `move`, or return the images if none is moved.
 
     Only on CPUs: a GPU would wait for the condition. There the branch also keeps XLA from repeating the gather for each
     use of the result (`apply` forward and backward with a bilinear kernel, 32 images of 64 pixels: 2 ms, not 10 ms).
     """
 
-    def moved(images, place):
-        return move(images, place, window)
+    def moved(images, affine):
+        return move(images, affine, window)
 
-    def moved_if_needed(images, place):
-        needed = (place != jnp.array([1, 0, 0, 0], place.dtype)).any()
-        return jax.lax.cond(needed, moved, lambda images, _: images, images, place)
+    def moved_if_needed(images, affine):
+        needed = (affine != jnp.array([1, 0, 0, 0], affine.dtype)).any()
+        return jax.lax.cond(needed, moved, lambda images, _: images, images, affine)
 
-    return jax.lax.platform_dependent(images, place, cpu=moved_if_needed, default=moved)
+    return jax.lax.platform_dependent(images, affine, cpu=moved_if_needed, default=moved)
 
 
 @functools.partial(jax.jit, static_argnums=2)  # traced once, not at each of an update's calls
-def _gather(light, place, window):
+def _gather(light, affine, window):
     size = light.shape[1]
     index = jnp.arange(size, dtype=jnp.float32)
-    y, x = (jnp.clip(at, -RADIUS, size - 1 + RADIUS) for at in _source(place, index[:, None], index, size))
+    y, x = (jnp.clip(at, -RADIUS, size - 1 + RADIUS) for at in _source(affine, index[:, None], index, size))
     top, left = jnp.floor(y), jnp.floor(x)
     pixels_at = _shifted_gather(light, 2 * RADIUS - 1, 2 * RADIUS, top, left)
     around = range(1 - RADIUS, 1 + RADIUS)
@@ -274,15 +275,15 @@ def _gather(light, place, window):
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _gather_adjoint(gradient, place, window):
+def _gather_adjoint(gradient, affine, window):
     """Sum, for each input pixel s, the gradients of the output pixels to which it contributed.
 
     These have their source within `RADIUS` of s, so they are in a rotated square of side 2 RADIUS /
-    |(u, v)| about the place to which s moved; the `window`^2 pixels nearest to that place contain it.
+    |(u, v)| about the position to which s moved; the `window`^2 pixels nearest to that position contain it.
     """
     size = gradient.shape[1]
     index, middle = jnp.arange(size, dtype=jnp.float32), (size - 1) / 2
-    u, v, rows, columns = (part[:, None, None] for part in place.T)
+    u, v, rows, columns = (part[:, None, None] for part in affine.T)
     y, x, norm = index[:, None] - middle, index - middle, u * u + v * v
     y, x = (u * y - v * x) / norm + rows + middle, (v * y + u * x) / norm + columns + middle
     beyond = window // 2
@@ -292,7 +293,7 @@ def _gather_adjoint(gradient, place, window):
     total = 0
     for i in around:
         for j in around:
-            to_y, to_x = _source(place, y + i, x + j, size)  # rounded as in `_gather`
+            to_y, to_x = _source(affine, y + i, x + j, size)  # rounded as in `_gather`
             weight = _cubic(to_y - index[:, None]) * _cubic(to_x - index)
             total = total + weight[..., None].astype(gradient.dtype) * pixels_at(i, j)
     return total
@@ -306,9 +307,9 @@ def _cubic(distance):
     return jnp.where(d < 1, near, jnp.where(d < RADIUS, far, 0))
 
 
-def _source(place, y, x, size):
+def _source(affine, y, x, size):
     """Return the source rows and columns, float32 [B, R, R], of output pixels at rows y and columns x."""
-    u, v, rows, columns = (part[:, None, None] for part in place.T)
+    u, v, rows, columns = (part[:, None, None] for part in affine.T)
     middle = (size - 1) / 2
     y, x = y - middle - rows, x - middle - columns
     return u * y + v * x + middle, u * x - v * y + middle

@@ -175,22 +175,25 @@ class Checkpoints:
         state = reason = None
         try:
             state = self._load(step, like)
-        except Exception as error:
-            if not _is_damage(error):
-                raise
-            reason = _first_line(error)
+        except DamagedCheckpoint as error:
+            reason = str(error)
         reasons = [reason for reason in multihost.gather(reason) if reason is not None]
         return (None, reasons[0]) if reasons else (state, None)
 
     def _load(self, step, like):
-        if step not in self._steps():
-            self._checkpointer.reload()  # this host's view of the folder may be older
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        loaded = self._checkpointer.load(step, {"state": abstract, "crc32": np.zeros((), np.uint32)})
+        try:
+            if step not in self._steps():
+                self._checkpointer.reload()  # this host's view of the folder may be older
+            loaded = self._checkpointer.load(step, {"state": abstract, "crc32": np.zeros((), np.uint32)})
+            metadata = self._checkpointer.metadata(step).custom_metadata or {}
+        except Exception as error:
+            if _is_damage(error):
+                raise DamagedCheckpoint(_first_line(error)) from error
+            raise
         saved_crc, crc = int(loaded["crc32"]), int(_crc32(loaded["state"]))
         if saved_crc and crc and saved_crc != crc:  # 0: a part was on another process
             raise DamagedCheckpoint("its checksum does not match its arrays")
-        metadata = self._checkpointer.metadata(step).custom_metadata or {}
         trained_on = metadata.get("fingerprint", "")
         if self._fingerprint and trained_on and trained_on != self._fingerprint:
             raise UserError(
@@ -265,9 +268,11 @@ def _folders(run_dir: RunDir) -> tuple[Path, Path]:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Return whether an error of loading means damaged content: a format error, a missing file or a wrong checksum.
+    """Return whether an error that Orbax raised while loading means damaged content: a format error or a missing file.
 
-    Other errors of the operating system and lack of memory are not damage. TensorStore raises both kinds as ValueError.
+    Orbax and TensorStore have no type for damage, so it is any ValueError or KeyError of theirs, except those that name
+    an error of the operating system or lack of memory. Nothing is lost if it was none: the checkpoint is only moved,
+    after another one has been restored, and stays where it is if none is readable.
     """
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError)
@@ -331,16 +336,16 @@ def init_from_run(config: ml_collections.ConfigDict, state: TrainState) -> tuple
     with _naming_init_from():
         record, source = read_run(config.init_from, sharding=state.step.sharding)
     fits = [
-        transfer.fit((mine.params, mine.stats), (theirs.params, theirs.stats), coarsest_last=network == "d")
-        for network, mine, theirs in (("g", state.g, source.g), ("d", state.d, source.d))
+        transfer.fit((fresh.params, fresh.stats), (trained.params, trained.stats), coarsest_last=network == "d")
+        for network, fresh, trained in (("g", state.g, source.g), ("d", state.d, source.d))
     ]
     _check_fits(config, record.config, fits)
     networks = {}
     for network, found in zip("gd", fits):
-        mine, theirs = getattr(state, network), getattr(source, network)
+        fresh, trained = getattr(state, network), getattr(source, network)
         copy = functools.partial(transfer.copy_fitting, found=found, coarsest_last=network == "d")
         networks[network] = dataclasses.replace(
-            mine, params=copy(mine.params, theirs.params), stats=copy(mine.stats, theirs.stats)
+            fresh, params=copy(fresh.params, trained.params), stats=copy(fresh.stats, trained.stats)
         )
     ema = {}
     if config.ema_kimg:

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from idrid_jax.data import atomic
 from idrid_jax.tensorboard import EventFile
 from idrid_jax.training.run_dir import RunDir
 
@@ -113,7 +113,7 @@ class Log:
         """Write `name`.png, whole or not at all, and add the image to TensorBoard."""
         file = io.BytesIO()
         image.save(file, format="PNG")
-        _write_whole(self._paths.image(name), png := file.getvalue())
+        atomic.write_bytes(self._paths.image(name), png := file.getvalue(), flush=False)
         channels = len(image.getbands())
         self._events.image(name.split("_")[0], png, image.size, channels, step * self._batch_size)
 
@@ -176,7 +176,7 @@ def plot_curves(workdir: Path) -> None:
             axes.legend(fontsize=9)
     axes.set_xlabel("kimg: thousands of real images that D has seen")
     figure.savefig(file := io.BytesIO(), dpi=100, format="png")
-    _write_whole(RunDir(workdir).curves, file.getvalue())
+    atomic.write_bytes(RunDir(workdir).curves, file.getvalue(), flush=False)
 
 
 def read_stats(workdir: Path) -> list[dict]:
@@ -194,11 +194,4 @@ def _truncate_stats(workdir: Path, step: int) -> None:
     """Remove the rows of later steps, and a last line cut short."""
     if (path := RunDir(workdir).stats).exists():
         lines = [json.dumps(row) + "\n" for row in read_stats(workdir) if row["step"] <= step]
-        _write_whole(path, "".join(lines).encode())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file such that a reader, or a killed process, never sees a part of it."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+        atomic.write_text(path, "".join(lines))

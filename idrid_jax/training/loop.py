@@ -30,7 +30,7 @@ def train(
     config: ml_collections.ConfigDict,
     workdir: Path | str,
     manifest: Manifest | None = None,
-    snapshot_metrics: monitoring.SnapshotMetrics | None = None,
+    snapshot_metrics: monitoring.ComputeMetrics | None = None,
 ) -> TrainState:
     """Train `config` in `workdir`, or resume from its newest checkpoint; return the final state.
 
@@ -116,13 +116,15 @@ def train(
 
                 stop = interrupted(pending.calls)
                 snapshot_due = step % snapshot_every == 0 or step == last_step
+                measured = {}
                 for log_step, rows in pending.log_due(read_all=snapshot_due or stop):
                     monitoring.check_finite_metrics(config, paths, rows, log_step)
                     rate = log.read_clock(log_step)
-                    measured = run.snapshot(state, step) if snapshot_due and log_step == step else {}
+                    if snapshot_due and log_step == step:
+                        measured = run.snapshot(state, step)
                     log.scalars(log_step, rows, rate, measured)
                 if snapshot_due or stop:
-                    run.save(state, step, measured if snapshot_due else {})
+                    run.save(state, step, measured)
                     log.start_clock(step)
                 if snapshot_due:
                     run.check_collapse(step)

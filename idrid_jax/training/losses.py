@@ -14,6 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from idrid_jax.config_checks import PENALTIES
+
 LECAM_DECAY = 0.99  # of the moving averages, per update: Tseng et al. 2021
 MIN_SQUARED_NORM = 1e-12  # the square root has no derivative at 0
 
@@ -191,7 +193,7 @@ class Weights:
     @property
     def penalties(self) -> tuple[str, ...]:
         """Names of the gradient penalties that are on."""
-        return tuple(name for name in ("r1", "r2", "gradient_penalty") if getattr(self, name))
+        return tuple(name for name in PENALTIES if getattr(self, name))
 
     def weighted_sum(self, terms: dict[str, jax.Array]) -> jax.Array:
         """Sum the terms by name, float32 [], each times its weight."""

@@ -27,7 +27,7 @@ METRIC_IMAGES = 200  # generated images that snapshot metrics use, at 128 pixels
 
 # (generated uint8 [N, R, R, C], their grades int32 [N], training split, validation split) -> numbers to log. "rejected"
 # above 0: do not choose this checkpoint. Its attribute `names` lists the metrics that may choose one.
-SnapshotMetrics = Callable[[np.ndarray, np.ndarray, Split, Split], dict[str, float]]
+ComputeMetrics = Callable[[np.ndarray, np.ndarray, Split, Split], dict[str, float]]
 
 
 # -- Snapshots
@@ -43,7 +43,7 @@ class Snapshots:
         mesh: jax.sharding.Mesh,
         split: Split,
         validation: Split,
-        metrics: SnapshotMetrics | None,
+        metrics: ComputeMetrics | None,
     ):
         self._config, self._generator, self._mesh = config, generator, mesh
         self._split, self._validation, self._metrics = split, validation, metrics

@@ -4,7 +4,7 @@
         loop.train(config, workdir)
 
 Every process runs the same program on its own devices, and `jax.devices()` is the devices of all. Every function below
-is collective where it says so: all processes must call it, in the same order. A run of one process pays nothing.
+is collective where it says so: all processes must call it, in the same order. A run of one process has no overhead.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ def initialize(
       explain: returns the line and the exit status of an error, or None for one that keeps its traceback.
 
     Raises:
-      UserError: for arguments or an environment that cannot be.
+      UserError: if arguments or the environment are invalid.
     """
     arguments = find_cluster(coordinator_address, num_processes, process_id)
     if arguments is None or not _join(arguments, timeout):
@@ -84,7 +84,7 @@ def find_cluster(
     """Return the arguments of `jax.distributed.initialize`; {} lets JAX detect them; None for a process on its own.
 
     Raises:
-      UserError: where one or two of the three arguments are missing, or a value cannot be.
+      UserError: where one or two of the three arguments are missing, or a value is invalid.
     """
     address = coordinator_address or None
     given = {"coordinator_address": address, "num_processes": num_processes, "process_id": process_id}
@@ -195,7 +195,7 @@ def _end(error: BaseException, explain) -> None:
         shutdown.join(LEAVE_TIMEOUT)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    os._exit(status)  # an ordinary exit would wait for the dead
+    os._exit(status)  # an ordinary exit would wait for lost processes
 
 
 def _is_lost_process(error) -> bool:

@@ -1,4 +1,4 @@
-"""The run directory: every path in it, its record `config.json`, and the lock that keeps a second run out.
+"""The run directory: every path in it, its record `config.json`, and the lock that prevents a second run in it.
 
 config.json       resolved configuration, the data's fingerprint, code revision, versions and devices
 stats.jsonl       numbers of the training log, one line each time
@@ -27,6 +27,8 @@ import ml_collections
 
 import idrid_jax
 from idrid_jax import config as config_lib
+from idrid_jax.data import atomic
+from idrid_jax.data.folds import NO_FOLD
 from idrid_jax.data.manifest import Manifest
 from idrid_jax.errors import UserError
 from idrid_jax.training import multihost
@@ -131,9 +133,11 @@ def find_record(workdir: Path | str) -> RunRecord | None:
         return None
     try:
         content = json.loads(path.read_text())
-        data = content["data"]
+        config, data = content["config"], content["data"]
+        if config["data"].get("held_out_fold") == -1:  # as runs until November 2026 wrote it
+            config["data"]["held_out_fold"] = NO_FOLD
         return RunRecord(
-            ml_collections.ConfigDict(content["config"]),
+            ml_collections.ConfigDict(config),
             data["fingerprint"],
             data["name"],
             list(data["counts"]["grading"]["train"]),
@@ -167,7 +171,7 @@ def write_record(
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
     }
-    write_atomically(RunDir(workdir).config, (json.dumps(content, indent=2) + "\n").encode())
+    atomic.write_text(RunDir(workdir).config, json.dumps(content, indent=2) + "\n")
 
 
 def check_resume(workdir: Path, config: ml_collections.ConfigDict, manifest: Manifest) -> None:
@@ -223,13 +227,6 @@ def _git(*command) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file of the run directory, whole or not at all."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
 # -- Lock
 
 
@@ -242,25 +239,25 @@ def lock(workdir: Path) -> Iterator[None]:
     """
     run_dir = RunDir(workdir)
     with contextlib.ExitStack() as stack:
-        claim = multihost.run_on_first(lambda: stack.enter_context(_locked(run_dir)))
-        multihost.run_on_each(lambda: _wait_for_claim(run_dir, claim))
+        owner = multihost.run_on_first(lambda: stack.enter_context(_locked(run_dir)))
+        multihost.run_on_each(lambda: _wait_for_lock_file(run_dir, owner))
         yield
 
 
 @contextlib.contextmanager
 def _locked(run_dir: RunDir) -> Iterator[str]:
-    """Hold the lock and yield the claim, a line of JSON that names this process."""
+    """Hold the lock and yield its owner, a line of JSON that names this process."""
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    claim = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now})
+    owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now})
     try:
         run_dir.path.mkdir(parents=True, exist_ok=True)
         handle = _open_locked(run_dir)
         os.ftruncate(handle, 0)
-        os.write(handle, claim.encode())
+        os.write(handle, owner.encode())
     except OSError as error:
         raise UserError(f"--workdir {run_dir.path}: cannot be written ({error.strerror}): choose another") from error
     try:
-        yield claim
+        yield owner
     finally:
         with contextlib.suppress(OSError):
             run_dir.lock.unlink()  # while it is still locked: see `_open_locked`
@@ -283,7 +280,7 @@ def _open_locked(run_dir: RunDir) -> int:
         except OSError as error:
             if error.errno not in NO_LOCK_ERRORS:
                 raise
-            print(f"{run_dir.path}: its file system has no locks: a second run is not kept out", file=sys.stderr)
+            print(f"{run_dir.path}: its file system has no locks: a second run here is not refused", file=sys.stderr)
             return handle
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(run_dir.lock)):
@@ -293,19 +290,19 @@ def _open_locked(run_dir: RunDir) -> int:
 
 def _lock_holder(run_dir: RunDir) -> str:
     try:
-        claim = json.loads(run_dir.lock.read_text())
-        return f"another run (host {claim['host']}, pid {claim['pid']}, since {claim['since']})"
+        owner = json.loads(run_dir.lock.read_text())
+        return f"another run (host {owner['host']}, pid {owner['pid']}, since {owner['since']})"
     except (OSError, ValueError, KeyError):
         return "another run"
 
 
-def _wait_for_claim(run_dir: RunDir, claim: str) -> None:
-    """Wait until this process sees the claim that process 0 wrote."""
+def _wait_for_lock_file(run_dir: RunDir, owner: str) -> None:
+    """Wait until this process sees the owner that process 0 wrote to the lock file."""
     deadline = time.monotonic() + LOCK_VISIBLE_SECONDS
     while True:
         with contextlib.suppress(OSError):
             os.listdir(run_dir.path)  # makes a network file system look again
-            if run_dir.lock.read_text() == claim:
+            if run_dir.lock.read_text() == owner:
                 return
         if time.monotonic() > deadline:
             raise UserError(

@@ -18,7 +18,7 @@ MIN_SHARDED_SIZE = 2**14  # values: gathering a smaller array costs a message an
 
 
 def make_mesh(data: int | str = "auto", rows: int = 1, *, devices: list[jax.Device] | None = None) -> Mesh:
-    """Return a mesh of `data` x `rows` devices; "auto" uses all. Devices that share an image are neighbours.
+    """Return a mesh of `data` x `rows` devices; "auto" uses all. Devices that share an image are neighbors.
 
     devices: to choose from (None: those of this run).
     Raises UserError if there are fewer devices, or they cannot be arranged so.
@@ -84,11 +84,6 @@ def check_divisible(batch_size: int, size: int, data: int, rows: int) -> None:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of arrays that are whole on each device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def replicate(value: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Place a value that all processes have whole on each device."""
-    return jax.make_array_from_callback(value.shape, replicated(mesh), lambda _: value)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

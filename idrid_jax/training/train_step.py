@@ -118,7 +118,9 @@ def _jit(config, update, mesh, updates=1, data_sharding=None, gather=None) -> ja
             return update_networks(update, state, images, grades, jax.random.fold_in(key, state.step))
 
     def step(state, *data):
-        body = lambda state, batch: one_update(state, *(gather(state, *data) if gather else batch))
+        def body(state, batch):
+            return one_update(state, *(gather(state, *data) if gather else batch))
+
         if updates > 1:
             return jax.lax.scan(body, state, None if gather else data, length=updates)
         state, metrics = body(state, [x[0] for x in data])

@@ -38,13 +38,13 @@ class Update:
       loss: the adversarial losses of both networks.
       weights: of the terms added to them.
       flip: mirror each real image left to right with probability 1/2.
-      augment: of everything D is shown, with random numbers of its own in each pass; None: off.
+      augment: of all images in discriminator passes, with random numbers of its own in each pass; None: off.
       ema_decay: per update; None: no moving average.
       ema_ramp: the average starts at step 0 (not so if it came from another run).
       condition: (grades, step) -> what the networks are conditioned on.
       penalty_scale: step -> factor of the gradient penalties' weights.
       batch_sharding, image_sharding: of latents and of images. Nothing else ties the latents to the real images, so
-        each device would generate and judge the whole batch. None on one device.
+        each device would generate and discriminate the whole batch. None on one device.
     """
 
     generator: Functional
@@ -234,13 +234,13 @@ def generator_update(
     fake_logits, grad_norm.
     """
     matching = bool(update.weights.feature_matching)
-    judge = functools.partial(_discriminate, update, d.params, batch=batch, state=state, with_features=matching)
+    discriminate = functools.partial(_discriminate, update, d.params, batch=batch, state=state, with_features=matching)
     stats, real_output = d.stats, None
     if update.loss.paired or matching:
-        real_output, stats = judge(stats, batch.real, which=REAL_FOR_G)
+        real_output, stats = discriminate(stats, batch.real, which=REAL_FOR_G)
 
     def objective(fake):
-        output, stats_after = judge(stats, fake, which=FAKE_FOR_G)
+        output, stats_after = discriminate(stats, fake, which=FAKE_FOR_G)
         logits, terms = output, {}
         real_logits = real_output
         if matching:

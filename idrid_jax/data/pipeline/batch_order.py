@@ -38,22 +38,22 @@ class BatchOrder:
             raise UserError(f"config.data.sampling = {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
         if not len(grades):
             raise UserError("the training split has no photograph: prepare a release with training photographs")
-        # Photographs are grouped into pools: one for natural sampling, otherwise one per grade. `_turns` lists which
-        # pool each position of a period belongs to.
+        # Photographs form groups: one for natural sampling, otherwise one per grade. `_period` lists which group each
+        # position of a period belongs to.
         if sampling == "natural":
-            self._pools = [np.arange(len(grades), dtype=np.int32)]
-            self._turns = np.zeros(1, np.int32)
+            self._groups = [np.arange(len(grades), dtype=np.int32)]
+            self._period = np.zeros(1, np.int32)
         else:
-            self._pools = [np.flatnonzero(grades == grade).astype(np.int32) for grade in range(len(GRADES))]
-            missing = [name for name, pool in zip(GRADES, self._pools) if not len(pool)]
+            self._groups = [np.flatnonzero(grades == grade).astype(np.int32) for grade in range(len(GRADES))]
+            missing = [name for name, group in zip(GRADES, self._groups) if not len(group)]
             if missing:
                 raise UserError(
                     f"config.data.sampling = {sampling!r}, but no photograph of grade {', '.join(missing)} is in this "
                     "share of the training split: choose 'natural', fewer processes, or a release that has one"
                 )
-            self._turns = np.arange(len(GRADES), dtype=np.int32)
+            self._period = np.arange(len(GRADES), dtype=np.int32)
             if sampling == "tempered":
-                self._turns = interleave(grade_shares([len(pool) for pool in self._pools], temperature))
+                self._period = interleave(grade_shares([len(group) for group in self._groups], temperature))
         # The update of step 3554 (0x0DE2) has the same key, but derives other random numbers from it.
         self._key = jax.random.fold_in(jax.random.key(seed), 0x0DE2)
         self._batch_size = batch_size
@@ -61,23 +61,23 @@ class BatchOrder:
     def __call__(self, step: jax.Array | int) -> jax.Array:
         """Return the indices of batch `step` into the split: int32 [B]. Pure, inside jit or outside."""
         position = step * self._batch_size + jnp.arange(self._batch_size, dtype=jnp.int32)
-        period, place = position // len(self._turns), position % len(self._turns)
-        pool_of_position = jnp.asarray(self._turns)[place]
+        period, place = position // len(self._period), position % len(self._period)
+        group_of_position = jnp.asarray(self._period)[place]
         index = jnp.zeros_like(position)
-        for number, pool in enumerate(self._pools):
-            is_turn = self._turns == number
-            turns_before = jnp.asarray((np.cumsum(is_turn) - is_turn).astype(np.int32))
-            position_in_pool = period * int(is_turn.sum()) + turns_before[place]  # never decreases within a batch
-            candidates = self._permuted(jax.random.fold_in(self._key, number), position_in_pool, pool)
-            index = jnp.where(pool_of_position == number, candidates, index)
+        for number, group in enumerate(self._groups):
+            is_in_group = self._period == number
+            count_before = jnp.asarray((np.cumsum(is_in_group) - is_in_group).astype(np.int32))
+            position_in_group = period * int(is_in_group.sum()) + count_before[place]  # never decreases within a batch
+            candidates = self._permuted(jax.random.fold_in(self._key, number), position_in_group, group)
+            index = jnp.where(group_of_position == number, candidates, index)
         return index
 
-    def _permuted(self, key: jax.Array, position: jax.Array, pool: np.ndarray) -> jax.Array:
-        """Return the photograph at each position of a pool; epoch e is the permutation of fold_in(key, e)."""
-        n = len(pool)
+    def _permuted(self, key: jax.Array, position: jax.Array, group: np.ndarray) -> jax.Array:
+        """Return the photograph at each position of a group; epoch e is the permutation of fold_in(key, e)."""
+        n = len(group)
         epoch = position // n
         epochs = epoch[0] + jnp.arange((self._batch_size - 1) // n + 2)  # all epochs that a batch can reach
-        permute = lambda e: jax.random.permutation(jax.random.fold_in(key, e), jnp.asarray(pool))
+        permute = lambda e: jax.random.permutation(jax.random.fold_in(key, e), jnp.asarray(group))
         return jax.vmap(permute)(epochs)[epoch - epoch[0], position % n]
 
 
@@ -100,8 +100,8 @@ def grade_shares(counts: Sequence[int], temperature: float) -> np.ndarray:
 def interleave(shares: np.ndarray) -> np.ndarray:
     """Spread shares int [G] evenly over a period: which of 0..G-1 has each position, int32 [sum of shares].
 
-    The j-th of a grade's n positions aims at (j + 1/2) / n of the period; all are sorted by their aims.
+    The j-th of a grade's n positions has the target (j + 1/2) / n of the period; all are sorted by their targets.
     """
     grades = np.repeat(np.arange(len(shares), dtype=np.int32), shares)
-    aims = np.concatenate([(np.arange(n) + 0.5) / n for n in shares])
-    return grades[np.argsort(aims, kind="stable")]
+    targets = np.concatenate([(np.arange(n) + 0.5) / n for n in shares])
+    return grades[np.argsort(targets, kind="stable")]

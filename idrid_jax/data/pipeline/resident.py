@@ -66,7 +66,10 @@ def batch(
     order: BatchOrder, images: jax.Array, grades: jax.Array, step: jax.Array, mesh: Mesh, *, sharded: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Gather batch `step`, sharded over the devices: uint8 [B, R, R, C], int32 [B]. Pure; for use inside jit."""
-    over = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+
+    def over(*axes):
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
     index = order(step)
     if not sharded:
         index = jax.lax.with_sharding_constraint(index, over("data"))

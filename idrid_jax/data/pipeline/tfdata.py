@@ -2,6 +2,10 @@
 
 Each process reads its own share of the split and yields its part of the global batch. The order is computed from
 (seed, step), so an iterator that starts at step k yields what one from 0 yields after k batches.
+
+Each batch is one call of `tf.numpy_function`, which computes the order with JAX and reads the rows from the
+memory-mapped cache: the images are already decoded, so reading is a copy, and the order is the one of the resident
+pipeline. tf.data contributes the threads and the prefetching. A pipeline of tf.data's own operations is planned.
 """
 
 from collections.abc import Iterator

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from idrid_jax.data.cache import map_in_threads
+from idrid_jax.batching import map_in_threads
 from idrid_jax.data.folds import assign_folds
 from idrid_jax.evaluation.graders import classifiers
 from idrid_jax.evaluation.graders.classifiers import Classifier

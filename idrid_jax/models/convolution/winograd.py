@@ -157,7 +157,10 @@ class Tiles:
         m, over = self.m, self.r - 1
         own, beyond = (_transform(matrix.T, points, axis + 1) for matrix in (b[:, :m], b[:, m:]))
         beyond = _padded(beyond, axis + 1, 0, m - over)
-        flat = lambda x: x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+        def flat(x):
+            return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
         return _padded(flat(own), axis, 0, over) + _padded(flat(beyond), axis, m, over - m)
 
     # -- features <-> M [n, n, tiles, O]
