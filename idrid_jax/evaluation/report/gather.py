@@ -78,7 +78,14 @@ class Run:
     @property
     def reference_key(self) -> tuple:
         """What the reference rows depend on: runs with equal keys have equal references."""
-        return self.record["data"]["fingerprint"], self.network.size, self.network.channels, self.config.data.crop
+        data = self.config.data
+        return (
+            self.record["data"]["fingerprint"],
+            data.held_out_fold,
+            data.crop,
+            self.network.size,
+            self.network.channels,
+        )
 
     def kimg(self, step: int) -> float:
         return step * self.config.batch_size / 1000
