@@ -12,8 +12,7 @@ photographs, augmented as the discriminator saw them, tell the two apart: a leak
 What it detects: half of IDRiD's training photographs augmented at p = 1 by the default strengths, against the other
 half, at 32 to 128 pixels. Shift and zoom by the field of view, which the crop puts at the same place in every
 photograph; rotation by its radius from 64 pixels on, because the crop's corners rotate, and by the disc from 20 degrees
-on. Brightness
-and contrast are not detected: photographs differ more among themselves than these strengths change them.
+on. Brightness and contrast are not detected: photographs differ more among themselves than these strengths change them.
 """
 
 import numpy as np
@@ -53,42 +52,42 @@ def measure(
       between random halves of all images, after Holm; "share", with `augmented`: of these in the mixture with plain
       photographs that is nearest to the generated images}}; "leaks": names; "verdict".
     """
-    of_generated, of_real = statistics(generated), statistics(real)
-    of_augmented = None if augmented is None else statistics(augmented)
+    generated_statistics, real_statistics = statistics(generated), statistics(real)
+    augmented_statistics = None if augmented is None else statistics(augmented)
     rng = np.random.default_rng(seed)
     pixel = 1 / np.shape(real)[1]
-    found = {}
+    results = {}
     for name in CAPTIONS:
-        a, b = of_generated[name], of_real[name]
+        a, b = generated_statistics[name], real_statistics[name]
         deviation = max(float(b.std()), pixel / 2 if name.startswith("field") else 1e-9)
         distance, p = permutation_test(a / deviation, b / deviation, rng)
-        found[name] = {"generated": float(a.mean()), "real": float(b.mean()), "distance": distance, "p": p}
-        if of_augmented is not None:
-            found[name]["share"] = _mixture_share(a, b, of_augmented[name])
-    _correct_by_holm(found)
-    differ = [name for name, one in found.items() if one["p"] < LEVEL and one["distance"] >= MIN_DISTANCE]
-    leaks = [name for name in differ if found[name].get("share", 1.0) >= MIN_SHARE]
-    return {"statistics": found, "leaks": leaks, "verdict": _verdict(found, leaks, differ)}
+        results[name] = {"generated": float(a.mean()), "real": float(b.mean()), "distance": distance, "p": p}
+        if augmented_statistics is not None:
+            results[name]["share"] = _mixture_share(a, b, augmented_statistics[name])
+    _correct_by_holm(results)
+    differ = [name for name, result in results.items() if result["p"] < LEVEL and result["distance"] >= MIN_DISTANCE]
+    leaks = [name for name in differ if results[name].get("share", 1.0) >= MIN_SHARE]
+    return {"statistics": results, "leaks": leaks, "verdict": _verdict(results, leaks, differ)}
 
 
-def _correct_by_holm(found) -> None:
+def _correct_by_holm(results) -> None:
     """Replace each "p" by that of Holm's step-down correction."""
     highest = 0.0
-    for rank, name in enumerate(sorted(found, key=lambda name: found[name]["p"])):
-        highest = max(highest, min(1.0, (len(found) - rank) * found[name]["p"]))
-        found[name]["p"] = highest
+    for rank, name in enumerate(sorted(results, key=lambda name: results[name]["p"])):
+        highest = max(highest, min(1.0, (len(results) - rank) * results[name]["p"]))
+        results[name]["p"] = highest
 
 
-def _verdict(found, leaks, differ) -> str:
-    others = [name for name in differ if name not in leaks]
-    other = f"; not as augmentation would: {_list(found, others)}" if others else ""
+def _verdict(results, leaks, differ) -> str:
+    no_leaks = [name for name in differ if name not in leaks]
+    other = f"; not as augmentation would: {_list(results, no_leaks)}" if no_leaks else ""
     if leaks:
-        return f"augmentation may have leaked: generated images differ in {_list(found, leaks)}{other}"
+        return f"augmentation may have leaked: generated images differ in {_list(results, leaks)}{other}"
     return f"no sign that augmentation leaked{other}"
 
 
-def _list(found, names):
-    return ", ".join(f"{CAPTIONS[name]} ({found[name]['distance']:.2f} standard deviations)" for name in names)
+def _list(results, names):
+    return ", ".join(f"{CAPTIONS[name]} ({results[name]['distance']:.2f} standard deviations)" for name in names)
 
 
 def statistics(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -96,10 +95,9 @@ def statistics(images: np.ndarray) -> dict[str, np.ndarray]:
 
     field_row, field_column: center of the lit pixels, in sides from the image's center, down and right. field_radius:
       of a circle of as many pixels, in sides. disc_angle: of the brightest blob about the center, -90 to 90 degrees
-      above
-      the horizontal whichever side it is on: rotation changes it, mirroring does not. brightness: mean light of the lit
-      pixels, 0 to 1. contrast: standard deviation of the light over its mean. saturation: mean distance of the channels
-      from their mean, over the mean light; 0 for grey images.
+      above the horizontal whichever side it is on: rotation changes it, mirroring does not. brightness: mean light of
+      the lit pixels, 0 to 1. contrast: standard deviation of the light over its mean. saturation: mean distance of the
+      channels from their mean, over the mean light; 0 for grey images.
     """
     parts = [_statistics(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     return {name: np.concatenate([part[name] for part in parts]) for name in CAPTIONS}
@@ -168,9 +166,9 @@ def _mixture_share(a, b, c) -> float:
     functions."""
     values = np.sort(np.concatenate([a, b, c]))
     cdf_a, cdf_b, cdf_c = (np.searchsorted(np.sort(x), values, side="right") / len(x) for x in (a, b, c))
-    ours, towards, gaps = cdf_a - cdf_b, cdf_c - cdf_b, np.diff(values)
-    length = float((towards * towards)[:-1] @ gaps)
-    return float(np.clip(float((ours * towards)[:-1] @ gaps) / length, 0, 1)) if length > 0 else 0.0
+    difference, direction, gaps = cdf_a - cdf_b, cdf_c - cdf_b, np.diff(values)
+    length = float((direction * direction)[:-1] @ gaps)
+    return float(np.clip(float((difference * direction)[:-1] @ gaps) / length, 0, 1)) if length > 0 else 0.0
 
 
 def table(result: dict) -> str:

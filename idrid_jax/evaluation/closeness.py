@@ -3,8 +3,9 @@
 Each number stands next to the same one of held-out photographs, of two halves of the training set, of the repeated mean
 image and of noise. The held-out row is the reference to beat; noise and the mean image show what a measure cannot see.
 The measures themselves are in `distances` (KID, Frechet), `coverage` (precision, recall, density, coverage),
-`diversity` (MS-SSIM) and `spectra` (sliced Wasserstein, power spectrum). The test split only gives the held-out row:
-nothing is chosen by it. NumPy arrays in, plain Python out; no files.
+`diversity` (MS-SSIM) and `spectra` (sliced Wasserstein, power spectrum). The held-out photographs (the test split, or
+fold `config.data.held_out_fold`) only give their row: nothing is chosen by them. NumPy arrays in, plain Python out; no
+files.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,7 +73,7 @@ def measure(
       seed: of halves, noise and resamples. resamples: of each interval (half as many for Frechet and Wasserstein).
       max_images: of each set, sampled at random. photograph_features: returns the features of photographs, perhaps from
         a cache. log: receives a line for each stage.
-      trained_against: networks that the generator was trained against, which its numbers flatter.
+      trained_against: networks that the generator was trained against: its numbers on them are biased in its favor.
     Returns: for json.dumps: "rows" {row: {"images", "against", measure of pixels: entry, "features": {extractor:
       {measure: entry}}}}; an entry is {"value", "interval": [low, high] or None, "features"}, or without enough images
       {"value": None, "interval": None, "missing": why}. "k" of precision, recall, density and coverage, "scales" of
@@ -91,7 +92,7 @@ def measure(
         raise ValueError("training holds no images; there is nothing to compare with")
     rng = np.random.default_rng(seed)
     sets, grades, used = {}, {}, {}
-    for name, images, of_images in (
+    for name, images, image_grades in (
         ("generated", generated, generated_grades),
         ("training", training, training_grades),
         ("held_out", held_out, held_out_grades),
@@ -102,9 +103,9 @@ def measure(
         extract = _extract if name == "generated" else photograph_features
         whole = _set(np.asarray(images)[in_order], extractors, extract, lambda e, n=name: log(_stage(n, e)))
         sets[name] = whole[np.searchsorted(in_order, chosen)]
-        grades[name] = None if of_images is None else np.asarray(of_images)[chosen]
+        grades[name] = None if image_grades is None else np.asarray(image_grades)[chosen]
     result = {"networks": [extractor.name for extractor in extractors], "seed": seed, "resamples": resamples}
-    result["trained_against"] = [one.name for one in extractors if one.network in trained_against]
+    result["trained_against"] = [extractor.name for extractor in extractors if extractor.network in trained_against]
     result |= {"images": used, "given": dict(zip(sets, map(len, (generated, training, held_out))))}
     options = {"extractors": extractors, "seed": seed, "resamples": resamples}
     log("closeness: all grades")
@@ -113,8 +114,8 @@ def measure(
         result["by_grade"] = {}
         for grade, name in enumerate(GRADES):
             log(f"closeness: {name}")
-            of_grade = [one[np.flatnonzero(grades[which] == grade)] for which, one in sets.items()]
-            result["by_grade"][name] = _rows(*of_grade, **options, suffix=f" of grade {name}")
+            grade_sets = [images[np.flatnonzero(grades[which] == grade)] for which, images in sets.items()]
+            result["by_grade"][name] = _rows(*grade_sets, **options, suffix=f" of grade {name}")
     return result
 
 

@@ -36,7 +36,10 @@ def measure(
             return {"missing": f"{len(logits)} {name} photographs; at least {MIN_IMAGES} are needed"}
     members, others = np.asarray(members, float), np.asarray(others, float)
     rng = np.random.default_rng(seed)
-    resample = lambda logits: logits[rng.integers(len(logits), size=len(logits))]
+
+    def resample(logits):
+        return logits[rng.integers(len(logits), size=len(logits))]
+
     low, high = intervals.percentile_interval([auc(resample(members), resample(others)) for _ in range(resamples)])
     untrained_auc = max([0.5, *(auc(*logits) for logits in untrained)])
     leaks = "the discriminator reveals which photographs it was trained on"

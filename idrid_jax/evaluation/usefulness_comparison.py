@@ -1,4 +1,4 @@
-"""Comparison of graders on the same held-out photographs: paired intervals, verdicts in words, runs pooled.
+"""Comparison of graders on the same held-out photographs: paired intervals, verdicts in words, several runs combined.
 
 A reading is the grade that one grader reads in one photograph. Graders come in arms (what they were trained on, see
 `usefulness.ARMS`) and seeds. NumPy; pure.
@@ -60,11 +60,11 @@ def summarize(
     }
 
 
-def pool(results: Sequence[dict]) -> dict:
-    """Return one result for several runs that `usefulness.measure` judged by different photographs.
+def combine_runs(results: Sequence[dict]) -> dict:
+    """Return one result for several runs that `usefulness.measure` evaluated on different photographs.
 
     Run i's graders read run i's held-out photographs; all readings are then compared as if of one set, seed by seed.
-    Meant for the five runs of `config.data.held_out_fold`, which judge themselves by all photographs of a release.
+    Meant for the five runs of `config.data.held_out_fold`, which together are evaluated on all photographs.
 
     Returns: as `usefulness.measure`, for the sizes that all results have. {"missing": why} if a result is missing, or
       the results differ in the extractor, the seeds or the arms, or share photographs (which would count twice).
@@ -80,7 +80,7 @@ def pool(results: Sequence[dict]) -> dict:
     readings = [result["readings"] for result in results]
     photographs = [set(reading["photographs"].split()) for reading in readings]
     if len(set().union(*photographs)) < sum(map(len, photographs)):
-        return {"missing": "two runs were measured on the same photographs; pool runs with different held_out_fold"}
+        return {"missing": "two runs were measured on the same photographs; combine runs with different held_out_fold"}
     read = {
         size: {
             arm: np.concatenate([[_from_digits(r) for r in reading["read"][size][arm]] for reading in readings], axis=1)
@@ -218,7 +218,7 @@ def _word(low, high):
 
 
 def table(result: dict) -> str:
-    """Render what `usefulness.measure` or `pool` returned as text, without a newline at the end."""
+    """Render what `usefulness.measure` or `combine_runs` returned as text, without a newline at the end."""
     if "missing" in result:
         return f"Usefulness: not measured: {result['missing']}."
     lines = []
