@@ -192,7 +192,7 @@ def test_an_unconditional_generator_in_grey(unconditional, tmp_path):
         ("cgan", ["--out=a.png", "--grades=0,5"], "--grades=0,5"),
         ("cgan", ["--out=a.png", "--grade=1", "--grades=0,4"], "--grade and --grades"),
         ("cgan", ["--out=a.png", "--step=4"], "step 4"),
-        ("cgan", ["--out=folder.png"], "--out folder.png"),
+        ("cgan", ["--out=folder.png"], "folder.png: is a folder"),
         ("cgan", ["--out=file/a.png", "--rows=1"], "under file"),
         ("dcgan", ["--out=a.gif", "--grade=1"], "dcgan28 is unconditional"),
         ("dcgan", ["--out=a.gif", "--grades=0,4"], "dcgan28 is unconditional"),

@@ -45,8 +45,8 @@ def closeness(runs: list[Run]) -> dict:
     networks = list(dict.fromkeys(name for _, found in measured for name in found.get("networks") or []))
     for run, found in measured:
         if against := found.get("trained_against"):
-            text = f"The generator was trained against {', '.join(against)}: these numbers flatter it."
-            notes.append(Note(run, text))
+            text = f"The generator was trained against {', '.join(against)}"
+            notes.append(Note(run, f"{text}: its numbers on this network are biased in its favor."))
     by_grade = [(run, found["by_grade"]) for run, found in measured if isinstance(found.get("by_grade"), dict)]
     counts = [found["images"] for _, found in measured if isinstance(found.get("images"), dict)]
     sizes = [", ".join(f"{count} {name.replace('_', '-')}" for name, count in each.items()) for each in counts]

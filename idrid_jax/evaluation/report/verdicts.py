@@ -34,7 +34,7 @@ def closeness(run: Run) -> Verdict:
     found = run.results("closeness")
     if not found:
         return _not_measured(run)
-    rows, distinguishable, details, reason = found.get("rows") or {}, [], [], "no pretrained network was at hand"
+    rows, distinguishable, details, reason = found.get("rows") or {}, [], [], "no pretrained network was available"
     networks, against = found.get("networks") or [], found.get("trained_against") or []
     for network in [name for name in networks if name not in against] or networks:
         generated, real = (metric(rows, row, "kid", network) for row in ("generated", "held_out_real"))
@@ -137,7 +137,7 @@ def collapse(run: Run) -> Verdict:
     return dataclasses.replace(verdict, details=details, tone=BAD)
 
 
-QUESTIONS: dict[str, tuple[str, Callable[[Run], Verdict]]] = {  # question: (section of the page, its verdict)
+QUESTIONS: dict[str, tuple[str, Callable[[Run], Verdict]]] = {  # question: (section of the page, its verdict of a run)
     "Are the images close to real photographs?": ("closeness", closeness),
     "Are they copies of training photographs?": ("memorization", memorization),
     "Does the discriminator reveal which photographs it was trained on?": ("memorization", membership),
