@@ -187,7 +187,7 @@ def test_an_unconditional_generator_in_grey(unconditional, tmp_path):
 @pytest.mark.parametrize(
     "run, given, named",
     [
-        ("cgan", ["--out=a.jpg"], "--out a.jpg"),
+        ("cgan", ["--out=a.jpg"], "a.jpg: choose a name"),
         ("cgan", ["--out=a.png", "--grades=0"], "--grades=0"),
         ("cgan", ["--out=a.png", "--grades=0,5"], "--grades=0,5"),
         ("cgan", ["--out=a.png", "--grade=1", "--grades=0,4"], "--grade and --grades"),

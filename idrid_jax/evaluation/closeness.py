@@ -136,7 +136,7 @@ class _Set:
         return len(self.images)
 
     def __getitem__(self, index) -> "_Set":
-        features = {name: found[index] for name, found in self.features.items()}
+        features = {name: values[index] for name, values in self.features.items()}
         return _Set(self.images[index], self.spectra[index], features)
 
 
@@ -148,8 +148,8 @@ def _set(images, extractors, extract=_extract, before=lambda extractor: None) ->
     features = {}
     for extractor in extractors:
         before(extractor)
-        found = extract(extractor, images) if len(images) else np.zeros((0, 1))
-        features[extractor.name] = np.asarray(found, np.float64)
+        extracted = extract(extractor, images) if len(images) else np.zeros((0, 1))
+        features[extractor.name] = np.asarray(extracted, np.float64)
     return _Set(images, spectra.radial_spectrum(images), features)
 
 
@@ -172,11 +172,11 @@ def _rows(generated, training, held_out, *, extractors, seed, resamples, suffix=
         out[key] |= _or_missing(images, _ms_ssim, a.images, np.random.default_rng(entropy), resamples)
         out[key] |= _or_missing(images, _pixel_distances, a, b, np.random.default_rng(entropy), resamples, seed)
         for extractor in (extractor.name for extractor in extractors):
-            x, y, half, other = (one.features[extractor] for one in (a, b, *halves))
+            x, y, half, other = (part.features[extractor] for part in (a, b, *halves))
             parts = ((_feature_distances, x, y), (_frechet_ratio, x, half, other), (_neighbors, x, y))
-            found = out[key]["features"][extractor] = {}
+            entries = out[key]["features"][extractor] = {}
             for function, *sets in parts:
-                found |= _or_missing(images, function, *sets, np.random.default_rng(entropy), resamples, extractor)
+                entries |= _or_missing(images, function, *sets, np.random.default_rng(entropy), resamples, extractor)
     return out
 
 
@@ -219,7 +219,7 @@ def _entry(value, interval, features, **more):
 def _feature_distances(a, b, rng, resamples, extractor):
     _need(2, ("kid", "frechet"), a, b)
     kernels = [distances.polynomial_kernel(*pair) for pair in ((a, a), (b, b), (a, b))]
-    counts = [intervals.resample_counts(rng, len(one), resamples) for one in (a, b)]
+    counts = [intervals.resample_counts(rng, len(features), resamples) for features in (a, b)]
     kids = [distances.mmd2(*kernels, u, v) for u, v in zip(*counts)]
     value = distances.frechet(a, b)
     values = [distances.frechet(a, b, u, v) for u, v in list(zip(*counts))[: resamples // 2]]
@@ -251,7 +251,7 @@ def _neighbors(a, b, rng, resamples, extractor):
     resampled = {name: [] for name in estimates}
     if min(len(a), len(b)) // 2 > k:  # halves without replacement: their spread is that of the whole sets
         for _ in range(resamples):
-            i, j = (rng.permutation(len(one))[: len(one) // 2] for one in (a, b))
+            i, j = (rng.permutation(len(features))[: len(features) // 2] for features in (a, b))
             half = coverage.prdc(aa[np.ix_(i, i)], bb[np.ix_(j, j)], ab[np.ix_(i, j)], k=k)
             for name, values in half.items():
                 resampled[name].append(values.mean())
@@ -277,7 +277,7 @@ def _ms_ssim(images, rng, resamples):
 
 def _pixel_distances(a, b, rng, resamples, seed):
     _need(2, ("sliced_wasserstein", "spectrum"), a, b)
-    counts = list(zip(*(intervals.resample_counts(rng, len(one), resamples) for one in (a, b))))
+    counts = list(zip(*(intervals.resample_counts(rng, len(images), resamples) for images in (a, b))))
     pairs = spectra.slices(a.images, b.images, seed=seed)
     levels = spectra.sliced_wasserstein(pairs)
     value = np.mean(levels)

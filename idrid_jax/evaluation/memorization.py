@@ -192,12 +192,12 @@ def similarity(to_training: np.ndarray, among_training: np.ndarray) -> np.ndarra
     Photographs that are the same (`SAME`) do not count as others, or a duplicated photograph would hide its copies.
     to_training [N, M], among_training [M, M]: distances.
     """
-    others = _without_self(among_training)
-    same = among_training <= SAME * np.median(others.min(1))
+    to_others = _without_self(among_training)
+    same = among_training <= SAME * np.median(to_others.min(1))
     np.fill_diagonal(same, True)
-    other = np.where(same[to_training.argmin(1)], np.inf, to_training).min(1)
-    defined = np.isfinite(other) & (other > 0)
-    return np.where(defined, 1 - to_training.min(1) / np.where(defined, other, 1), 0.0)
+    nearest_other = np.where(same[to_training.argmin(1)], np.inf, to_training).min(1)
+    defined = np.isfinite(nearest_other) & (nearest_other > 0)
+    return np.where(defined, 1 - to_training.min(1) / np.where(defined, nearest_other, 1), 0.0)
 
 
 # --- distances to the nearest photograph
@@ -291,8 +291,8 @@ def _distance_lines(distances):
     head = "distance to the nearest; 1: as among training"
     width = max(len(head), *map(len, distances))
     lines = [f"{head:<{width}}  {quantiles}  authentic     C_T"]
-    for name, found in distances.items():
-        for key, caption, c_t in (("generated", name, f"{found['c_t']:+8.1f}"), ("held_out", "  held-out real", "")):
-            cells = "  ".join(f"{value:4.2f}" for value in found[key]["nearest"].values())
-            lines.append(f"{caption:<{width}}  {cells}  {found[key]['authentic']:9.0%}{c_t}")
+    for name, summary in distances.items():
+        for key, caption, c_t in (("generated", name, f"{summary['c_t']:+8.1f}"), ("held_out", "  held-out real", "")):
+            cells = "  ".join(f"{value:4.2f}" for value in summary[key]["nearest"].values())
+            lines.append(f"{caption:<{width}}  {cells}  {summary[key]['authentic']:9.0%}{c_t}")
     return [*lines, f"Networks see blurred images. C_T below {C_T_LIMIT}: nearer than new photographs are."]

@@ -191,8 +191,8 @@ def _nearest(pairs, name, grade):
 
 def _within(pairs, name, grade):
     count = len(pairs[0])
-    one = f"one {name} image" + (f" of grade {grade}" if grade else "")
-    missing = "" if count > 1 else _missing(pairs, name, grade) or f"{one}, no pair"
+    single = f"one {name} image" + (f" of grade {grade}" if grade else "")
+    missing = "" if count > 1 else _missing(pairs, name, grade) or f"{single}, no pair"
     upper = np.triu_indices(count, 1)
     return _entry(pairs, [m[upper] for m in pairs], missing)
 

@@ -222,14 +222,15 @@ def table(result: dict) -> str:
     if "missing" in result:
         return f"Usefulness: not measured: {result['missing']}."
     lines = []
-    for size, one in result["sizes"].items():
+    for size, comparison in result["sizes"].items():
+        count = sum(comparison["photographs"])
         lines += [
-            f"Graders {SIZES[size]} ({QUESTIONS[size]}), read on {sum(one['photographs'])} held-out photographs:",
-            *_rows(one),
+            f"Graders {SIZES[size]} ({QUESTIONS[size]}), read on {count} held-out photographs:",
+            *_rows(comparison),
             "",
         ]
-        lines += [f"Usefulness {SIZES[size]}: {one['verdict']}."]
-        lines += [f"  {grade}: {verdict}" for grade, verdict in one["by_grade"].items()] + [""]
+        lines += [f"Usefulness {SIZES[size]}: {comparison['verdict']}."]
+        lines += [f"  {grade}: {verdict}" for grade, verdict in comparison["by_grade"].items()] + [""]
     runs = f", {result['runs']} runs" if "runs" in result else ""
     lines.append(
         f"{result['seeds']} seeds per arm{runs}, features of {result['extractor']}. minus best: minus the better of "
@@ -238,14 +239,14 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _rows(one) -> list[str]:
+def _rows(comparison) -> list[str]:
     width = max(map(len, ARMS.values()))
     lines = [
         f"{'a grader trained on':<{width}}  kappa  95 %           minus best  balanced acc.  recall by grade 0 to 4"
     ]
-    for name, arm in one["arms"].items():
+    for name, arm in comparison["arms"].items():
         low, high = arm["qwk"]["interval"]
-        difference = one["differences"].get(name)
+        difference = comparison["differences"].get(name)
         recalls = " ".join("   -" if value is None else f"{value['mean']:4.2f}" for value in arm["recall"].values())
         lines.append(
             f"{ARMS[name]:<{width}}  {arm['qwk']['mean']:5.2f}  {low:5.2f} to {high:5.2f}  "

@@ -103,12 +103,12 @@ def probabilities(model: BaseEstimator, features: np.ndarray, num_classes: int) 
     """
     rows = features.reshape(-1, features.shape[-1])
     if hasattr(model, "predict_proba"):
-        found = model.predict_proba(rows)
+        present = model.predict_proba(rows)
     else:
         scores = model.decision_function(rows)
-        found = softmax(scores if scores.ndim == 2 else np.stack([np.zeros_like(scores), scores], axis=1), axis=1)
+        present = softmax(scores if scores.ndim == 2 else np.stack([np.zeros_like(scores), scores], axis=1), axis=1)
     result = np.zeros((len(rows), num_classes))
-    result[:, model.classes_] = found
+    result[:, model.classes_] = present
     return result.reshape(*features.shape[:2], num_classes).mean(axis=0)
 
 

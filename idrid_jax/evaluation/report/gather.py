@@ -92,12 +92,12 @@ class Run:
 
     def results(self, name: str) -> dict:
         """Return `evaluation[name]`, {} if it is absent; "quality.collapse" is `evaluation["quality"]["collapse"]`."""
-        found = self.evaluation
+        section = self.evaluation
         for key in name.split("."):
-            found = found.get(key)
-            if not isinstance(found, dict):
+            section = section.get(key)
+            if not isinstance(section, dict):
                 return {}
-        return found
+        return section
 
     def command(self, flags: str = "") -> str:
         """Return the command that evaluates this run."""
