@@ -63,7 +63,7 @@ def load_training_photographs(config: ml_collections.ConfigDict, manifest: Manif
 def load_evaluation_splits(
     config: ml_collections.ConfigDict, manifest: Manifest, size: int | None = None
 ) -> tuple[cache.Split, cache.Split]:
-    """Load the photographs that a run could have seen, and those that it never saw, which judge it.
+    """Load the photographs that a run could have seen, and those that it never saw, on which it is evaluated.
 
     The first are the training examples and the validation fold together (`validation_mask` separates them). The
     second are the test split, empty for a release without one, or the fold `config.data.held_out_fold`.
