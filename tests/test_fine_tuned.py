@@ -62,7 +62,7 @@ def test_training_starts_from_an_ordinal_regression_of_the_frozen_features(netwo
     start = fine_tuned._start(network, features, labels, used)
     model = classifiers.fit(
         classifiers.CLASSIFIERS["ordinal_regression"],
-        {"C": fine_tuned.HEAD_C},
+        {"C": classifiers.ORDINAL_C},
         features[:, used],
         labels["grade"][used],
         seed=0,

@@ -228,9 +228,9 @@ def test_missing_cut_and_mismatched_files_are_refused(tmp_path):
         frozen.load(path)
     frozen.save(fitted(), path)
     other = dataclasses.replace(EXTRACTOR, name="colors:2 (trained on nothing)")
-    with pytest.raises(UserError, match="fitted to features of colors:1 .*, not of colors:2"):
+    with pytest.raises(UserError, match="colors:1 .*colors:2"):
         frozen.load(path, extractor=other)
-    with pytest.raises(UserError, match="fitted to release ffffffffffff, not abc"):
+    with pytest.raises(UserError, match="f{12}.*abc"):
         frozen.load(path, fingerprint="abc")
     whole = path.read_bytes()
     for length in (0, 100, len(whole) - 1):

@@ -187,12 +187,12 @@ def test_an_unconditional_generator_in_grey(unconditional, tmp_path):
 @pytest.mark.parametrize(
     "run, given, named",
     [
-        ("cgan", ["--out=a.jpg"], "--out a.jpg"),
+        ("cgan", ["--out=a.jpg"], "a.jpg: choose a name"),
         ("cgan", ["--out=a.png", "--grades=0"], "--grades=0"),
         ("cgan", ["--out=a.png", "--grades=0,5"], "--grades=0,5"),
         ("cgan", ["--out=a.png", "--grade=1", "--grades=0,4"], "--grade and --grades"),
         ("cgan", ["--out=a.png", "--step=4"], "step 4"),
-        ("cgan", ["--out=folder.png"], "--out folder.png"),
+        ("cgan", ["--out=folder.png"], "folder.png: is a folder"),
         ("cgan", ["--out=file/a.png", "--rows=1"], "under file"),
         ("dcgan", ["--out=a.gif", "--grade=1"], "dcgan28 is unconditional"),
         ("dcgan", ["--out=a.gif", "--grades=0,4"], "dcgan28 is unconditional"),

@@ -54,9 +54,8 @@ def test_what_a_run_leaves(config, phantom_data, tmp_path, capsys, monkeypatch):
     record = json.loads((workdir / "config.json").read_text())
     manifest = find_prepared(phantom_data)
     assert record["config"] == config.to_dict()
-    assert record["data"]["fingerprint"] == manifest.fingerprint and record["data"]["counts"]["grading"][
-        "train"
-    ] == list(TRAIN)
+    assert record["data"]["fingerprint"] == manifest.fingerprint
+    assert record["data"]["counts"] == {"training": list(TRAIN), "held_out": [2, 2, 2, 2, 2]}
     assert record["versions"].keys() >= {"idrid_jax", "python", "jax", "flax", "optax", "orbax-checkpoint"}
     assert (
         len(record["devices"]) == len(jax.devices())

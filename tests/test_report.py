@@ -15,6 +15,7 @@ from PIL import Image
 
 from idrid_jax import cli
 from idrid_jax.data import cache, phantom
+from idrid_jax.data.folds import held_out_folds
 from idrid_jax.data.layout import GRADES
 from idrid_jax.data.prepare import prepare
 from idrid_jax.evaluation import closeness, memorization, quality, report
@@ -461,6 +462,20 @@ def test_data_card(page, manifest):
     assert manifest.fingerprint[:16] in page.text
 
 
+def test_data_cards_of_runs_with_and_without_a_held_out_fold(folder, manifest):
+    fold = made_run.make_run(folder / "fold", manifest, steps=(), **{"data.held_out_fold": 1})
+    official = made_run.make_run(folder / "official", manifest, steps=())
+    held_out = held_out_folds(manifest) == 1
+    grades = np.repeat([*range(5), *range(5)], made_run.TRAIN + made_run.TEST)
+    counts = [[str(np.sum(grades[which] == grade)) for which in (~held_out, held_out)] for grade in range(5)]
+    page = report_on(fold, official)
+    for grade, name in enumerate(GRADES):
+        assert [f"{grade} {name}", *counts[grade]] in page.rows
+        assert [f"{grade} {name}", str(made_run.TRAIN[grade]), str(made_run.TEST[grade])] in page.rows
+    assert "Data of fold" in page.text and "Data of official" in page.text
+    assert "held out (fold 1)" in page.text and "held out (test)" in page.text
+
+
 def test_data_cards_of_a_phantom_with_exclusions(folder, without_checkpoints, workdir):
     release = made_run.write_release(folder / "twice")
     (release / "README.txt").write_text(phantom.NOTICE.format(seed=1))
@@ -487,13 +502,13 @@ def test_a_release_that_is_no_longer_there(workdir, folder, tmp_path):
     record["data"]["data_dir"] = str(tmp_path / "nowhere")
     (other / "config.json").write_text(json.dumps(record))
     page = report_on(other)
-    assert "--data_dir" in page.text and "exclusions and duplicates are not known" in page.text
+    assert "--data_dir" in page.text and "Excluded:" not in page.text
     assert not [alt for alt, _ in page.images if alt.startswith("photograph")]
     assert len(page.pictures("generated 0 NO_DR")) == 10
     assert ["all", str(sum(made_run.TRAIN)), str(sum(made_run.TEST))] in page.rows
     shutil.rmtree(other / "checkpoints")
     page = report_on(other, data_dir=str(folder / "data"))
-    assert "are not known" not in page.text and "--data_dir" not in page.text and "no checkpoint" in page.text
+    assert "Excluded: 0" in page.text and "--data_dir" not in page.text and "no checkpoint" in page.text
 
 
 # --- several runs

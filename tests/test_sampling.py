@@ -22,7 +22,7 @@ from idrid_jax.generation import interpolation, release
 from idrid_jax.generation.sampling import Sampler, load_sampler
 from idrid_jax.images import GRID_GAP, image_grid
 from idrid_jax.models import Network
-from idrid_jax.training.checkpoint import Checkpoints
+from idrid_jax.training.checkpoint import Checkpoints, read_run
 
 HEADER = b"Image name,Retinopathy grade,Risk of macular edema ,,,,,,,,,\r\n"  # the official training file's first line
 
@@ -105,6 +105,16 @@ def test_the_newest_checkpoint_or_the_chosen_step_is_loaded(workdir, sampler):
         load_sampler(workdir, step=4)
 
 
+def test_the_best_checkpoint_is_read_and_the_last_one_is_known(folder, manifest):
+    workdir = made_run.make_run(folder / "best", manifest, steps=(3, 5))
+    without_scores = read_run(workdir, step=3)
+    assert without_scores.best_step is None and without_scores.last_step == 5
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(3, without_scores.state, score=1.0)
+    run = read_run(workdir)
+    assert (int(run.state.step), run.best_step, run.last_step) == (3, 3, 5)
+
+
 def test_the_moving_average_is_used_if_the_run_keeps_one(folder, manifest):
     averaged = load_sampler(made_run.make_run(folder / "ema", manifest, ema_kimg=1.0))
     plain = load_sampler(made_run.make_run(folder / "no ema", manifest))
@@ -147,6 +157,9 @@ def test_a_run_without_a_checkpoint(folder, manifest):
     [
         ('"cgan32"', '"cgan33"', "config.network.*cgan32"),
         ('"dtype"', '"dtyp"', "config.dtyp.*dtype"),
+        ('"training"', '"trained"', "training"),
+        ('"trained_against"', '"against"', "trained_against"),
+        ('"versions"', '"version"', "versions"),
         ("{", "", "json"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What synthetic images are worth to a grader: arms, filter, verdicts and intervals on planted cases, pooled runs."""
+"""What synthetic images are worth to a grader: arms, filter, verdicts and intervals on planted cases, combined runs."""
 
 import json
 
@@ -12,7 +12,7 @@ from idrid_jax.evaluation import usefulness
 from idrid_jax.evaluation import usefulness_comparison as comparison
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.evaluation.graders.augmentation import augmented
-from idrid_jax.evaluation.graders.classifiers import OrdinalRegression
+from idrid_jax.evaluation.graders.classifiers import ORDINAL_C, OrdinalRegression
 
 COUNTS = [12, 4, 10, 8, 6]
 WANTED = 24  # synthetic images of each grade
@@ -103,8 +103,8 @@ def test_a_fit_is_ordinal_regression_on_standardized_features():
     grades = np.repeat([0, 2, 3, 4], 10)
     features = (rng.normal(0, 3, (40, 8)) + grades[:, None]).astype(np.float32)
     features[:, 7] = 1  # constant, as some of EfficientNet's are
-    found = usefulness.fit_grader(features, grades, np.ones(40)).probabilities(features[None])
-    expected = make_pipeline(StandardScaler(), OrdinalRegression(usefulness.C)).fit(features, grades)
+    found = usefulness.fit_grader(features, grades, np.ones(40)).probabilities(features[None], len(GRADES))
+    expected = make_pipeline(StandardScaler(), OrdinalRegression(ORDINAL_C)).fit(features, grades)
     np.testing.assert_allclose(found[:, [0, 2, 3, 4]], expected.predict_proba(features), atol=2e-3)
     assert not found[:, 1].any()
 
@@ -182,17 +182,17 @@ def results_of(num_runs):
     return summaries, both, truths
 
 
-def test_pooled_runs_are_compared_as_one_set():
+def test_combined_runs_are_compared_as_one_set():
     summaries, reads, truths = results_of(2)
-    pooled = usefulness.pool(json.loads(json.dumps(summaries)))
+    combined = usefulness.combine_runs(json.loads(json.dumps(summaries)))
     for size in ("generator", "full"):
         together = {arm: np.concatenate([read[size][arm] for read in reads], axis=1) for arm in reads[0][size]}
-        assert pooled["sizes"][size] == comparison.compare(np.concatenate(truths), together)
-    assert pooled["runs"] == 2 and "2 runs" in usefulness.table(pooled) and pooled["size"] == "full"
-    again = usefulness.pool([pooled, results_of(3)[0][2]])
-    assert again["sizes"] == usefulness.pool(results_of(3)[0])["sizes"]
+        assert combined["sizes"][size] == comparison.compare(np.concatenate(truths), together)
+    assert combined["runs"] == 2 and "2 runs" in usefulness.table(combined) and combined["size"] == "full"
+    again = usefulness.combine_runs([combined, results_of(3)[0][2]])
+    assert again["sizes"] == usefulness.combine_runs(results_of(3)[0])["sizes"]
     small = dict(summaries[1], sizes={"generator": summaries[1]["sizes"]["generator"]})
-    assert usefulness.pool([summaries[0], small])["sizes"].keys() == {"generator"}
+    assert usefulness.combine_runs([summaries[0], small])["sizes"].keys() == {"generator"}
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_pooled_runs_are_compared_as_one_set():
         (lambda one, other: [], "no run"),
     ],
 )
-def test_runs_that_cannot_be_pooled(change, reason):
-    assert reason in usefulness.pool(change(*results_of(2)[0]))["missing"]
+def test_runs_that_cannot_be_combined(change, reason):
+    assert reason in usefulness.combine_runs(change(*results_of(2)[0]))["missing"]
 
 
 # --- the whole measure

@@ -1,7 +1,5 @@
 """`idrid-jax evaluate`: measure a generator's images."""
 
-from pathlib import Path
-
 from absl import flags
 
 from idrid_jax.cli import checkpoint
@@ -65,13 +63,14 @@ def _run(values):
         return None
     results = [_evaluate(workdir, values) for workdir in values.workdir]
     if len(results) > 1 and values.usefulness:
-        _pool(values.workdir[0], results)
+        _combine(values.workdir[0], results)
     return 2 if any("skipped_weights" in result for result in results) else None
 
 
 def _evaluate(workdir, values) -> dict:
     from idrid_jax.cli.progress import StageProgress
     from idrid_jax.evaluation import evaluate, summary
+    from idrid_jax.training.run_dir import RunDir
 
     with StageProgress() as progress:
 
@@ -96,17 +95,18 @@ def _evaluate(workdir, values) -> dict:
             on_progress=progress,
             on_result=show,
         )
-    print(f"\nwritten to {Path(workdir) / evaluate.file_name(values.pixels)}")
+    print(f"\nwritten to {RunDir(workdir).evaluation(values.pixels)}")
     return result
 
 
-def _pool(workdir, results):
+def _combine(workdir, results):
     """Print the usefulness of several runs together and write it to the folder of the first."""
     from idrid_jax.evaluation import evaluate, usefulness
+    from idrid_jax.training.run_dir import RunDir
 
-    pooled = evaluate.write_pooled_usefulness(workdir, results)
-    print(f"\n{len(results)} runs together\n\n{usefulness.table(pooled)}")
-    print(f"\nwritten to {Path(workdir) / evaluate.POOLED}")
+    combined = evaluate.write_combined_usefulness(workdir, results)
+    print(f"\n{len(results)} runs together\n\n{usefulness.table(combined)}")
+    print(f"\nwritten to {RunDir(workdir).combined_usefulness}")
 
 
 def _weights_files(names: list[str]) -> list[str]:

@@ -65,7 +65,7 @@ def _run(values):
 
 def _train(config, workdir):
     from idrid_jax.config import steps
-    from idrid_jax.data.splits import find_release
+    from idrid_jax.data.splits import count_photographs, find_release
     from idrid_jax.evaluation.snapshot_metrics import SnapshotMetrics
     from idrid_jax.models.layer_table import networks_table
     from idrid_jax.training import loop
@@ -77,7 +77,7 @@ def _train(config, workdir):
         log=lambda text: _print(text, file=sys.stderr),
     )
     _print(networks_table(config))
-    counts = manifest.counts["grading"]["train"]
+    counts = count_photographs(config, manifest)["training"]
     _print(f"release {manifest.name} ({manifest.fingerprint[:12]}), training photographs by grade: {counts}")
     if ramp_end := config.conditioning.start_kimg + config.conditioning.ramp_kimg:
         _print(f"full conditioning on grades from {ramp_end:g} kimg on; earlier checkpoints are not chosen")

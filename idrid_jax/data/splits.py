@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 
 from idrid_jax.data import cache, class_counts, folds, laterality
+from idrid_jax.data.layout import GRADES, SPLITS
 from idrid_jax.data.manifest import Manifest, find_prepared
 from idrid_jax.errors import UserError
 from idrid_jax.models import NETWORKS
@@ -62,7 +63,7 @@ def load_training_photographs(config: ml_collections.ConfigDict, manifest: Manif
 def load_evaluation_splits(
     config: ml_collections.ConfigDict, manifest: Manifest, size: int | None = None
 ) -> tuple[cache.Split, cache.Split]:
-    """Load the photographs that a run could have seen, and those that it never saw, which judge it.
+    """Load the photographs that a run could have seen, and those that it never saw, on which it is evaluated.
 
     The first are the training examples and the validation fold together (`validation_mask` separates them). The
     second are the test split, empty for a release without one, or the fold `config.data.held_out_fold`.
@@ -76,6 +77,21 @@ def load_evaluation_splits(
     everything = cache.concatenate([train, test])
     is_held_out = folds.held_out_folds(manifest) == config.data.held_out_fold
     return everything.subset(~is_held_out), everything.subset(is_held_out)
+
+
+def count_photographs(config: ml_collections.ConfigDict, manifest: Manifest) -> dict[str, list[int]]:
+    """Count the photographs of `load_evaluation_splits` by grade, from the labels alone.
+
+    Returns {"training": those that a run could have seen, "held_out": those that it never saw}, each five counts.
+    """
+    grades = np.array([photograph.grade for split in SPLITS for photograph in manifest.grading[split]], int)
+    is_held_out = np.arange(len(grades)) >= len(manifest.grading["train"])
+    if config.data.held_out_fold != folds.NO_FOLD:
+        is_held_out = folds.held_out_folds(manifest) == config.data.held_out_fold
+    return {
+        name: np.bincount(grades[which], minlength=len(GRADES)).tolist()
+        for name, which in (("training", ~is_held_out), ("held_out", is_held_out))
+    }
 
 
 def validation_mask(config: ml_collections.ConfigDict, manifest: Manifest) -> np.ndarray:

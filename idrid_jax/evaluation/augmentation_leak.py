@@ -54,42 +54,42 @@ def measure(
       between random halves of all images, after Holm; "share", with `augmented`: of these in the mixture with plain
       photographs that is nearest to the generated images}}; "leaks": names; "verdict".
     """
-    of_generated, of_real = statistics(generated), statistics(real)
-    of_augmented = None if augmented is None else statistics(augmented)
+    generated_statistics, real_statistics = statistics(generated), statistics(real)
+    augmented_statistics = None if augmented is None else statistics(augmented)
     rng = np.random.default_rng(seed)
     pixel = 1 / np.shape(real)[1]
-    found = {}
+    results = {}
     for name in CAPTIONS:
-        a, b = of_generated[name], of_real[name]
+        a, b = generated_statistics[name], real_statistics[name]
         deviation = max(float(b.std()), pixel / 2 if name.startswith("field") else 1e-9)
         distance, p = permutation_test(a / deviation, b / deviation, rng)
-        found[name] = {"generated": float(a.mean()), "real": float(b.mean()), "distance": distance, "p": p}
-        if of_augmented is not None:
-            found[name]["share"] = _mixture_share(a, b, of_augmented[name])
-    _correct_by_holm(found)
-    differ = [name for name, one in found.items() if one["p"] < LEVEL and one["distance"] >= MIN_DISTANCE]
-    leaks = [name for name in differ if found[name].get("share", 1.0) >= MIN_SHARE]
-    return {"statistics": found, "leaks": leaks, "verdict": _verdict(found, leaks, differ)}
+        results[name] = {"generated": float(a.mean()), "real": float(b.mean()), "distance": distance, "p": p}
+        if augmented_statistics is not None:
+            results[name]["share"] = _mixture_share(a, b, augmented_statistics[name])
+    _correct_by_holm(results)
+    differ = [name for name, result in results.items() if result["p"] < LEVEL and result["distance"] >= MIN_DISTANCE]
+    leaks = [name for name in differ if results[name].get("share", 1.0) >= MIN_SHARE]
+    return {"statistics": results, "leaks": leaks, "verdict": _verdict(results, leaks, differ)}
 
 
-def _correct_by_holm(found) -> None:
+def _correct_by_holm(results) -> None:
     """Replace each "p" by that of Holm's step-down correction."""
     highest = 0.0
-    for rank, name in enumerate(sorted(found, key=lambda name: found[name]["p"])):
-        highest = max(highest, min(1.0, (len(found) - rank) * found[name]["p"]))
-        found[name]["p"] = highest
+    for rank, name in enumerate(sorted(results, key=lambda name: results[name]["p"])):
+        highest = max(highest, min(1.0, (len(results) - rank) * results[name]["p"]))
+        results[name]["p"] = highest
 
 
-def _verdict(found, leaks, differ) -> str:
-    others = [name for name in differ if name not in leaks]
-    other = f"; not as augmentation would: {_list(found, others)}" if others else ""
+def _verdict(results, leaks, differ) -> str:
+    no_leaks = [name for name in differ if name not in leaks]
+    other = f"; not as augmentation would: {_list(results, no_leaks)}" if no_leaks else ""
     if leaks:
-        return f"augmentation may have leaked: generated images differ in {_list(found, leaks)}{other}"
+        return f"augmentation may have leaked: generated images differ in {_list(results, leaks)}{other}"
     return f"no sign that augmentation leaked{other}"
 
 
-def _list(found, names):
-    return ", ".join(f"{CAPTIONS[name]} ({found[name]['distance']:.2f} standard deviations)" for name in names)
+def _list(results, names):
+    return ", ".join(f"{CAPTIONS[name]} ({results[name]['distance']:.2f} standard deviations)" for name in names)
 
 
 def statistics(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -168,9 +168,9 @@ def _mixture_share(a, b, c) -> float:
     functions."""
     values = np.sort(np.concatenate([a, b, c]))
     cdf_a, cdf_b, cdf_c = (np.searchsorted(np.sort(x), values, side="right") / len(x) for x in (a, b, c))
-    ours, towards, gaps = cdf_a - cdf_b, cdf_c - cdf_b, np.diff(values)
-    length = float((towards * towards)[:-1] @ gaps)
-    return float(np.clip(float((ours * towards)[:-1] @ gaps) / length, 0, 1)) if length > 0 else 0.0
+    difference, direction, gaps = cdf_a - cdf_b, cdf_c - cdf_b, np.diff(values)
+    length = float((direction * direction)[:-1] @ gaps)
+    return float(np.clip(float((difference * direction)[:-1] @ gaps) / length, 0, 1)) if length > 0 else 0.0
 
 
 def table(result: dict) -> str:

@@ -141,14 +141,14 @@ def _check_numbers(path, numbers: pd.Series, expected: pd.Series) -> None:
         "is there more than once": numbers[numbers.duplicated() & numbers.isin(expected)],
         f"is not in {KEY}": numbers[~numbers.isin(expected)],
     }
-    found = []
+    messages = []
     for problem, wrong in problems.items():
         if wrong := list(wrong.unique()):
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            found.append(f"number {wrong[0] or '(empty)'} {problem}{more}")
-    if found:
+            messages.append(f"number {wrong[0] or '(empty)'} {problem}{more}")
+    if messages:
         advice = f"keep exactly one row for each number of {KEY}; without an answer its cell is empty"
-        raise UserError(f"{path}: {', '.join(found)}: {advice}")
+        raise UserError(f"{path}: {', '.join(messages)}: {advice}")
 
 
 def _read(path, column) -> pd.DataFrame:

@@ -3,8 +3,9 @@
 Each number stands next to the same one of held-out photographs, of two halves of the training set, of the repeated mean
 image and of noise. The held-out row is the reference to beat; noise and the mean image show what a measure cannot see.
 The measures themselves are in `distances` (KID, Frechet), `coverage` (precision, recall, density, coverage),
-`diversity` (MS-SSIM) and `spectra` (sliced Wasserstein, power spectrum). The test split only gives the held-out row:
-nothing is chosen by it. NumPy arrays in, plain Python out; no files.
+`diversity` (MS-SSIM) and `spectra` (sliced Wasserstein, power spectrum). The held-out photographs (the test split, or
+fold `config.data.held_out_fold`) only give their row: nothing is chosen by them. NumPy arrays in, plain Python out; no
+files.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,7 +73,7 @@ def measure(
       seed: of halves, noise and resamples. resamples: of each interval (half as many for Frechet and Wasserstein).
       max_images: of each set, sampled at random. photograph_features: returns the features of photographs, perhaps from
         a cache. log: receives a line for each stage.
-      trained_against: networks that the generator was trained against, which its numbers flatter.
+      trained_against: networks that the generator was trained against: its numbers on them are biased in its favor.
     Returns: for json.dumps: "rows" {row: {"images", "against", measure of pixels: entry, "features": {extractor:
       {measure: entry}}}}; an entry is {"value", "interval": [low, high] or None, "features"}, or without enough images
       {"value": None, "interval": None, "missing": why}. "k" of precision, recall, density and coverage, "scales" of
@@ -91,7 +92,7 @@ def measure(
         raise ValueError("training holds no images; there is nothing to compare with")
     rng = np.random.default_rng(seed)
     sets, grades, used = {}, {}, {}
-    for name, images, of_images in (
+    for name, images, image_grades in (
         ("generated", generated, generated_grades),
         ("training", training, training_grades),
         ("held_out", held_out, held_out_grades),
@@ -102,9 +103,9 @@ def measure(
         extract = _extract if name == "generated" else photograph_features
         whole = _set(np.asarray(images)[in_order], extractors, extract, lambda e, n=name: log(_stage(n, e)))
         sets[name] = whole[np.searchsorted(in_order, chosen)]
-        grades[name] = None if of_images is None else np.asarray(of_images)[chosen]
+        grades[name] = None if image_grades is None else np.asarray(image_grades)[chosen]
     result = {"networks": [extractor.name for extractor in extractors], "seed": seed, "resamples": resamples}
-    result["trained_against"] = [one.name for one in extractors if one.network in trained_against]
+    result["trained_against"] = [extractor.name for extractor in extractors if extractor.network in trained_against]
     result |= {"images": used, "given": dict(zip(sets, map(len, (generated, training, held_out))))}
     options = {"extractors": extractors, "seed": seed, "resamples": resamples}
     log("closeness: all grades")
@@ -113,8 +114,8 @@ def measure(
         result["by_grade"] = {}
         for grade, name in enumerate(GRADES):
             log(f"closeness: {name}")
-            of_grade = [one[np.flatnonzero(grades[which] == grade)] for which, one in sets.items()]
-            result["by_grade"][name] = _rows(*of_grade, **options, suffix=f" of grade {name}")
+            grade_sets = [images[np.flatnonzero(grades[which] == grade)] for which, images in sets.items()]
+            result["by_grade"][name] = _rows(*grade_sets, **options, suffix=f" of grade {name}")
     return result
 
 
@@ -135,7 +136,7 @@ class _Set:
         return len(self.images)
 
     def __getitem__(self, index) -> "_Set":
-        features = {name: found[index] for name, found in self.features.items()}
+        features = {name: values[index] for name, values in self.features.items()}
         return _Set(self.images[index], self.spectra[index], features)
 
 
@@ -147,8 +148,8 @@ def _set(images, extractors, extract=_extract, before=lambda extractor: None) ->
     features = {}
     for extractor in extractors:
         before(extractor)
-        found = extract(extractor, images) if len(images) else np.zeros((0, 1))
-        features[extractor.name] = np.asarray(found, np.float64)
+        extracted = extract(extractor, images) if len(images) else np.zeros((0, 1))
+        features[extractor.name] = np.asarray(extracted, np.float64)
     return _Set(images, spectra.radial_spectrum(images), features)
 
 
@@ -171,11 +172,11 @@ def _rows(generated, training, held_out, *, extractors, seed, resamples, suffix=
         out[key] |= _or_missing(images, _ms_ssim, a.images, np.random.default_rng(entropy), resamples)
         out[key] |= _or_missing(images, _pixel_distances, a, b, np.random.default_rng(entropy), resamples, seed)
         for extractor in (extractor.name for extractor in extractors):
-            x, y, half, other = (one.features[extractor] for one in (a, b, *halves))
+            x, y, half, other = (part.features[extractor] for part in (a, b, *halves))
             parts = ((_feature_distances, x, y), (_frechet_ratio, x, half, other), (_neighbors, x, y))
-            found = out[key]["features"][extractor] = {}
+            entries = out[key]["features"][extractor] = {}
             for function, *sets in parts:
-                found |= _or_missing(images, function, *sets, np.random.default_rng(entropy), resamples, extractor)
+                entries |= _or_missing(images, function, *sets, np.random.default_rng(entropy), resamples, extractor)
     return out
 
 
@@ -218,7 +219,7 @@ def _entry(value, interval, features, **more):
 def _feature_distances(a, b, rng, resamples, extractor):
     _need(2, ("kid", "frechet"), a, b)
     kernels = [distances.polynomial_kernel(*pair) for pair in ((a, a), (b, b), (a, b))]
-    counts = [intervals.resample_counts(rng, len(one), resamples) for one in (a, b)]
+    counts = [intervals.resample_counts(rng, len(features), resamples) for features in (a, b)]
     kids = [distances.mmd2(*kernels, u, v) for u, v in zip(*counts)]
     value = distances.frechet(a, b)
     values = [distances.frechet(a, b, u, v) for u, v in list(zip(*counts))[: resamples // 2]]
@@ -250,7 +251,7 @@ def _neighbors(a, b, rng, resamples, extractor):
     resampled = {name: [] for name in estimates}
     if min(len(a), len(b)) // 2 > k:  # halves without replacement: their spread is that of the whole sets
         for _ in range(resamples):
-            i, j = (rng.permutation(len(one))[: len(one) // 2] for one in (a, b))
+            i, j = (rng.permutation(len(features))[: len(features) // 2] for features in (a, b))
             half = coverage.prdc(aa[np.ix_(i, i)], bb[np.ix_(j, j)], ab[np.ix_(i, j)], k=k)
             for name, values in half.items():
                 resampled[name].append(values.mean())
@@ -276,7 +277,7 @@ def _ms_ssim(images, rng, resamples):
 
 def _pixel_distances(a, b, rng, resamples, seed):
     _need(2, ("sliced_wasserstein", "spectrum"), a, b)
-    counts = list(zip(*(intervals.resample_counts(rng, len(one), resamples) for one in (a, b))))
+    counts = list(zip(*(intervals.resample_counts(rng, len(images), resamples) for images in (a, b))))
     pairs = spectra.slices(a.images, b.images, seed=seed)
     levels = spectra.sliced_wasserstein(pairs)
     value = np.mean(levels)

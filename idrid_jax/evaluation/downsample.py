@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from idrid_jax.errors import UserError
+from idrid_jax.evaluation.features import resize
 
 MIN_PIXELS = 28  # side of the smallest network's images
 
@@ -14,13 +15,7 @@ def downsample(images: np.ndarray, pixels: int) -> np.ndarray:
     `data.preprocess` makes photographs small with the same filter, so that runs of two sizes can be compared at the
     smaller one. Means over squares would leave 0.7 dB more in the finest frequencies (128 pixels to 64).
     """
-    small = [
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).resize(
-            (pixels, pixels), Image.Resampling.HAMMING
-        )
-        for image in np.asarray(images)
-    ]
-    return np.stack([np.asarray(image) for image in small]).reshape(len(images), pixels, pixels, -1)
+    return resize.pillow(np.asarray(images), pixels, Image.Resampling.HAMMING)
 
 
 def block_means(images: np.ndarray, factor: int) -> np.ndarray:
@@ -34,5 +29,5 @@ def block_means(images: np.ndarray, factor: int) -> np.ndarray:
 def check_pixels(pixels: int, size: int) -> None:
     """Raise UserError if images of `size` pixels a side cannot be compared at `pixels`."""
     if not MIN_PIXELS <= pixels < size:
-        advice = f"choose {MIN_PIXELS} to {size - 1}" if size > MIN_PIXELS else "none are smaller, omit --pixels"
-        raise UserError(f"--pixels {pixels}: the images are {size} pixels a side; {advice}")
+        advice = f"choose {MIN_PIXELS} to {size - 1}" if size > MIN_PIXELS else "compare them at that size"
+        raise UserError(f"images of {size} pixels a side cannot be compared at {pixels}: {advice}")

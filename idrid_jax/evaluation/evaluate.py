@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from idrid_jax.batching import map_in_batches
-from idrid_jax.data import atomic, folds, laterality, splits
+from idrid_jax.data import atomic, laterality, splits
+from idrid_jax.data.folds import NO_FOLD
 from idrid_jax.data.layout import GRADES
 from idrid_jax.errors import UserError
 from idrid_jax.evaluation import (
@@ -32,16 +33,14 @@ from idrid_jax.evaluation.downsample import downsample
 from idrid_jax.evaluation.features import efficientnet, feature_cache, pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.evaluation.graders import frozen
+from idrid_jax.evaluation.progress import Progress, stage_logger
 from idrid_jax.images import encode_image, image_grid, to_float, to_uint8
 from idrid_jax.models import NETWORKS, build_networks
 from idrid_jax.training import augment
 from idrid_jax.training.optimizers import grade_conditioning
+from idrid_jax.training.run_dir import RunDir
 
-NAME = "evaluation.json"
-POOLED = "usefulness_pooled.json"
-PAIRS = "memorization.png"  # the generated images nearest to training photographs, each above its own
 NUM_UNTRAINED = 8  # discriminators whose logits are the reference of the membership attack
-Progress = Callable[[str, int], None]  # (the current stage, the number of stages)
 
 
 def evaluate(
@@ -62,8 +61,8 @@ def evaluate(
 ) -> dict:
     """Measure `count` generated images against the release that the run was trained on.
 
-    The grades of the images are in the training split's proportions. The test split is the held-out one and may be
-    empty; nothing is chosen by it.
+    The grades of the images are in the proportions of the training photographs. The held-out photographs are the test
+    split, which may be empty, or fold `config.data.held_out_fold`; nothing is chosen by them.
 
     Args:
       count: default: as many as training photographs. seed: of the images and of every random choice.
@@ -89,116 +88,152 @@ def evaluate(
       `usefulness_seeds`.
     """
     if pixels is not None and usefulness_seeds:
-        raise UserError("--usefulness is measured at the images' own size: omit --pixels")
+        raise UserError(f"usefulness is measured at the images' own size, not at {pixels} pixels: omit one of the two")
     extractors, skipped = pretrained.load_all(weights_files)
     extractors = [_remember(extractor) for extractor in extractors]
     source = evaluated_run.load(workdir, step, statistics, data_dir, pixels, extractors)
-    saved = None if grader_file is None else _load_grader(grader_file, source)
-    conditional = source.sampler.network.conditional
-    reads_grades = conditional and source.judge is not None
-    num_stages = 2 + 2 * (pixels is None) + 3 * len(extractors) + len(GRADES) * conditional + reads_grades
-    if usefulness_seeds and reads_grades:
-        num_stages += 1 + usefulness.num_stages(_full_size(source))
-    log = functools.partial(_log_stage, on_progress, num_stages)
+    grader = None if grader_file is None else _load_grader(grader_file, source)
+    count = len(source.training.grades) if count is None else count
+    log = stage_logger(on_progress, _num_stages(source, pixels, usefulness_seeds))
 
-    training, held_out, cache_dir = source.training, source.held_out, source.manifest.folder / "features"
-    count = len(training.grades) if count is None else count
     log(f"generating {count} images; PSNR and SSIM of all pairs")
-    images, grades = _generate(source, count, seed, pixels)
-    real, held = np.asarray(training.images), np.asarray(held_out.images)
-    sets = images, grades if conditional else None, real, training.grades, held, held_out.grades
-    result = {"run": source.description | {"seed": seed}, "quality": quality.measure(*sets, seed=seed)}
-    from_cache = functools.partial(_cached_features, cache_dir)
-    result["closeness"] = closeness.measure(
-        *sets,
-        extractors=extractors,
-        trained_against=source.sampler.run.trained_against,
-        photograph_features=from_cache,
-        seed=seed,
-        log=log,
-    )
-    if conditional:
-        options = {"cache_dir": cache_dir, "seed": seed}
-        result["grading"] = _grading(source, saved, images, grades, log, options)
+    images = _generate(source, count, seed, pixels)
+    result = {"run": source.description | {"seed": seed}}
+    result |= _quality_and_closeness(source, images, seed, log)
+    if source.sampler.network.conditional:
+        result["grading"] = _grading(source, grader, images, seed, log)
     if pixels is None:
-        log("memorization of training photographs")
-        features = _softened_features(extractors, images, real, held, from_cache)
-        result["memorization"] = memorization.measure(images, real, held, training.ids, features)
-        log("membership inference")
-        result["membership"] = membership.measure(*_logits(source))
-        if augmentation := augment.augmentation_from_config(source.sampler.config):
-            augmented = _augment(real, augmentation.strengths, source.sampler.network.sample_batch_size, seed)
-            result["augmentation_leak"] = augmentation_leak.measure(images, real, augmented, seed=seed)
+        result |= _memorization_and_leaks(source, images, seed, log)
     if skipped:
         result["skipped_weights"] = skipped
-    path = Path(workdir) / file_name(pixels)
+    path = RunDir(workdir).evaluation(pixels)
     if usefulness_seeds:
-        options = {"seeds": usefulness_seeds, "keep_share": keep_share, "cache_dir": cache_dir, "log": log}
-        result["usefulness"] = _usefulness(source, seed, options)
+        result["usefulness"] = _usefulness(source, usefulness_seeds, keep_share, seed, log)
     elif earlier := _earlier_usefulness(path, result):
         result["usefulness"] = earlier
     on_result(result)
-    _write(Path(workdir), path, result, images, real)
+    _write(RunDir(workdir), path, result, images)
     return result
 
 
-def file_name(pixels: int | None) -> str:
-    """Return the name of the file that `evaluate` writes."""
-    return NAME if pixels is None else NAME.replace(".", f"_{pixels}.")
+def _num_stages(source, pixels, usefulness_seeds) -> int:
+    """Return how often `evaluate` reports a stage."""
+    conditional = source.sampler.network.conditional
+    reads_grades = conditional and source.grading_extractor is not None
+    stages = 2 + 2 * (pixels is None) + 3 * len(source.extractors) + len(GRADES) * conditional + reads_grades
+    if usefulness_seeds and reads_grades:
+        stages += 1 + usefulness.num_stages(_full_size(source))
+    return stages
 
 
-def _log_stage(on_progress, num_stages, text):
-    on_progress(text, num_stages)
-
-
-def _write(workdir, path, result, images, real):
+def _write(run_dir, path, result, images):
+    """Write the result, and the pairs of memorization: generated images, each above its nearest photograph."""
     if pairs := result.get("memorization", {}).get("pairs"):
-        both = [images[[pair["generated"] for pair in pairs]], real[[pair["index"] for pair in pairs]]]
-        atomic.write_bytes(
-            workdir / PAIRS, encode_image(np.asarray(image_grid(np.concatenate(both), len(pairs))), "png")
-        )
+        generated = images.generated[[pair["generated"] for pair in pairs]]
+        nearest = images.training[[pair["index"] for pair in pairs]]
+        grid = image_grid(np.concatenate([generated, nearest]), len(pairs))
+        atomic.write_bytes(run_dir.memorization_pairs, encode_image(np.asarray(grid), "png"))
     atomic.write_text(path, json.dumps(result, indent=2) + "\n")
 
 
-# --- images and grading
+# --- images, and what compares them with photographs
 
 
-def _generate(source, count, seed, pixels) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and their grades: the training split's grades, shuffled and repeated, so that any count has their
-    proportions."""
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """Images and photographs of one size.
+
+    Attributes:
+      generated, training, held_out: uint8 [N, R, R, C], R and C alike.
+      requested, training_grades, held_out_grades: their grades, int [N]; of generated images the requested ones.
+    """
+
+    generated: np.ndarray
+    requested: np.ndarray
+    training: np.ndarray
+    training_grades: np.ndarray
+    held_out: np.ndarray
+    held_out_grades: np.ndarray
+
+
+def _generate(source, count, seed, pixels) -> _Images:
+    """Generate images of the training photographs' grades, shuffled and repeated: any count has their proportions."""
     order = np.random.default_rng(seed).permutation(len(source.training.grades))
-    grades = source.training.grades[np.resize(order, count)]
-    images = np.stack(list(source.sampler.images(grades, seed=seed)))
-    return images if pixels is None else downsample(images, pixels), grades
+    requested = source.training.grades[np.resize(order, count)]
+    generated = np.stack(list(source.sampler.images(requested, seed=seed)))
+    return _Images(
+        generated if pixels is None else downsample(generated, pixels),
+        requested,
+        np.asarray(source.training.images),
+        source.training.grades,
+        np.asarray(source.held_out.images),
+        source.held_out.grades,
+    )
+
+
+def _quality_and_closeness(source, images, seed, log) -> dict:
+    requested = images.requested if source.sampler.network.conditional else None
+    photographs = images.training, images.training_grades, images.held_out, images.held_out_grades
+    sets = images.generated, requested, *photographs
+    return {
+        "quality": quality.measure(*sets, seed=seed),
+        "closeness": closeness.measure(
+            *sets,
+            extractors=source.extractors,
+            trained_against=source.sampler.run.trained_against,
+            photograph_features=functools.partial(_cached_features, source),
+            seed=seed,
+            log=log,
+        ),
+    }
+
+
+def _memorization_and_leaks(source, images, seed, log) -> dict:
+    """Return the results of memorization and membership, and of the augmentation leak if D saw augmented images."""
+    log("memorization of training photographs")
+    sets = images.generated, images.training, images.held_out
+    features = _softened_features(source, *sets)
+    result = {"memorization": memorization.measure(*sets, source.training.ids, features)}
+    log("membership inference")
+    result["membership"] = membership.measure(*_logits(source))
+    if augmentation := augment.augmentation_from_config(source.sampler.config):
+        batch_size = source.sampler.network.sample_batch_size
+        augmented = _augment(images.training, augmentation.strengths, batch_size, seed)
+        result["augmentation_leak"] = augmentation_leak.measure(images.generated, images.training, augmented, seed=seed)
+    return result
+
+
+# --- grading
 
 
 def _load_grader(path, source) -> frozen.FrozenGrader:
     """Return the grader in a file. Raises UserError if it cannot read the run's images, or saw the held-out ones."""
     config = source.config
     if not source.sampler.network.conditional:
-        raise UserError(f"--grader: {config.network} is unconditional: its images have no grades to read")
-    if source.judge is None:
-        raise UserError(f"--grader: {source.no_judge}")
-    if config.data.held_out_fold != folds.NO_FOLD:
-        raise UserError("--grader: it was fitted to photographs that config.data.held_out_fold holds out: omit it")
-    grader = frozen.load(path, extractor=source.judge, fingerprint=source.manifest.fingerprint)
+        raise UserError(f"{path}: no grader is needed: {config.network} is unconditional, its images have no grades")
+    if source.grading_extractor is None:
+        raise UserError(f"{path}: the grader cannot be used: {source.why_no_grading_extractor}")
+    if config.data.held_out_fold != NO_FOLD:
+        raise UserError(f"{path}: was fitted to photographs that config.data.held_out_fold holds out: omit it")
+    grader = frozen.load(path, extractor=source.grading_extractor, fingerprint=source.manifest.fingerprint)
     if grader.crop != config.data.crop:
         raise UserError(f"{path}: was fitted to photographs with crop {grader.crop}; the run has {config.data.crop}")
     return grader
 
 
-def _grading(source, saved, images, grades, log, options) -> dict:
-    """saved: a grader to ask, too, or None. options: of `grading.measure`."""
-    if source.judge is None:
-        return {"missing": source.no_judge}
+def _grading(source, saved_grader, images, seed, log) -> dict:
+    """saved_grader: one of `idrid-jax grade`, whose results are added as "saved", or None."""
+    extractor = source.grading_extractor
+    if extractor is None:
+        return {"missing": source.why_no_grading_extractor}
     log("grading: a grader of the training photographs")
-    training, held_out = source.training, source.held_out
-    photographs = np.asarray(training.images), training.grades, np.asarray(held_out.images), held_out.grades
-    result = grading.measure(source.judge, *photographs, images, grades, **options)
-    if saved is not None:
-        _, full_size = splits.load_evaluation_splits(source.config, source.manifest, saved.size)
-        photographs = np.asarray(full_size.images), full_size.grades
-        result["saved"] = grading.measure_saved(saved, source.judge, *photographs, images, grades, **options)
+    photographs = images.training, images.training_grades, images.held_out, images.held_out_grades
+    generated, options = (images.generated, images.requested), {"cache_dir": _cache_dir(source), "seed": seed}
+    result = grading.measure(extractor, *photographs, *generated, **options)
+    if saved_grader is not None:
+        _, held_out = splits.load_evaluation_splits(source.config, source.manifest, saved_grader.size)
+        photographs = np.asarray(held_out.images), held_out.grades
+        result["saved"] = grading.measure_saved(saved_grader, extractor, *photographs, *generated, **options)
     return result
 
 
@@ -218,18 +253,23 @@ def _remember(extractor: FeatureExtractor) -> FeatureExtractor:
     return dataclasses.replace(extractor, extract=extract)
 
 
-def _cached_features(cache_dir, extractor, images):
-    return feature_cache.cached_features(extractor, images, cache_dir)
+def _cache_dir(source) -> Path:
+    return source.manifest.folder / "features"
 
 
-def _softened_features(extractors, generated, training, held_out, from_cache):
+def _cached_features(source, extractor, images):
+    return feature_cache.cached_features(extractor, images, _cache_dir(source))
+
+
+def _softened_features(source, generated, training, held_out):
     """Return the features that `memorization.measure` needs, of `memorization.softened` images."""
     generated, training, held_out = (memorization.softened(images) for images in (generated, training, held_out))
     features = {}
-    for extractor in extractors:
-        ours = [extractor.extract(side) for side in (generated, generated[:, :, ::-1])]
-        others = [from_cache(extractor, side) for side in (held_out, held_out[:, :, ::-1])]
-        features[extractor.name] = np.stack(ours), from_cache(extractor, training), np.stack(others)
+    for extractor in source.extractors:
+        generated_features = [extractor.extract(side) for side in (generated, generated[:, :, ::-1])]
+        training_features = _cached_features(source, extractor, training)
+        held_out_features = [_cached_features(source, extractor, side) for side in (held_out, held_out[:, :, ::-1])]
+        features[extractor.name] = np.stack(generated_features), training_features, np.stack(held_out_features)
     return features
 
 
@@ -249,12 +289,12 @@ def _logits(source):
     def evaluate_batch(arrays, images, grades):
         return discriminator.eval(*arrays, to_float(images), conditioned(grades, step))
 
-    def of_splits(arrays):
+    def evaluate_photographs(arrays):
         batch = functools.partial(evaluate_batch, arrays)
         return tuple(map_in_batches(batch, *split, batch_size=batch_size) for split in photographs)
 
     untrained = [discriminator.init(jax.random.key(seed)) for seed in range(NUM_UNTRAINED)]
-    return *of_splits(source.discriminator), [of_splits(arrays) for arrays in untrained]
+    return *evaluate_photographs(source.discriminator), [evaluate_photographs(arrays) for arrays in untrained]
 
 
 def _as_trained_on(images, config) -> np.ndarray:
@@ -282,21 +322,21 @@ def _augment(images, strengths, batch_size, seed) -> np.ndarray:
 # --- usefulness
 
 
-def _usefulness(source, seed, options) -> dict:
-    """options: further arguments of `usefulness.measure`."""
+def _usefulness(source, seeds, keep_share, seed, log) -> dict:
+    """seeds, keep_share: see `usefulness.measure`. seed: of the images."""
     sampler, training, held_out = source.sampler, source.training, source.held_out
     if not sampler.network.conditional:
         return {"missing": f"{sampler.config.network} is unconditional: its images have no grades to learn from"}
-    if source.judge is None:
-        return {"missing": source.no_judge}
-    options["log"]("usefulness: generating images of every grade")
+    if source.grading_extractor is None:
+        return {"missing": source.why_no_grading_extractor}
+    log("usefulness: generating images of every grade")
     grades = np.repeat(np.arange(len(GRADES), dtype=np.int32), usefulness.num_synthetic(training.grades))
     full_size = None
     if size := _full_size(source):
         both = splits.load_evaluation_splits(source.config, source.manifest, size)
         full_size = tuple(np.asarray(split.images) for split in both)
     return usefulness.measure(
-        source.judge,
+        source.grading_extractor,
         np.asarray(training.images),
         training.grades,
         np.asarray(held_out.images),
@@ -304,13 +344,16 @@ def _usefulness(source, seed, options) -> dict:
         np.stack(list(sampler.images(grades, seed=seed))),
         grades,
         full_size=full_size,
-        **options,
+        seeds=seeds,
+        keep_share=keep_share,
+        cache_dir=_cache_dir(source),
+        log=log,
     )
 
 
 def _full_size(source) -> int | None:
     """Return the side at which graders can see photographs in more detail than images; None if it is not larger."""
-    size = source.judge.input_size or efficientnet.SIZE
+    size = source.grading_extractor.input_size or efficientnet.SIZE
     return size if size > source.sampler.network.size else None
 
 
@@ -323,9 +366,9 @@ def _earlier_usefulness(path, result) -> dict | None:
         return None
 
 
-def write_pooled_usefulness(workdir: Path | str, results: Sequence[dict]) -> dict:
-    """Write `usefulness.pool` of what `evaluate` returned for several runs to `workdir/usefulness_pooled.json` and
+def write_combined_usefulness(workdir: Path | str, results: Sequence[dict]) -> dict:
+    """Write `usefulness.combine_runs` of what `evaluate` returned for several runs to the run directory `workdir` and
     return it. Raises UserError if it cannot be written."""
-    pooled = usefulness.pool([result["usefulness"] for result in results])
-    atomic.write_text(Path(workdir) / POOLED, json.dumps(pooled, indent=2) + "\n")
-    return pooled
+    combined = usefulness.combine_runs([result["usefulness"] for result in results])
+    atomic.write_text(RunDir(workdir).combined_usefulness, json.dumps(combined, indent=2) + "\n")
+    return combined

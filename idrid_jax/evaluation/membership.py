@@ -18,7 +18,7 @@ MIN_IMAGES = 10  # photographs of each kind
 
 def measure(
     members: np.ndarray,
-    others: np.ndarray,
+    non_members: np.ndarray,
     untrained: list[tuple[np.ndarray, np.ndarray]] = (),
     *,
     resamples: int = 500,
@@ -31,24 +31,32 @@ def measure(
       discriminators, at least 0.5), "verdict"}, or {"missing": why}. Leakage is reported if the whole interval lies
       above "untrained_auc".
     """
-    for name, logits in (("training", members), ("held-out", others)):
+    for name, logits in (("training", members), ("held-out", non_members)):
         if len(logits) < MIN_IMAGES:
             return {"missing": f"{len(logits)} {name} photographs; at least {MIN_IMAGES} are needed"}
-    members, others = np.asarray(members, float), np.asarray(others, float)
+    members, non_members = np.asarray(members, float), np.asarray(non_members, float)
     rng = np.random.default_rng(seed)
-    resample = lambda logits: logits[rng.integers(len(logits), size=len(logits))]
-    low, high = intervals.percentile_interval([auc(resample(members), resample(others)) for _ in range(resamples)])
+
+    def resample(logits):
+        return logits[rng.integers(len(logits), size=len(logits))]
+
+    low, high = intervals.percentile_interval([auc(resample(members), resample(non_members)) for _ in range(resamples)])
     untrained_auc = max([0.5, *(auc(*logits) for logits in untrained)])
     leaks = "the discriminator reveals which photographs it was trained on"
     verdict = leaks if low > untrained_auc else "no sign that the discriminator reveals its training photographs"
-    return {"auc": auc(members, others), "interval": [low, high], "untrained_auc": untrained_auc, "verdict": verdict}
+    return {
+        "auc": auc(members, non_members),
+        "interval": [low, high],
+        "untrained_auc": untrained_auc,
+        "verdict": verdict,
+    }
 
 
-def auc(members: np.ndarray, others: np.ndarray) -> float:
+def auc(members: np.ndarray, non_members: np.ndarray) -> float:
     """Return the probability that a member's score [N] is above another's [M], equal ones counting half."""
-    members, others = np.asarray(members), np.asarray(others)
-    above = (members[:, None] > others).sum() + 0.5 * (members[:, None] == others).sum()
-    return float(above / (len(members) * len(others)))
+    members, non_members = np.asarray(members), np.asarray(non_members)
+    above = (members[:, None] > non_members).sum() + 0.5 * (members[:, None] == non_members).sum()
+    return float(above / (len(members) * len(non_members)))
 
 
 def table(result: dict) -> str:

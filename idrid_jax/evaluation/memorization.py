@@ -67,40 +67,43 @@ def measure(
             return {"missing": f"{len(images)} {name} images; at least {MIN_IMAGES} are needed"}
     photographs = TrainingPhotographs(training)
     to_training = {"generated": photographs.distances(generated), "held_out": photographs.distances(held_out)}
-    found = {name: similarity(distance, photographs.among) for name, distance in to_training.items()}
+    similarities = {name: similarity(distance, photographs.among) for name, distance in to_training.items()}
     result = {
         name: {
-            "images": len(found[name]),
-            "similarity": {str(q): float(np.quantile(found[name], q)) for q in (0.5, 0.9, 0.99, 1)},
-            "num_copies": int((found[name] >= COPY).sum()),
+            "images": len(similarities[name]),
+            "similarity": {str(q): float(np.quantile(similarities[name], q)) for q in (0.5, 0.9, 0.99, 1)},
+            "num_copies": int((similarities[name] >= COPY).sum()),
             "authentic": float(authenticity(to_training[name], photographs.among).mean()),
         }
         for name in to_training
     }
     result["distances"] = {STRUCTURE: distance_summary(to_training, photographs.among)}
-    for network, (ours, theirs, others) in (features or {}).items():
-        nearest_side = {name: np.min([cdist(side, theirs) for side in sides], axis=0)
-                        for name, sides in (("generated", ours), ("held_out", others))}  # fmt: skip
-        result["distances"][network] = distance_summary(nearest_side, cdist(theirs, theirs))
+    for network, (generated_sides, training_features, held_out_sides) in (features or {}).items():
+        nearest_side = {
+            name: np.min([cdist(side, training_features) for side in sides], axis=0)
+            for name, sides in (("generated", generated_sides), ("held_out", held_out_sides))
+        }
+        among_training = cdist(training_features, training_features)
+        result["distances"][network] = distance_summary(nearest_side, among_training)
     copy_rate, by_chance = (result[name]["num_copies"] / result[name]["images"] for name in ("generated", "held_out"))
     return result | {
         "c_t": result["distances"][STRUCTURE]["c_t"],
         "copy_rate": copy_rate,
         "threshold": allowed_copy_rate(len(generated), by_chance),
-        "pairs": _pairs(found["generated"], to_training["generated"].argmin(1), training_ids),
+        "pairs": _pairs(similarities["generated"], to_training["generated"].argmin(1), training_ids),
         "verdict": _verdict(result, copy_rate, allowed_copy_rate(len(generated), by_chance)),
     }
 
 
-def _pairs(found, nearest, training_ids) -> list[dict]:
+def _pairs(similarities, nearest, training_ids) -> list[dict]:
     return [
         {
             "generated": int(i),
             "training": training_ids[nearest[i]],
             "index": int(nearest[i]),
-            "similarity": float(found[i]),
+            "similarity": float(similarities[i]),
         }
-        for i in np.argsort(-found, kind="stable")[:NUM_PAIRS]
+        for i in np.argsort(-similarities, kind="stable")[:NUM_PAIRS]
     ]
 
 
@@ -189,12 +192,12 @@ def similarity(to_training: np.ndarray, among_training: np.ndarray) -> np.ndarra
     Photographs that are the same (`SAME`) do not count as others, or a duplicated photograph would hide its copies.
     to_training [N, M], among_training [M, M]: distances.
     """
-    others = _without_self(among_training)
-    same = among_training <= SAME * np.median(others.min(1))
+    to_others = _without_self(among_training)
+    same = among_training <= SAME * np.median(to_others.min(1))
     np.fill_diagonal(same, True)
-    other = np.where(same[to_training.argmin(1)], np.inf, to_training).min(1)
-    defined = np.isfinite(other) & (other > 0)
-    return np.where(defined, 1 - to_training.min(1) / np.where(defined, other, 1), 0.0)
+    nearest_other = np.where(same[to_training.argmin(1)], np.inf, to_training).min(1)
+    defined = np.isfinite(nearest_other) & (nearest_other > 0)
+    return np.where(defined, 1 - to_training.min(1) / np.where(defined, nearest_other, 1), 0.0)
 
 
 # --- distances to the nearest photograph
@@ -288,8 +291,8 @@ def _distance_lines(distances):
     head = "distance to the nearest; 1: as among training"
     width = max(len(head), *map(len, distances))
     lines = [f"{head:<{width}}  {quantiles}  authentic     C_T"]
-    for name, found in distances.items():
-        for key, caption, c_t in (("generated", name, f"{found['c_t']:+8.1f}"), ("held_out", "  held-out real", "")):
-            cells = "  ".join(f"{value:4.2f}" for value in found[key]["nearest"].values())
-            lines.append(f"{caption:<{width}}  {cells}  {found[key]['authentic']:9.0%}{c_t}")
+    for name, summary in distances.items():
+        for key, caption, c_t in (("generated", name, f"{summary['c_t']:+8.1f}"), ("held_out", "  held-out real", "")):
+            cells = "  ".join(f"{value:4.2f}" for value in summary[key]["nearest"].values())
+            lines.append(f"{caption:<{width}}  {cells}  {summary[key]['authentic']:9.0%}{c_t}")
     return [*lines, f"Networks see blurred images. C_T below {C_T_LIMIT}: nearer than new photographs are."]

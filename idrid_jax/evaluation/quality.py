@@ -67,13 +67,13 @@ def measure(
     rng = np.random.default_rng(seed)
     index = {name: _sample(rng, len(images), max_images) for name, (images, _) in sets.items()}
     images = {name: np.asarray(sets[name][0])[index[name]] for name in sets}
-    grades = {name: None if of is None else np.asarray(of)[index[name]] for name, (_, of) in sets.items()}
-    fake, real, held = images.values()
-    fake_real, held_real, fake_fake, real_real = (
-        _all_pairs(a, b) for a, b in ((fake, real), (held, real), (fake, fake), (real, real))
+    grades = {name: None if labels is None else np.asarray(labels)[index[name]] for name, (_, labels) in sets.items()}
+    fake, real, held_out = images.values()
+    fake_real, held_out_real, fake_fake, real_real = (
+        _all_pairs(a, b) for a, b in ((fake, real), (held_out, real), (fake, fake), (real, real))
     )
     pick = rng.integers(len(fake), size=1) if len(fake) else np.zeros(0, int)
-    result = _rows(fake_real, held_real, _all_pairs(_mean(real)[None], real), fake_fake, real_real, pick)
+    result = _rows(fake_real, held_out_real, _all_pairs(_mean(real)[None], real), fake_fake, real_real, pick)
     result["one_generated"]["index"] = int(index["generated"][pick[0]]) if len(pick) else None
     result["images"] = {name: len(chosen) for name, chosen in index.items()}
     result["given"] = {name: len(value[0]) for name, value in sets.items()}
@@ -86,7 +86,7 @@ def measure(
             mean = _all_pairs(_mean(real[r])[None], real[r]) if len(r) else [np.zeros((0, 0))] * 2
             matrices = (
                 _take(fake_real, f, r),
-                _take(held_real, h, r),
+                _take(held_out_real, h, r),
                 mean,
                 _take(fake_fake, f, f),
                 _take(real_real, r, r),
@@ -95,15 +95,15 @@ def measure(
     return result
 
 
-def _rows(fake_real, held_real, mean_real, fake_fake, real_real, pick, grade=""):
+def _rows(fake_real, held_out_real, mean_real, fake_fake, real_real, pick, grade=""):
     """Return the entries of CAPTIONS and "collapse". pick: row of "one_generated" in fake_real, int [1] or [0]."""
     rows = {
         "generated": _mean_of(fake_real, "generated", grade),
         "one_generated": _mean_of([m[pick] for m in fake_real], "generated", grade),
-        "held_out_real": _mean_of(held_real, "held-out", grade),
+        "held_out_real": _mean_of(held_out_real, "held-out", grade),
         "mean_image": _mean_of(mean_real, "training", grade),
         "nearest_to_generated": _nearest(fake_real, "generated", grade),
-        "nearest_to_held_out": _nearest(held_real, "held-out", grade),
+        "nearest_to_held_out": _nearest(held_out_real, "held-out", grade),
         "within_generated": _within(fake_fake, "generated", grade),
         "within_training": _within(real_real, "training", grade),
     }
@@ -191,8 +191,8 @@ def _nearest(pairs, name, grade):
 
 def _within(pairs, name, grade):
     count = len(pairs[0])
-    one = f"one {name} image" + (f" of grade {grade}" if grade else "")
-    missing = "" if count > 1 else _missing(pairs, name, grade) or f"{one}, no pair"
+    single = f"one {name} image" + (f" of grade {grade}" if grade else "")
+    missing = "" if count > 1 else _missing(pairs, name, grade) or f"{single}, no pair"
     upper = np.triu_indices(count, 1)
     return _entry(pairs, [m[upper] for m in pairs], missing)
 

@@ -6,9 +6,9 @@
     ssim_within, ssim_excess, ssim_gap
                             mean SSIM between generated images; minus that between photographs; its absolute value
 
-The reference is the validation fold of the training split (`config.data.validation_folds`), which the networks never
-see; the test split is not read. To add a metric, compute it in `SnapshotMetrics.__call__` and, if lower is better, add
-its name to `names`.
+The reference is the validation fold of the training photographs (`config.data.validation_folds`), which the networks
+never see. Held-out photographs (the test split, or fold `config.data.held_out_fold`) are not read. To add a metric,
+compute it in `SnapshotMetrics.__call__` and, if lower is better, add its name to `names`.
 """
 
 from collections.abc import Callable
@@ -56,8 +56,14 @@ class SnapshotMetrics:
         self._log, self._reference = log, None
 
     def __call__(self, fakes: np.ndarray, grades: np.ndarray, training: Split, validation: Split) -> dict[str, float]:
-        """Returns the metrics of generated images, uint8 [N, R, R, C] with N at least 2. A metric that needs more
-        photographs than there are is absent. The reference is computed at the first call and reused."""
+        """Return the metrics of generated images.
+
+        A metric that needs more photographs than there are is absent. The reference is computed at the first call and
+        reused.
+
+        Args: fakes: uint8 [N, R, R, C], N at least 2. grades: int32 [N], requested. training, validation: photographs
+          that the networks are trained on, and those of the validation fold, perhaps none.
+        """
         if self._reference is None:
             self._reference = _Reference(training, validation, self._imagenet, self._log)
         reference, metrics = self._reference, {}
@@ -106,7 +112,7 @@ def _ssim_images(images) -> int:
 
 
 def ssim_within(images: np.ndarray) -> float:
-    """Returns the mean SSIM between the first images of uint8 [N, R, R, C]: high if they are all alike."""
+    """Return the mean SSIM between the first of images, uint8 [N, R, R, C]: high if they are all alike."""
     some = images[: _ssim_images(images)].astype(np.float32) / 255
     pairs = np.asarray(ssim_pairs(some, some))
     return float(pairs[~np.eye(len(some), dtype=bool)].mean())

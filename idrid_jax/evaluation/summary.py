@@ -45,73 +45,74 @@ def _line(name, value, reference=""):
     return f"{name:<{NAME_WIDTH}}  {value:>{CELL_WIDTH}}  {reference:>{CELL_WIDTH}}".rstrip()
 
 
-def _quality(found):
+def _quality(result):
     rows = []
     for name, key, decimals in (("SSIM", "ssim", 3), ("PSNR in dB", "psnr", 2)):
-        values = (_number(found[row][key], decimals) for row in ("generated", "held_out_real"))
+        values = (_number(result[row][key], decimals) for row in ("generated", "held_out_real"))
         rows.append((f"1 quality: {name}, all pairs with training", *values))
-    within = (_number(found[row]["ssim"], 3) for row in ("within_generated", "within_training"))
+    within = (_number(result[row]["ssim"], 3) for row in ("within_generated", "within_training"))
     generated, training = within
     return [*rows, ("  SSIM within the set (collapse: above by 0.1)", generated, f"training: {training}")]
 
 
-def _closeness(found):
+def _closeness(result):
     rows = []
-    entries = {row: found["rows"][row] for row in ("generated", "held_out_real")}
-    for network in found["networks"][:MAX_EXTRACTORS]:
+    entries = {row: result["rows"][row] for row in ("generated", "held_out_real")}
+    for network in result["networks"][:MAX_EXTRACTORS]:
         cells = (_interval(entries[row]["features"][network]["kid"], 1000, 1) for row in entries)
-        trained = ", trained against" if network in found["trained_against"] else ""
+        trained = ", trained against" if network in result["trained_against"] else ""
         rows.append((f"2 closeness: KID x1000, {network.partition(' ')[0]}{trained}", *cells))
-    if not found["networks"]:
+    if not result["networks"]:
         rows.append(("2 closeness by features", "not measured", ""))
-    if len(found["networks"]) > MAX_EXTRACTORS:
-        rows.append((f"  ({len(found['networks']) - MAX_EXTRACTORS} more extractors in the tables)", ""))
+    if len(result["networks"]) > MAX_EXTRACTORS:
+        rows.append((f"  ({len(result['networks']) - MAX_EXTRACTORS} more extractors in the tables)", ""))
     rows.append(("  power spectrum, difference in dB", *(_interval(entries[row]["spectrum"], 1, 1) for row in entries)))
     return rows
 
 
-def _memorization(found):
-    if found is None or "missing" in found:
-        return _not_measured("3 memorization", found)
-    copies = (f"{found[name]['num_copies']} of {found[name]['images']}" for name in ("generated", "held_out"))
+def _memorization(result):
+    if result is None or "missing" in result:
+        return _not_measured("3 memorization", result)
+    copies = (f"{result[name]['num_copies']} of {result[name]['images']}" for name in ("generated", "held_out"))
     return [
         ("3 memorization: copies of training photographs", *copies),
-        ("  C_T (below -3: nearer than new images)", f"{found['c_t']:+.1f}", "expected: 0"),
+        ("  C_T (below -3: nearer than new images)", f"{result['c_t']:+.1f}", "expected: 0"),
     ]
 
 
-def _membership(found):
-    if found is None or "missing" in found:
-        return _not_measured("4 membership", found)
-    value = f"{found['auc']:.2f} ({found['interval'][0]:.2f} to {found['interval'][1]:.2f})"
-    return [("4 membership: AUC of the discriminator's logits", value, f"untrained: {found['untrained_auc']:.2f}")]
+def _membership(result):
+    if result is None or "missing" in result:
+        return _not_measured("4 membership", result)
+    value = f"{result['auc']:.2f} ({result['interval'][0]:.2f} to {result['interval'][1]:.2f})"
+    return [("4 membership: AUC of the discriminator's logits", value, f"untrained: {result['untrained_auc']:.2f}")]
 
 
-def _grading(found):
-    if found is None or "missing" in found:
-        return _not_measured("5 grading", found)
-    graders = {"a grader": found} | ({"the saved grader": found["saved"]} if "saved" in found else {})
+def _grading(result):
+    if result is None or "missing" in result:
+        return _not_measured("5 grading", result)
+    graders = {"a grader": result} | ({"the saved grader": result["saved"]} if "saved" in result else {})
     return [
         (
-            f"5 grading: kappa, {name} of {one['pixels']}-pixel photographs",
-            _kappa(one["generated"]),
-            _kappa(one["held_out"]),
+            f"5 grading: kappa, {name} of {entry['pixels']}-pixel photographs",
+            _kappa(entry["generated"]),
+            _kappa(entry["held_out"]),
         )
-        for name, one in graders.items()
+        for name, entry in graders.items()
     ]
 
 
-def _usefulness(found):
-    if found is None:
+def _usefulness(result):
+    if result is None:
         return [("6 usefulness", "not measured", "--usefulness 5 does")]
-    if "missing" in found:
-        return _not_measured("6 usefulness", found)
+    if "missing" in result:
+        return _not_measured("6 usefulness", result)
     rows = []
-    for size, one in found["sizes"].items():
-        baseline = f"{_words(one['baseline'])}: {one['arms'][one['baseline']]['qwk']['mean']:.2f}"
-        arms = dict.fromkeys([one.get("best", "synthetic_balanced"), "synthetic_only"])  # the others are in the tables
-        for arm in (arm for arm in arms if arm in one["arms"]):
-            value = {"value": one["arms"][arm]["qwk"]["mean"], "interval": one["arms"][arm]["qwk"]["interval"]}
+    for size, comparison in result["sizes"].items():
+        kappas = {arm: measures["qwk"] for arm, measures in comparison["arms"].items()}
+        baseline = f"{_words(comparison['baseline'])}: {kappas[comparison['baseline']]['mean']:.2f}"
+        arms = dict.fromkeys([comparison.get("best", "synthetic_balanced"), "synthetic_only"])  # others: in the tables
+        for arm in (arm for arm in arms if arm in kappas):
+            value = {"value": kappas[arm]["mean"], "interval": kappas[arm]["interval"]}
             rows.append((f"6 usefulness: kappa, {size} size, {_words(arm)}", _interval(value, 1, 2), baseline))
     return rows
 
@@ -120,16 +121,16 @@ def _words(arm):
     return arm.replace("_", " ")
 
 
-def _not_measured(name, found):
-    return [] if found is None else [(name, "not measured", "")]
+def _not_measured(name, result):
+    return [] if result is None else [(name, "not measured", "")]
 
 
 def _verdicts(result) -> list[str]:
     lines = [f"Diversity: {result['quality']['collapse']['verdict']}."]
     for name in ("memorization", "membership", "grading", "augmentation_leak", "usefulness"):
-        found = result.get(name)
-        if found is not None:
-            verdict = found["verdict"] if "verdict" in found else f"not measured: {found['missing']}"
+        section = result.get(name)
+        if section is not None:
+            verdict = section["verdict"] if "verdict" in section else f"not measured: {section['missing']}"
             lines.append(f"{name.capitalize().replace('_', ' ')}: {verdict}.")
     if by_grade := _by_grade(result.get("usefulness", {})):
         lines.append(by_grade)
@@ -180,7 +181,7 @@ def _interval(entry, factor, decimals):
     return f"{text} ({low} to {high})"
 
 
-def _kappa(found):
-    if "missing" in found:
+def _kappa(result):
+    if "missing" in result:
         return "-"
-    return _interval({"value": found["qwk"], "interval": found["qwk_interval"]}, 1, 2)
+    return _interval({"value": result["qwk"], "interval": result["qwk_interval"]}, 1, 2)

@@ -32,20 +32,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from idrid_jax.batching import map_in_threads
 from idrid_jax.data.layout import GRADES
 from idrid_jax.evaluation.features import feature_cache
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
-from idrid_jax.evaluation.graders import classifiers, metrics
+from idrid_jax.evaluation.graders import classifiers, frozen, metrics
 from idrid_jax.evaluation.graders.augmentation import augmented
-from idrid_jax.evaluation.usefulness_comparison import ARMS, SIZES, pool, summarize, table
+from idrid_jax.evaluation.usefulness_comparison import ARMS, SIZES, combine_runs, summarize, table
 
-__all__ = ("ARMS", "measure", "num_stages", "num_synthetic", "pool", "table")
+__all__ = ("ARMS", "combine_runs", "measure", "num_stages", "num_synthetic", "table")
 
-C = 0.003  # inverse strength of the L2 penalty: what `idrid-jax grade` chose for EfficientNet-Lite0 at 224 pixels
 WEIGHT_PER_PHOTOGRAPH = 2  # total weight of an arm's images, in training photographs: `grade` counts both sides of each
 NUM_AUGMENTED = 2  # variants of a training photograph, besides the plain and the mirrored one; more read no better
 
@@ -78,8 +76,8 @@ def measure(
       cache_dir: folder of cached features of photographs. log: called before each of `num_stages` stages.
     Returns: for json.dumps: "sizes" {size of SIZES: what `usefulness_comparison.compare` returns}; "size", the one
       whose question matters most, and its "verdict"; "seeds"; "extractor", its name; "keep_share"; "readings", for
-      `pool`: as texts with a digit for each held-out photograph, "truth" and "read" {size: {arm: [one for each seed]}},
-      and "photographs", a key for each. If it cannot be measured: {"missing": why}.
+      `combine_runs`: as texts with a digit for each held-out photograph, "truth" and "read" {size: {arm: [one for each
+      seed]}}, and "photographs", a key for each. If it cannot be measured: {"missing": why}.
       Intervals hold for this set of photographs and synthetic images, not for another generator.
     Raises: ValueError if keep_share is out of range.
     """
@@ -95,16 +93,17 @@ def measure(
         for size, both in photographs.items()
     }
     log(f"usefulness: features of {len(synthetic)} synthetic images")
-    ours = extractor.extract(_half_mirrored(synthetic))  # once each: more images are as good as more variants
+    # Features of each image once: more images are as good as more variants
+    synthetic_features = extractor.extract(_half_mirrored(synthetic))
     read, training_grades = {}, np.asarray(training_grades)
     with threadpool_limits(1):  # of each fit: fits run in threads, and BLAS's own threads stall on a busy machine
         # by photographs of the same size: sharper ones have other features
-        likelihood = _likelihood(features["generator"][0], training_grades, ours, labels)
+        likelihood = _likelihood(features["generator"][0], training_grades, synthetic_features, labels)
         is_likely = likeliest(likelihood, labels, keep_share)
-        for size, (train, held) in features.items():
+        for size, (training_features, held_out_features) in features.items():
             log(f"usefulness: graders {SIZES[size]}, {seeds} seeds")
-            sets = _Sets(train, training_grades, ours, labels, is_likely)
-            read[size] = _read_all(sets, held, seeds)
+            sets = _Sets(training_features, training_grades, synthetic_features, labels, is_likely)
+            read[size] = _read_all(sets, held_out_features, seeds)
     result = summarize(np.asarray(held_out_grades), read, _keys(held_out), extractor=extractor.name)
     result["keep_share"] = keep_share
     return result
@@ -159,15 +158,15 @@ def _photograph_features(extractor, training, held_out, cache_dir, log) -> tuple
         return feature_cache.cached_features(extractor, images, cache_dir)
 
     training, held_out, count = np.asarray(training), np.asarray(held_out), 2 + NUM_AUGMENTED
-    found, found_held_out = [], []
+    training_features, held_out_features = [], []
     for number, flip in enumerate((1, -1)):
         log(f"usefulness: features ({number + 1} of {count}) of photographs")
-        found.append(extract(np.ascontiguousarray(training[:, :, ::flip])))
-        found_held_out.append(extract(np.ascontiguousarray(held_out[:, :, ::flip])))
+        training_features.append(extract(np.ascontiguousarray(training[:, :, ::flip])))
+        held_out_features.append(extract(np.ascontiguousarray(held_out[:, :, ::flip])))
     for number in range(NUM_AUGMENTED):
         log(f"usefulness: features ({number + 3} of {count}) of photographs")
-        found.append(extract(augmented(training, number, min_size=extractor.input_size)))
-    return np.stack(found), np.stack(found_held_out)
+        training_features.append(extract(augmented(training, number, min_size=extractor.input_size)))
+    return np.stack(training_features), np.stack(held_out_features)
 
 
 def _half_mirrored(images) -> np.ndarray:
@@ -179,44 +178,16 @@ def _half_mirrored(images) -> np.ndarray:
 # --- the grader
 
 
-@dataclasses.dataclass(frozen=True)
-class OrdinalGrader:
-    """Ordinal regression on standardized features, see `classifiers.OrdinalRegression`.
+def fit_grader(features: np.ndarray, grades: np.ndarray, weights: np.ndarray) -> frozen.Head:
+    """Fit an ordinal regression to features [N, D], standardized by their weighted mean and deviation.
 
-    Attributes: classes: int [G], the grades that it can read. mean, scale: float [D]. coefficients: float [G - 1, D].
-      intercepts: float [G - 1].
-    """
-
-    classes: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
-    coefficients: np.ndarray
-    intercepts: np.ndarray
-
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Return the probability of each grade, the mean over variants: float [N, 5], from features [V, N, D]."""
-        logits = (features - self.mean) / self.scale @ self.coefficients.T + self.intercepts
-        result = np.zeros((features.shape[1], len(GRADES)))
-        result[:, self.classes] = np.mean([classifiers.ordinal_probabilities(one) for one in logits], axis=0)
-        return result
-
-
-def fit_grader(features: np.ndarray, grades: np.ndarray, weights: np.ndarray) -> OrdinalGrader:
-    """Fit a grader to features [N, D] of grades int [N], at least two different ones, with weights float [N].
-
-    At each threshold, the images above and those below get the same total weight, as in `classifiers`.
+    grades: int [N], at least two different ones. weights: float [N].
     """
     mean = np.average(features, axis=0, weights=weights).astype(np.float32)
     scale = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights)).astype(np.float32)
     scale[scale == 0] = 1
-    x, classes, models = (features - mean) / scale, np.unique(grades), []
-    for threshold in classes[:-1]:
-        above = grades > threshold
-        own = weights * weights.sum() / 2 / np.where(above, weights[above].sum(), weights[~above].sum())
-        model = LogisticRegression(C=C, max_iter=classifiers.MAX_ITERATIONS)
-        models.append(model.fit(x, above, sample_weight=own))
-    coefficients = np.concatenate([model.coef_ for model in models])
-    return OrdinalGrader(classes, mean, scale, coefficients, np.concatenate([model.intercept_ for model in models]))
+    model = classifiers.OrdinalRegression(classifiers.ORDINAL_C).fit((features - mean) / scale, grades, weights)
+    return frozen.Head(model.classes_, mean, scale, model.coef_, model.intercept_)
 
 
 def _likelihood(photographs, grades, synthetic, labels) -> np.ndarray:
@@ -224,7 +195,7 @@ def _likelihood(photographs, grades, synthetic, labels) -> np.ndarray:
     rows = photographs.reshape(-1, photographs.shape[-1])
     weights = np.full(len(rows), WEIGHT_PER_PHOTOGRAPH / len(photographs))
     grader = fit_grader(rows, np.tile(grades, len(photographs)), weights)
-    return grader.probabilities(synthetic[None])[np.arange(len(labels)), labels]
+    return grader.probabilities(synthetic[None], len(GRADES))[np.arange(len(labels)), labels]
 
 
 # --- the arms
@@ -247,12 +218,12 @@ class _Sets:
 
 def likeliest(likelihood: np.ndarray, labels: np.ndarray, keep_share: float) -> np.ndarray:
     """Return which images the filter keeps: the likeliest share of each grade, at least one: bool [K]."""
-    kept = np.zeros(len(labels), bool)
+    is_likely = np.zeros(len(labels), bool)
     for grade in np.unique(labels):
         members = np.flatnonzero(labels == grade)
         best_first = members[np.argsort(-likelihood[members], kind="stable")]
-        kept[best_first[: math.ceil(keep_share * len(members))]] = True
-    return kept
+        is_likely[best_first[: math.ceil(keep_share * len(members))]] = True
+    return is_likely
 
 
 def choose_synthetic(
@@ -282,11 +253,11 @@ def _read_all(sets: _Sets, held_out: np.ndarray, seeds: int) -> dict[str, np.nda
     def read(arm, seed):
         features, grades, weights = _training_set(sets, arm, seed)
         grader = fit_grader(features, grades, weights)
-        return metrics.read_classes(grader.probabilities(held_out))
+        return metrics.read_classes(grader.probabilities(held_out, len(GRADES)))
 
     jobs = ((arm, seed) for arm in ARMS for seed in range(seeds))
-    found = np.stack(list(map_in_threads(read, jobs)))
-    return dict(zip(ARMS, found.reshape(len(ARMS), seeds, -1)))
+    grades = np.stack(list(map_in_threads(read, jobs)))
+    return dict(zip(ARMS, grades.reshape(len(ARMS), seeds, -1)))
 
 
 def _training_set(sets: _Sets, arm: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Comparison of graders on the same held-out photographs: paired intervals, verdicts in words, runs pooled.
+"""Comparison of graders on the same held-out photographs: paired intervals, verdicts in words, several runs combined.
 
 A reading is the grade that one grader reads in one photograph. Graders come in arms (what they were trained on, see
 `usefulness.ARMS`) and seeds. NumPy; pure.
@@ -60,11 +60,11 @@ def summarize(
     }
 
 
-def pool(results: Sequence[dict]) -> dict:
-    """Return one result for several runs that `usefulness.measure` judged by different photographs.
+def combine_runs(results: Sequence[dict]) -> dict:
+    """Return one result for several runs that `usefulness.measure` evaluated on different photographs.
 
     Run i's graders read run i's held-out photographs; all readings are then compared as if of one set, seed by seed.
-    Meant for the five runs of `config.data.held_out_fold`, which judge themselves by all photographs of a release.
+    Meant for the five runs of `config.data.held_out_fold`, which together are evaluated on all photographs.
 
     Returns: as `usefulness.measure`, for the sizes that all results have. {"missing": why} if a result is missing, or
       the results differ in the extractor, the seeds or the arms, or share photographs (which would count twice).
@@ -80,7 +80,7 @@ def pool(results: Sequence[dict]) -> dict:
     readings = [result["readings"] for result in results]
     photographs = [set(reading["photographs"].split()) for reading in readings]
     if len(set().union(*photographs)) < sum(map(len, photographs)):
-        return {"missing": "two runs were measured on the same photographs; pool runs with different held_out_fold"}
+        return {"missing": "two runs were measured on the same photographs; combine runs with different held_out_fold"}
     read = {
         size: {
             arm: np.concatenate([[_from_digits(r) for r in reading["read"][size][arm]] for reading in readings], axis=1)
@@ -218,18 +218,19 @@ def _word(low, high):
 
 
 def table(result: dict) -> str:
-    """Render what `usefulness.measure` or `pool` returned as text, without a newline at the end."""
+    """Render what `usefulness.measure` or `combine_runs` returned as text, without a newline at the end."""
     if "missing" in result:
         return f"Usefulness: not measured: {result['missing']}."
     lines = []
-    for size, one in result["sizes"].items():
+    for size, comparison in result["sizes"].items():
+        count = sum(comparison["photographs"])
         lines += [
-            f"Graders {SIZES[size]} ({QUESTIONS[size]}), read on {sum(one['photographs'])} held-out photographs:",
-            *_rows(one),
+            f"Graders {SIZES[size]} ({QUESTIONS[size]}), read on {count} held-out photographs:",
+            *_rows(comparison),
             "",
         ]
-        lines += [f"Usefulness {SIZES[size]}: {one['verdict']}."]
-        lines += [f"  {grade}: {verdict}" for grade, verdict in one["by_grade"].items()] + [""]
+        lines += [f"Usefulness {SIZES[size]}: {comparison['verdict']}."]
+        lines += [f"  {grade}: {verdict}" for grade, verdict in comparison["by_grade"].items()] + [""]
     runs = f", {result['runs']} runs" if "runs" in result else ""
     lines.append(
         f"{result['seeds']} seeds per arm{runs}, features of {result['extractor']}. minus best: minus the better of "
@@ -238,14 +239,14 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _rows(one) -> list[str]:
+def _rows(comparison) -> list[str]:
     width = max(map(len, ARMS.values()))
     lines = [
         f"{'a grader trained on':<{width}}  kappa  95 %           minus best  balanced acc.  recall by grade 0 to 4"
     ]
-    for name, arm in one["arms"].items():
+    for name, arm in comparison["arms"].items():
         low, high = arm["qwk"]["interval"]
-        difference = one["differences"].get(name)
+        difference = comparison["differences"].get(name)
         recalls = " ".join("   -" if value is None else f"{value['mean']:4.2f}" for value in arm["recall"].values())
         lines.append(
             f"{ARMS[name]:<{width}}  {arm['qwk']['mean']:5.2f}  {low:5.2f} to {high:5.2f}  "

@@ -136,6 +136,6 @@ def check_out(out: Path | str) -> None:
     """Raise UserError if `save` cannot write to a file of this name."""
     out = Path(out)
     if out.suffix.lower() not in FRAMES:
-        raise UserError(f"--out {out}: choose a name that ends in .png (a strip) or .gif (an animation)")
+        raise UserError(f"{out}: choose a name that ends in .png (a strip) or .gif (an animation)")
     if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; name a file")
+        raise UserError(f"{out}: is a folder; name a file")

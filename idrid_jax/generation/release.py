@@ -39,7 +39,7 @@ def write_release(
         folder that exists or cannot be written.
     """
     if not sampler.network.conditional:
-        raise UserError(f"{sampler.config.network} is unconditional, it has no grades: use --count N alone")
+        raise UserError(f"{sampler.config.network} is unconditional: a release needs images with grades")
     check_conditioned(sampler)
     if not any(counts):
         raise UserError("nothing to generate: the counts by grade are all 0")

@@ -94,7 +94,8 @@ def load_sampler(run_dir: Path | str, step: int | None = None, *, batch_statisti
     Raises:
       UserError: where `read_run` does.
     """
-    return sampler_from_state(*read_run(run_dir, step=step), batch_statistics=batch_statistics)
+    run = read_run(run_dir, step=step)
+    return sampler_from_state(run.record, run.state, batch_statistics=batch_statistics)
 
 
 def sampler_from_state(run: RunRecord, state: TrainState, *, batch_statistics: str = "auto") -> Sampler:

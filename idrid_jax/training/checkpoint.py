@@ -15,7 +15,7 @@ import shutil
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -225,10 +225,19 @@ class DamagedCheckpoint(ValueError):
     """The content of a checkpoint is not what was saved."""
 
 
+class LoadedRun(NamedTuple):
+    """A run's record, the state of one checkpoint, and the best (None without scores) and the last step there."""
+
+    record: RunRecord
+    state: TrainState
+    best_step: int | None
+    last_step: int
+
+
 def read_run(
     workdir: Path | str, *, step: int | None = None, sharding: jax.sharding.Sharding | None = None
-) -> tuple[RunRecord, TrainState]:
-    """Return a run's record and the state of a checkpoint: of `step`, else the best one, else the newest.
+) -> LoadedRun:
+    """Return a run with the state of a checkpoint: of `step`, else the best one, else the newest.
 
     Nothing is changed, as another process may be training there: a damaged checkpoint is reported on stderr and stays,
     and the newest intact one is read. The best is the one with the lowest score (`config.checkpoint.best`).
@@ -256,7 +265,7 @@ def read_run(
                 continue
             for message in unreadable:
                 print(f"{message}; reading step {candidate}", file=sys.stderr)
-            return record, state
+            return LoadedRun(record, state, best, steps[-1])
     kimg = f"config.snapshot_kimg = {record.config.snapshot_kimg:g}"
     raise UserError(
         unreadable[0] if unreadable else f"{run_dir.path}: no checkpoint yet: train until the first snapshot ({kimg})"
@@ -334,7 +343,7 @@ def init_from_run(config: ml_collections.ConfigDict, state: TrainState) -> tuple
     Raises UserError if `read_run` does, if the run's network is of another family, or if hardly anything of it fits.
     """
     with _naming_init_from():
-        record, source = read_run(config.init_from, sharding=state.step.sharding)
+        record, source, *_ = read_run(config.init_from, sharding=state.step.sharding)
     fits = [
         transfer.fit((fresh.params, fresh.stats), (trained.params, trained.stats), coarsest_last=network == "d")
         for network, fresh, trained in (("g", state.g, source.g), ("d", state.d, source.d))

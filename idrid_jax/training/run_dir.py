@@ -4,7 +4,8 @@ config.json       resolved configuration, the data's fingerprint, code revision,
 stats.jsonl       numbers of the training log, one line each time
 reals.png, fakes_*.png, curves.png, tensorboard/
 checkpoints/STEP  unreadable ones are moved to unreadable_checkpoints/STEP
-evaluation.json   evaluation_N.json for images compared at N pixels; memorization.png, report.html
+evaluation.json   evaluation_N.json for images compared at N pixels; memorization.png, report.html;
+                  usefulness_combined.json of several runs
 """
 
 import contextlib
@@ -28,8 +29,8 @@ import ml_collections
 import idrid_jax
 from idrid_jax import config as config_lib
 from idrid_jax.data import atomic
-from idrid_jax.data.folds import NO_FOLD
 from idrid_jax.data.manifest import Manifest
+from idrid_jax.data.splits import count_photographs
 from idrid_jax.errors import UserError
 from idrid_jax.training import multihost
 
@@ -58,6 +59,7 @@ class RunDir:
     checkpoints = property(lambda self: self.path / "checkpoints")
     unreadable_checkpoints = property(lambda self: self.path / "unreadable_checkpoints")
     memorization_pairs = property(lambda self: self.path / "memorization.png")
+    combined_usefulness = property(lambda self: self.path / "usefulness_combined.json")
     report = property(lambda self: self.path / "report.html")
     lock = property(lambda self: self.path / ".lock")
 
@@ -91,20 +93,23 @@ class RunRecord:
       config: the resolved configuration.
       fingerprint: of the content of the release that the run is trained on.
       release: that release's name.
-      counts: its training photographs by grade.
+      counts: photographs that the run could have seen, by grade: the training split, or with `data.held_out_fold` all
+        graded photographs without that fold. held_out_counts: those that it never saw.
       data_dir: where it was prepared.
-      left_eye_share: share of left eyes, which the networks were shown mirrored; 0 without
-        `data.canonicalize_laterality`.
+      left_eye_share: share of left eyes, which were mirrored in training; 0 without `data.canonicalize_laterality`.
       trained_against: pretrained networks that the generator was trained against, such as "vgg19": see `write_record`.
+      versions: of idrid_jax, Python and packages.
     """
 
     config: ml_collections.ConfigDict
     fingerprint: str
     release: str
     counts: list[int]
+    held_out_counts: list[int]
     data_dir: str
-    left_eye_share: float = 0.0
-    trained_against: tuple[str, ...] = ()
+    left_eye_share: float
+    trained_against: tuple[str, ...]
+    versions: dict[str, str]
 
     def config_with_release(self, data_dir: Path | str = "") -> ml_collections.ConfigDict:
         """Return the configuration that names the very release of the run, in `data_dir` or where the run found it."""
@@ -133,17 +138,17 @@ def find_record(workdir: Path | str) -> RunRecord | None:
         return None
     try:
         content = json.loads(path.read_text())
-        config, data = content["config"], content["data"]
-        if config["data"].get("held_out_fold") == -1:  # as runs until November 2026 wrote it
-            config["data"]["held_out_fold"] = NO_FOLD
+        data = content["data"]
         return RunRecord(
-            ml_collections.ConfigDict(config),
-            data["fingerprint"],
-            data["name"],
-            list(data["counts"]["grading"]["train"]),
-            data["data_dir"],
-            data["left_eye_share"],
-            tuple(content.get("trained_against", ())),
+            config=ml_collections.ConfigDict(content["config"]),
+            fingerprint=data["fingerprint"],
+            release=data["name"],
+            counts=list(data["counts"]["training"]),
+            held_out_counts=list(data["counts"]["held_out"]),
+            data_dir=data["data_dir"],
+            left_eye_share=data["left_eye_share"],
+            trained_against=tuple(content["trained_against"]),
+            versions=dict(content["versions"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -162,7 +167,7 @@ def write_record(
             "name": manifest.name,
             "release": str(manifest.release),
             "data_dir": str(manifest.folder.absolute().parent.parent),
-            "counts": manifest.counts,
+            "counts": count_photographs(config, manifest),
             "left_eye_share": left_eye_share,
         },
         "trained_against": [],  # a loss on features of a pretrained network names it here: none does yet

@@ -24,9 +24,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
-# The number of epochs of the MLP is part of its setting. As a global filter: fits run in threads
-warnings.filterwarnings("ignore", category=ConvergenceWarning)
+# The number of epochs of the MLP is part of its setting. A filter for the process, of this message alone: fits run in
+# threads, and `warnings.catch_warnings` is not thread-safe
+warnings.filterwarnings("ignore", "Stochastic Optimizer: Maximum iterations", ConvergenceWarning)
 
+ORDINAL_C = 0.003  # of the ordinal regression that `idrid-jax grade` chose for EfficientNet-Lite0 at 224 pixels
 MAX_ITERATIONS = 2000  # of the solver of logistic regressions; 100 to 300 are used
 
 
@@ -58,9 +60,18 @@ class OrdinalRegression(ClassifierMixin, BaseEstimator):
     def __init__(self, C: float = 1.0):
         self.C = C
 
-    def fit(self, x: np.ndarray, y: np.ndarray) -> "OrdinalRegression":
-        self.classes_ = np.unique(y)
-        models = [_logistic(C=self.C).fit(x, y > threshold) for threshold in self.classes_[:-1]]
+    def fit(self, x: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> "OrdinalRegression":
+        """Fit to x float [N, D] and y int [N], at least two classes. sample_weight: float [N]; None: equal weights.
+
+        At each threshold, the samples above and those below get the same total weight.
+        """
+        weights = np.ones(len(y)) if sample_weight is None else sample_weight
+        self.classes_, models = np.unique(y), []
+        for threshold in self.classes_[:-1]:
+            above = y > threshold
+            totals = np.where(above, weights[above].sum(), weights[~above].sum())
+            model = LogisticRegression(C=self.C, max_iter=MAX_ITERATIONS)
+            models.append(model.fit(x, above, sample_weight=weights * weights.sum() / 2 / totals))
         self.coef_ = np.concatenate([model.coef_ for model in models])
         self.intercept_ = np.concatenate([model.intercept_ for model in models])
         return self
@@ -92,12 +103,12 @@ def probabilities(model: BaseEstimator, features: np.ndarray, num_classes: int) 
     """
     rows = features.reshape(-1, features.shape[-1])
     if hasattr(model, "predict_proba"):
-        found = model.predict_proba(rows)
+        present = model.predict_proba(rows)
     else:
         scores = model.decision_function(rows)
-        found = softmax(scores if scores.ndim == 2 else np.stack([np.zeros_like(scores), scores], axis=1), axis=1)
+        present = softmax(scores if scores.ndim == 2 else np.stack([np.zeros_like(scores), scores], axis=1), axis=1)
     result = np.zeros((len(rows), num_classes))
-    result[:, model.classes_] = found
+    result[:, model.classes_] = present
     return result.reshape(*features.shape[:2], num_classes).mean(axis=0)
 
 

@@ -41,8 +41,8 @@ def out_of_fold(
 
     jobs = ((repeat, number) for repeat in range(len(folds)) for number in np.unique(folds[repeat]))
     result = np.empty((*folds.shape, num_classes))
-    for repeat, held_out, found in map_in_threads(predict, jobs):
-        result[repeat, held_out] = found
+    for repeat, held_out, probabilities in map_in_threads(predict, jobs):
+        result[repeat, held_out] = probabilities
     return result
 
 
@@ -61,8 +61,8 @@ def choose_setting(
     """
     candidates = []
     for setting in classifier.grid:
-        found = out_of_fold(classifier, setting, features, labels, folds, num_classes, seed=seed)
-        kappa = quadratic_kappa(confusion(labels, read_classes(found), num_classes)).mean()
-        candidates.append((kappa, setting, found))
-    _, setting, found = max(candidates, key=lambda candidate: candidate[0])
-    return setting, found
+        probabilities = out_of_fold(classifier, setting, features, labels, folds, num_classes, seed=seed)
+        kappa = quadratic_kappa(confusion(labels, read_classes(probabilities), num_classes)).mean()
+        candidates.append((kappa, setting, probabilities))
+    _, setting, probabilities = max(candidates, key=lambda candidate: candidate[0])
+    return setting, probabilities

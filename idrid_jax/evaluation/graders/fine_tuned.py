@@ -28,7 +28,6 @@ from idrid_jax.models.functional import Functional, functional
 
 NAME = "fine_tuned"  # of the classifier, in rows of `grade`
 CLASSES = {"grade": len(GRADES), "edema": len(EDEMA)}  # of each head
-HEAD_C = 0.003  # of the heads' first fit, see `classifiers.OrdinalRegression`
 SETTING = {"epochs": 12, "rate": 1e-4}  # the learning rate at its peak, see `_optimizer`
 CERTAIN = 100.0  # a logit: its probability is 0 or 1 in float32
 BATCH_SIZE = 32
@@ -202,7 +201,9 @@ def _head(features, labels, classes) -> dict[str, np.ndarray]:
     if len(present):
         bias[: present[0]] = CERTAIN
     if len(present) > 1:
-        model = classifiers.fit(classifiers.CLASSIFIERS["ordinal_regression"], {"C": HEAD_C}, features, labels, seed=0)
+        model = classifiers.fit(
+            classifiers.CLASSIFIERS["ordinal_regression"], {"C": classifiers.ORDINAL_C}, features, labels, seed=0
+        )
         scaler, linear = model[0], model[-1]
         coefficients = linear.coef_ / scaler.scale_
         intercepts = linear.intercept_ - coefficients @ scaler.mean_

@@ -27,6 +27,7 @@ from idrid_jax.errors import UserError
 from idrid_jax.evaluation.features import feature_cache
 from idrid_jax.evaluation.features.extractor import FeatureExtractor
 from idrid_jax.evaluation.graders import classifiers
+from idrid_jax.evaluation.graders.classifiers import ordinal_probabilities
 
 FILE = "grader.npz"
 VERSION = 1  # of the file's form
@@ -42,8 +43,8 @@ class Head:
     """A linear classifier of standardized features.
 
     Attributes:
-      classes: int64 [K], the classes that it can read, increasing. mean, scale: float64 [D], of the features.
-      coefficients, intercepts: float64 [L, D] and [L]. L is K for logistic regression and K - 1 for ordinal regression,
+      classes: int64 [K], the classes that it can read, increasing. mean, scale: float [D], of the features.
+      coefficients, intercepts: float [L, D] and [L]. L is K for logistic regression and K - 1 for ordinal regression,
         whose logits are those of exceeding each class but the last.
     """
 
@@ -52,6 +53,15 @@ class Head:
     scale: np.ndarray
     coefficients: np.ndarray
     intercepts: np.ndarray
+
+    def probabilities(self, features: np.ndarray, num_classes: int) -> np.ndarray:
+        """Return class probabilities, the mean over sides: float64 [N, num_classes], from features [S, N, D]."""
+        logits = (features - self.mean) / self.scale @ self.coefficients.T + self.intercepts
+        is_ordinal = len(self.intercepts) < len(self.classes)
+        result = np.zeros((*features.shape[:2], num_classes))
+        for side, side_logits in zip(result, logits):
+            side[:, self.classes] = ordinal_probabilities(side_logits) if is_ordinal else softmax(side_logits, axis=1)
+        return result.mean(axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +86,7 @@ class FrozenGrader:
 
         They are the mean over the sides. Raises KeyError if the grader has no such head.
         """
-        one, result = self.heads[head], np.zeros((*features.shape[:2], HEADS[head]))
-        logits = (features - one.mean) / one.scale @ one.coefficients.T + one.intercepts
-        for found, side in zip(result, logits):
-            ordinal = self.kind == "ordinal_regression"
-            found[:, one.classes] = classifiers.ordinal_probabilities(side) if ordinal else softmax(side, axis=1)
-        return result.mean(axis=0)
+        return self.heads[head].probabilities(features, HEADS[head])
 
 
 def sides(extractor: FeatureExtractor, images: np.ndarray, cache_dir: Path | str | None = None) -> np.ndarray:

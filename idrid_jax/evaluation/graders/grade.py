@@ -6,7 +6,6 @@ by `_add_test_results`.
 """
 
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from idrid_jax.evaluation.features import efficientnet, pretrained
 from idrid_jax.evaluation.graders import classifiers, cross_validation, fine_tuned, frozen, metrics
 from idrid_jax.evaluation.graders.classifiers import CLASSIFIERS
 from idrid_jax.evaluation.graders.feature_sets import CROP, load_feature_sets
+from idrid_jax.evaluation.progress import Progress, stage_logger
 
 NAME = "grading.json"
 PROTOCOL = (
@@ -30,7 +30,6 @@ PROTOCOL = (
     " the test split was read once, afterwards"
 )
 NO_TEST = "the release has no test photographs"
-Progress = Callable[[str, int], None]  # (the current stage, the number of stages)
 
 
 def grade(
@@ -73,7 +72,7 @@ def grade(
     network = fine_tuned.Network.from_params(pretrained.load_efficientnet()) if fine_tune else None
     data = _load(find_prepared(data_dir or None, release), num_folds, repeats, seed)
     num_stages = len(feature_sets) * (2 + len(CLASSIFIERS)) + 3 * fine_tune
-    log = functools.partial(_log_stage, on_progress, num_stages)
+    log = stage_logger(on_progress, num_stages)
     seconds = {"features": 0.0, "cross_validation": 0.0, "test": 0.0} | ({"fine_tuning": 0.0} if fine_tune else {})
     with threadpool_limits(1):  # folds are fitted in threads, whose own limits would undo each other's
         rows = _validated_rows(data, feature_sets, seconds, log)
@@ -98,10 +97,6 @@ def grade(
         frozen.save(grader, Path(out) / frozen.FILE)
     atomic.write_text(Path(out) / NAME, json.dumps(result, indent=1) + "\n")
     return result
-
-
-def _log_stage(on_progress, num_stages, text):
-    on_progress(text, num_stages)
 
 
 # --- photographs

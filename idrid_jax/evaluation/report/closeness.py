@@ -36,19 +36,19 @@ def closeness(runs: list[Run]) -> dict:
     """Panels for each extractor, for pixels and by grade, and the table of SSIM and PSNR."""
     notes, measured = [], []
     for run in runs:
-        if found := run.results("closeness"):
-            measured.append((run, found))
+        if results := run.results("closeness"):
+            measured.append((run, results))
         else:
             notes.append(Note(run, "Closeness was not measured.", run.command()))
         for name, reason in run.results("skipped_weights").items():
             notes.append(Note(run, f"Not measured by {name}: {reason}."))
-    networks = list(dict.fromkeys(name for _, found in measured for name in found.get("networks") or []))
-    for run, found in measured:
-        if against := found.get("trained_against"):
-            text = f"The generator was trained against {', '.join(against)}: these numbers flatter it."
-            notes.append(Note(run, text))
-    by_grade = [(run, found["by_grade"]) for run, found in measured if isinstance(found.get("by_grade"), dict)]
-    counts = [found["images"] for _, found in measured if isinstance(found.get("images"), dict)]
+    networks = list(dict.fromkeys(name for _, results in measured for name in results.get("networks") or []))
+    for run, results in measured:
+        if against := results.get("trained_against"):
+            text = f"The generator was trained against {', '.join(against)}"
+            notes.append(Note(run, f"{text}: its numbers on this network are biased in its favor."))
+    by_grade = [(run, results["by_grade"]) for run, results in measured if isinstance(results.get("by_grade"), dict)]
+    counts = [results["images"] for _, results in measured if isinstance(results.get("images"), dict)]
     sizes = [", ".join(f"{count} {name.replace('_', '-')}" for name, count in each.items()) for each in counts]
     return {
         "notes": notes,
@@ -64,9 +64,9 @@ def closeness(runs: list[Run]) -> dict:
 def _panels(measured, names, network, runs):
     """A panel for each metric: the runs, then the references that runs on the same data share."""
     groups: dict[tuple, list] = {}
-    for run, found in measured:
-        if not network or network in found["networks"]:
-            groups.setdefault(run.reference_key, []).append((run, found.get("rows") or {}))
+    for run, results in measured:
+        if not network or network in results["networks"]:
+            groups.setdefault(run.reference_key, []).append((run, results.get("rows") or {}))
     panels = []
     for name in names:
         rows = []

@@ -78,19 +78,26 @@ class Run:
     @property
     def reference_key(self) -> tuple:
         """What the reference rows depend on: runs with equal keys have equal references."""
-        return self.record["data"]["fingerprint"], self.network.size, self.network.channels, self.config.data.crop
+        data = self.config.data
+        return (
+            self.record["data"]["fingerprint"],
+            data.held_out_fold,
+            data.crop,
+            self.network.size,
+            self.network.channels,
+        )
 
     def kimg(self, step: int) -> float:
         return step * self.config.batch_size / 1000
 
     def results(self, name: str) -> dict:
         """Return `evaluation[name]`, {} if it is absent; "quality.collapse" is `evaluation["quality"]["collapse"]`."""
-        found = self.evaluation
+        section = self.evaluation
         for key in name.split("."):
-            found = found.get(key)
-            if not isinstance(found, dict):
+            section = section.get(key)
+            if not isinstance(section, dict):
                 return {}
-        return found
+        return section
 
     def command(self, flags: str = "") -> str:
         """Return the command that evaluates this run."""

@@ -41,7 +41,9 @@ def page(runs: list[Run]) -> str:
         runs=runs,
         several=len(runs) > 1,
         sections=SECTIONS,
-        verdicts=[(question, id, [(run, judge(run)) for run in runs]) for question, (id, judge) in QUESTIONS.items()],
+        verdicts=[
+            (question, id, [(run, verdict_of(run)) for run in runs]) for question, (id, verdict_of) in QUESTIONS.items()
+        ],
         training=sections.training(runs),
         closeness=closeness.closeness(runs),
         memorization=sections.memorization(runs),

@@ -17,9 +17,9 @@ def number(entry, key: str = "value") -> float | None:
 
 def interval(entry, key: str = "interval") -> tuple[float, float] | None:
     """Return `entry[key]` as (low, high), None if there is none."""
-    found = entry.get(key) if isinstance(entry, dict) else None
-    valid = isinstance(found, list) and len(found) == 2 and all(map(is_number, found))
-    return (float(found[0]), float(found[1])) if valid else None
+    bounds = entry.get(key) if isinstance(entry, dict) else None
+    valid = isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))
+    return (float(bounds[0]), float(bounds[1])) if valid else None
 
 
 def missing_reason(entry, default: str = "not measured") -> str:
@@ -41,7 +41,7 @@ def percent(entry, key: str) -> str:
 
 def metric(rows: dict, row: str, name: str, network: str = "") -> dict:
     """Return the entry of a metric of "closeness", {} if absent; `network` for the metrics of features."""
-    found = rows.get(row) or {}
+    entries = rows.get(row) or {}
     if network:
-        found = (found.get("features") or {}).get(network) or {}
-    return found.get(name) or {}
+        entries = (entries.get("features") or {}).get(network) or {}
+    return entries.get(name) or {}

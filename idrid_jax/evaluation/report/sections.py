@@ -129,17 +129,17 @@ def memorization(runs: list[Run]) -> dict:
     """Quantiles of similarity and of distance to the nearest training photograph, and the most similar pairs."""
     notes, similarity, distance = [], [], []
     for run in runs:
-        found = run.results("memorization")
-        if not found:
+        results = run.results("memorization")
+        if not results:
             notes.append(Note(run, "Memorization was not measured.", run.command()))
-        elif not isinstance(found.get("generated"), dict):
-            notes.append(Note(run, f"Not measured: {missing_reason(found)}."))
+        elif not isinstance(results.get("generated"), dict):
+            notes.append(Note(run, f"Not measured: {missing_reason(results)}."))
         else:
             for name, caption in (("generated", label(run, runs)), ("held_out", HELD_OUT)):
-                images = found.get(name) or {}
+                images = results.get(name) or {}
                 quantiles = [text(images.get("similarity"), 2, key=q) for q in ("0.5", "0.9", "0.99", "1")]
                 similarity.append([caption, *quantiles, percent(images, "authentic")])
-            distance += _distance_rows(label(run, runs), found.get("distances") or {})
+            distance += _distance_rows(label(run, runs), results.get("distances") or {})
     head = ["similarity to the nearest", "median", "90 %", "99 %", "highest", "authentic"]
     distance_head = ["distance to the nearest", *(f"{q:.0%}" for q in QUANTILES), "AuthPct", "C_T"]
     return {
@@ -151,23 +151,23 @@ def memorization(runs: list[Run]) -> dict:
 
 
 def _pairs(run):
-    found = run.results("memorization")
+    results = run.results("memorization")
     return {
         "run": run,
-        "missing": bool(found.get("pairs")) and not run.pairs,
-        "held_out": text((found.get("held_out") or {}).get("similarity"), 2, key="1"),
+        "missing": bool(results.get("pairs")) and not run.pairs,
+        "held_out": text((results.get("held_out") or {}).get("similarity"), 2, key="1"),
         "pairs": [(*images, entry.get("training"), text(entry, 2, key="similarity")) for *images, entry in run.pairs],
     }
 
 
 def _distance_rows(caption, distances):
     rows = []
-    for name, found in distances.items():
+    for name, results in distances.items():
         rows.append([name])
         for key, row_caption in (("generated", caption), ("held_out", HELD_OUT)):
-            images = found.get(key) or {}
+            images = results.get(key) or {}
             quantiles = [text(images.get("nearest"), 2, key=str(q)) for q in QUANTILES]
-            c_t = number(found, "c_t")
+            c_t = number(results, "c_t")
             c_t = "" if key != "generated" else MISSING if c_t is None else f"{c_t:+.1f}"
             rows.append([row_caption, *quantiles, percent(images, "authentic"), c_t])
     return rows
@@ -191,19 +191,20 @@ def usefulness(runs: list[Run]) -> dict:
     grade, and the confusion matrices of each run."""
     notes, measured = [], []
     for run in runs:
-        found = run.results("usefulness")
-        if isinstance(found.get("sizes"), dict):
-            measured.append((run, found))
-        elif found or (run.evaluation and not run.network.conditional):
-            notes.append(Note(run, f"Not measured: {missing_reason(found, NO_GRADES.format(run.config.network))}."))
+        results = run.results("usefulness")
+        if isinstance(results.get("sizes"), dict):
+            measured.append((run, results))
+        elif results or (run.evaluation and not run.network.conditional):
+            notes.append(Note(run, f"Not measured: {missing_reason(results, NO_GRADES.format(run.config.network))}."))
         else:
             notes.append(Note(run, "Usefulness was not measured.", run.command(" --usefulness 5")))
     sizes = []
     for size, caption in SIZES.items():
-        if there := [(run, found["sizes"][size]) for run, found in measured if size in found["sizes"]]:
+        if there := [(run, results["sizes"][size]) for run, results in measured if size in results["sizes"]]:
             sizes.append((size, caption, _comparison_panels(there, size, runs), _by_grade(there, runs)))
     matrices = [
-        (run, found.get("seeds"), found.get("extractor"), _arm_matrices(found["sizes"])) for run, found in measured
+        (run, results.get("seeds"), results.get("extractor"), _arm_matrices(results["sizes"]))
+        for run, results in measured
     ]
     return {"notes": notes, "sizes": sizes, "matrices": matrices}
 
@@ -212,8 +213,8 @@ def _comparison_panels(measured, size, runs):
     panels = []
     for title, part, key, line, signed in COMPARISONS:
         title, rows = f"{title}, {size} size", []
-        for arm in dict.fromkeys(arm for _, found in measured for arm in found.get("arms") or {}):
-            there = [(run, found[part][arm]) for run, found in measured if arm in (found.get(part) or {})]
+        for arm in dict.fromkeys(arm for _, results in measured for arm in results.get("arms") or {}):
+            there = [(run, results[part][arm]) for run, results in measured if arm in (results.get(part) or {})]
             name = arm.replace("_", " ")
             if len(runs) > 1 and there:
                 rows.append(plots.Row(name))
@@ -232,18 +233,18 @@ def _arm_row(entry, caption, color):
 
 def _by_grade(measured, runs) -> Table | None:
     """The verdict within each grade, a column for each run."""
-    verdicts = [(run, found["by_grade"]) for run, found in measured if isinstance(found.get("by_grade"), dict)]
+    verdicts = [(run, results["by_grade"]) for run, results in measured if isinstance(results.get("by_grade"), dict)]
     if not verdicts:
         return None
-    rows = [[grade, *(str(found.get(grade, MISSING)) for _, found in verdicts)] for grade in GRADES]
+    rows = [[grade, *(str(results.get(grade, MISSING)) for _, results in verdicts)] for grade in GRADES]
     return Table(["grade", *(run if len(runs) > 1 else "synthetic images make" for run, _ in verdicts)], rows)
 
 
 def _arm_matrices(sizes):
     return [
         confusion(f"{size} size: {arm.replace('_', ' ')}", entry)
-        for size, found in sizes.items()
-        for arm, entry in (found.get("arms") or {}).items()
+        for size, results in sizes.items()
+        for arm, entry in (results.get("arms") or {}).items()
     ]
 
 
@@ -251,15 +252,15 @@ def grading(runs: list[Run]) -> dict:
     """Kappa and confusion matrix of graders of photographs, on generated images and on held-out photographs."""
     notes, rows, matrices = [], [], []
     for run in runs:
-        found = run.results("grading")
-        if not found and run.evaluation and not run.network.conditional:
+        results = run.results("grading")
+        if not results and run.evaluation and not run.network.conditional:
             notes.append(Note(run, f"Not measured: {NO_GRADES.format(run.config.network)}."))
-        elif not found:
+        elif not results:
             notes.append(Note(run, "Grades were not predicted.", run.command()))
-        elif "missing" in found:
-            notes.append(Note(run, f"Not measured: {missing_reason(found)}."))
-        for one, which in ((found, ""), (run.results("grading.saved"), "saved grader, ")):
-            parts = _of_grader(run, one, f"{run.name}: {which}" if len(runs) > 1 else which)
+        elif "missing" in results:
+            notes.append(Note(run, f"Not measured: {missing_reason(results)}."))
+        for grader_results, which in ((results, ""), (run.results("grading.saved"), "saved grader, ")):
+            parts = _grader_results(run, grader_results, f"{run.name}: {which}" if len(runs) > 1 else which)
             for all_of_them, part in zip((notes, rows, matrices), parts):
                 all_of_them += part
     title = "Quadratic kappa of predicted and requested grades"
@@ -271,14 +272,14 @@ def grading(runs: list[Run]) -> dict:
     }
 
 
-def _of_grader(run, found, prefix):
+def _grader_results(run, results, prefix):
     """Notes, rows of the plot and confusion matrices of one grader."""
     captions = {"generated": "generated images: requested by predicted", "held_out": "held-out photographs"}
     notes, rows, matrices = [], [], []
-    if "grader" in found:
-        notes.append(Note(run, f"The grader: {found['grader']}."))
+    if "grader" in results:
+        notes.append(Note(run, f"The grader: {results['grader']}."))
     for key, caption in captions.items():
-        entry = found.get(key)
+        entry = results.get(key)
         if number(entry, "qwk") is None:
             notes += [Note(run, f"Not measured: {missing_reason(entry)}.")] if entry else []
             continue

@@ -31,11 +31,11 @@ class Verdict:
 
 def closeness(run: Run) -> Verdict:
     """Compare the intervals of KID (every extractor) and of the power spectrum with those of held-out photographs."""
-    found = run.results("closeness")
-    if not found:
+    results = run.results("closeness")
+    if not results:
         return _not_measured(run)
-    rows, distinguishable, details, reason = found.get("rows") or {}, [], [], "no pretrained network was at hand"
-    networks, against = found.get("networks") or [], found.get("trained_against") or []
+    rows, distinguishable, details, reason = results.get("rows") or {}, [], [], "no pretrained network was available"
+    networks, against = results.get("networks") or [], results.get("trained_against") or []
     for network in [name for name in networks if name not in against] or networks:
         generated, real = (metric(rows, row, "kid", network) for row in ("generated", "held_out_real"))
         reference = "held-out photographs"
@@ -64,18 +64,18 @@ def closeness(run: Run) -> Verdict:
 
 def memorization(run: Run) -> Verdict:
     """Compare the share of copies with its threshold, and C_T with its own."""
-    found = run.results("memorization")
-    rate, threshold = number(found, "copy_rate"), number(found, "threshold")
+    results = run.results("memorization")
+    rate, threshold = number(results, "copy_rate"), number(results, "threshold")
     tone = OPEN if rate is None or threshold is None else BAD if rate > threshold else GOOD
-    if tone == GOOD and (number(found, "c_t") or 0) < C_T_LIMIT:
+    if tone == GOOD and (number(results, "c_t") or 0) < C_T_LIMIT:
         tone = OPEN
     return _stated(run, "memorization", tone)
 
 
 def membership(run: Run) -> Verdict:
     """Compare the AUC of membership inference with that of untrained discriminators."""
-    found = run.results("membership")
-    bounds, auc, untrained = interval(found), number(found, "auc"), number(found, "untrained_auc")
+    results = run.results("membership")
+    bounds, auc, untrained = interval(results), number(results, "auc"), number(results, "untrained_auc")
     tone = OPEN if bounds is None or untrained is None else BAD if bounds[0] > untrained else GOOD
     verdict = _stated(run, "membership", tone)
     if bounds is None or auc is None:
@@ -88,12 +88,12 @@ def membership(run: Run) -> Verdict:
 
 def usefulness(run: Run) -> Verdict:
     """State the difference of kappa that synthetic training images make."""
-    found = run.results("usefulness")
-    if not found and run.evaluation and not run.network.conditional:
+    results = run.results("usefulness")
+    if not results and run.evaluation and not run.network.conditional:
         return Verdict(NONE, "not measured", (_sentence(NO_GRADES.format(run.config.network)),))
-    if not found:
+    if not results:
         return Verdict(NONE, "not measured", (f"Run {run.command(' --usefulness 5')}.",))
-    sizes = found.get("sizes") or {}
+    sizes = results.get("sizes") or {}
     size = "full" if "full" in sizes else "generator"  # of the photographs: the question that matters to a user
     stated = str((sizes.get(size) or {}).get("verdict", ""))
     tone = GOOD if stated.startswith("a gain") else BAD if stated.startswith("a loss") else OPEN
@@ -108,13 +108,13 @@ def grading(run: Run) -> Verdict:
 
     Never GOOD: the photographs that trained the grader trained the generator, too.
     """
-    found = run.results("grading")
-    if not found and run.evaluation and not run.network.conditional:
+    results = run.results("grading")
+    if not results and run.evaluation and not run.network.conditional:
         return Verdict(NONE, "not measured", (_sentence(NO_GRADES.format(run.config.network)),))
-    bounds = interval(found.get("generated"), "qwk_interval")
+    bounds = interval(results.get("generated"), "qwk_interval")
     verdict = _stated(run, "grading", OPEN if bounds is None or bounds[0] > 0 else BAD)
     headline, _, numbers = verdict.headline.partition(" (")
-    held_out = number(found.get("held_out"), "qwk")
+    held_out = number(results.get("held_out"), "qwk")
     details = list(verdict.details)
     if numbers:
         details.append(_sentence(numbers.rstrip(")")))
@@ -137,7 +137,7 @@ def collapse(run: Run) -> Verdict:
     return dataclasses.replace(verdict, details=details, tone=BAD)
 
 
-QUESTIONS: dict[str, tuple[str, Callable[[Run], Verdict]]] = {  # question: (section of the page, its verdict)
+QUESTIONS: dict[str, tuple[str, Callable[[Run], Verdict]]] = {  # question: (section of the page, its verdict of a run)
     "Are the images close to real photographs?": ("closeness", closeness),
     "Are they copies of training photographs?": ("memorization", memorization),
     "Does the discriminator reveal which photographs it was trained on?": ("memorization", membership),
@@ -149,12 +149,12 @@ QUESTIONS: dict[str, tuple[str, Callable[[Run], Verdict]]] = {  # question: (sec
 
 def _stated(run, name, tone) -> Verdict:
     """Return the verdict that a section of evaluation.json states as "headline: detail"."""
-    found = run.results(name)
-    if not found:
+    results = run.results(name)
+    if not results:
         return _not_measured(run)
-    if not isinstance(found.get("verdict"), str):
-        return Verdict(NONE, "not judged", (_sentence(missing_reason(found)),))
-    headline, _, detail = found["verdict"].partition(": ")
+    if not isinstance(results.get("verdict"), str):
+        return Verdict(NONE, "not judged", (_sentence(missing_reason(results)),))
+    headline, _, detail = results["verdict"].partition(": ")
     if headline.startswith("not "):  # "not judged", "not measurable"
         tone = NONE
     return Verdict(tone, headline, (_sentence(detail),) if detail else ())
