@@ -182,6 +182,8 @@ def test_unreadable_weights_are_skipped_and_missing_ones_an_error(calls, two_cla
     assert "unknown network" in result(tmp_path)["skipped_weights"]["other.npz"]
     status, out, err = run("--weights=efficientnet-lite0,missing.pth")
     assert status == 2 and "missing.pth: no file of weights" in err and not out
+    status, out, err = run(f"--weights={tmp_path}/other.npz")
+    assert status == 2 and "omit --weights" in err.splitlines()[-1] and "pip install" not in err and not out
 
 
 def test_other_networks_have_one_size_and_save_no_grader(calls, two_classifiers, run, tmp_path, monkeypatch):

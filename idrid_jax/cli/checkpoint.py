@@ -6,8 +6,7 @@ from absl import flags
 def define(values, several: bool = False):
     """Define --workdir, --step, --batch_statistics and --seed. several: whether --workdir can be repeated."""
     define_workdir = flags.DEFINE_multi_string if several else flags.DEFINE_string
-    repeat = "; repeat it for several runs" if several else ""
-    define_workdir("workdir", None, f"the run directory of idrid-jax train{repeat}", required=True, flag_values=values)
+    define_workdir("workdir", None, "the run directory of idrid-jax train", required=True, flag_values=values)
     flags.DEFINE_integer(
         "step",
         None,

@@ -88,6 +88,9 @@ def parse(name: str, values: flags.FlagValues, arguments: list[str]) -> None:
     for flag in values:
         if isinstance(value := values[flag].value, float) and value != value:  # NaN passes absl's bounds
             raise UserError(f"{name}: --{flag}=nan: not a number")
+    for flag in ("workdir", "out", "release", "answers"):
+        if flag in values and values[flag].default != "" and values[flag].value in ("", [""]):
+            raise UserError(f"{name}: --{flag} is empty: name a path")
     for flag in PATH_FLAGS & set(values):
         if value := values[flag].value:  # a shell does not expand the ~ of --flag=~/x
             paths = [str(Path(path).expanduser()) for path in (value if isinstance(value, list) else [value])]
@@ -144,7 +147,8 @@ def config_path(arguments: list[str]) -> str | None:
     path = None
     for i, argument in enumerate(arguments):
         if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
-            path = match[1] if match[1] is not None else (arguments[i + 1] if arguments[i + 1 :] else "")
+            following = arguments[i + 1] if arguments[i + 1 :] else ""
+            path = match[1] if match[1] is not None else ("" if following.startswith("--") else following)
     return path
 
 

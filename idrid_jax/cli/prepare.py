@@ -40,7 +40,7 @@ def _define(values, argv):
 def _run(values):
     from idrid_jax.data.prepare import prepare
 
-    _, text = prepare(
+    manifest, text = prepare(
         values.release,
         values.data_dir or None,
         tfds=values.tfds,
@@ -49,7 +49,10 @@ def _run(values):
     )
     print(text)
     where = [f"--config.data.data_dir={values.data_dir}"] if values.data_dir else []
-    print("next:", command_line("train", "--config", "configs/cgan32.py", "--workdir", "runs/cgan32", *where))
+    if sum(manifest.counts["grading"]["train"]):
+        print("next:", command_line("train", "--config", "configs/cgan32.py", "--workdir", "runs/cgan32", *where))
+    else:
+        print("training needs graded photographs (part B), which this release does not have")
     if values.overlap:
         _print_overlap(values.release)
 

@@ -10,7 +10,7 @@ from idrid_jax.cli.parsing import define_data_dir
 
 def _define(values, argv):
     flags.DEFINE_multi_string(
-        "workdir", None, "a run directory; repeat it to compare runs", required=True, flag_values=values
+        "workdir", None, "a run directory, or several to compare", required=True, flag_values=values
     )
     flags.DEFINE_string(
         "out", None, "the file to write; default: report.html in --workdir, if there is one", flag_values=values

