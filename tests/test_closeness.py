@@ -154,6 +154,16 @@ def test_features_are_cached_and_a_torn_file_is_replaced(tmp_path):
     assert len(calls) == 3
 
 
+def test_kid_divides_features_by_the_scale_of_their_network():
+    real = (RNG.random((24, 1, 1, 3)) * 150 + RNG.random((24, 16, 16, 3)) * 30).astype(np.uint8)
+    plain = FeatureExtractor("plain", corners)
+    large = FeatureExtractor("large", lambda images: 7 * corners(images), kid_scale=7)
+    sets = real[:8], None, real[8:16], None, real[16:], None
+    measured = closeness.measure(*sets, extractors=[plain, large], resamples=20)["rows"]["generated"]["features"]
+    for name, factor in (("kid", 1), ("frechet", 49), ("frechet_ratio", 1)):
+        assert measured["large"][name]["value"] == pytest.approx(factor * measured["plain"][name]["value"], rel=1e-6)
+
+
 def test_all_measures_of_planted_images():
     real = (RNG.random((36, 1, 1, 3)) * 150 + RNG.random((36, 16, 16, 3)) * 30).astype(np.uint8)
     grades = np.arange(36) % 5

@@ -171,10 +171,10 @@ def _rows(generated, training, held_out, *, extractors, seed, resamples, suffix=
         out[key] = {"images": len(a), "against": len(b), "features": {}}
         out[key] |= _or_missing(images, _ms_ssim, a.images, np.random.default_rng(entropy), resamples)
         out[key] |= _or_missing(images, _pixel_distances, a, b, np.random.default_rng(entropy), resamples, seed)
-        for extractor in (extractor.name for extractor in extractors):
-            x, y, half, other = (part.features[extractor] for part in (a, b, *halves))
+        for extractor in extractors:
+            x, y, half, other = (part.features[extractor.name] for part in (a, b, *halves))
             parts = ((_feature_distances, x, y), (_frechet_ratio, x, half, other), (_neighbors, x, y))
-            entries = out[key]["features"][extractor] = {}
+            entries = out[key]["features"][extractor.name] = {}
             for function, *sets in parts:
                 entries |= _or_missing(images, function, *sets, np.random.default_rng(entropy), resamples, extractor)
     return out
@@ -218,15 +218,16 @@ def _entry(value, interval, features, **more):
 
 def _feature_distances(a, b, rng, resamples, extractor):
     _need(2, ("kid", "frechet"), a, b)
-    kernels = [distances.polynomial_kernel(*pair) for pair in ((a, a), (b, b), (a, b))]
+    scaled = [features / extractor.kid_scale for features in (a, b)]
+    kernels = [distances.polynomial_kernel(scaled[i], scaled[j]) for i, j in ((0, 0), (1, 1), (0, 1))]
     counts = [intervals.resample_counts(rng, len(features), resamples) for features in (a, b)]
     kids = [distances.mmd2(*kernels, u, v) for u, v in zip(*counts)]
     value = distances.frechet(a, b)
     values = [distances.frechet(a, b, u, v) for u, v in list(zip(*counts))[: resamples // 2]]
     interval = intervals.percentile_interval(values, center=value, minimum=0)
     return {
-        "kid": _entry(distances.mmd2(*kernels), intervals.percentile_interval(kids), extractor),
-        "frechet": _entry(value, interval, extractor),
+        "kid": _entry(distances.mmd2(*kernels), intervals.percentile_interval(kids), extractor.name),
+        "frechet": _entry(value, interval, extractor.name),
     }
 
 
@@ -240,7 +241,7 @@ def _frechet_ratio(a, half, other, rng, resamples, extractor):
     counts = intervals.resample_counts(rng, n, resamples // 2)
     values = [distances.frechet(a[:n], other, u) / real for u in counts]
     interval = intervals.percentile_interval(values, center=value, minimum=0)
-    return {"frechet_ratio": _entry(value, interval, extractor, images=n)}
+    return {"frechet_ratio": _entry(value, interval, extractor.name, images=n)}
 
 
 def _neighbors(a, b, rng, resamples, extractor):
@@ -259,7 +260,7 @@ def _neighbors(a, b, rng, resamples, extractor):
     for name, value in estimates.items():
         maximum = np.inf if name == "density" else 1
         interval = intervals.percentile_interval(resampled[name], center=value, minimum=0, maximum=maximum)
-        out[name] = _entry(value, interval, extractor, k=k)
+        out[name] = _entry(value, interval, extractor.name, k=k)
     return out
 
 

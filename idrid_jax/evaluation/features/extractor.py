@@ -14,12 +14,14 @@ class FeatureExtractor:
       name: reported with every number computed from these features, and part of the key of the feature cache, so other
         weights need another name.
       extract: uint8 [N, H, W, C], C 1 or 3 -> float32 [N, D].
+      kid_scale: KID divides features by it, see `dinov2.KID_SCALE`.
       input_size: side in pixels to which it resizes images; None: it takes them as they are.
     """
 
     name: str
     extract: Callable[[np.ndarray], np.ndarray]
     input_size: int | None = None
+    kid_scale: float = 1.0
 
     @property
     def network(self) -> str:

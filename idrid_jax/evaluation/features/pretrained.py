@@ -57,7 +57,8 @@ def load(path: Path | str, *, size: int | None = None) -> FeatureExtractor:
         name = f"{name}@{size}-mean-max"
     extract = partial(map_in_batches, partial(features, jax.device_put(params)), batch_size=batch_size)
     name = f"{name}:{digest[:8]} (trained on {dataset})"
-    return FeatureExtractor(name, lambda images: extract(check_images(images)), size or module.SIZE)
+    scale = dinov2.KID_SCALE if module is dinov2 else 1.0
+    return FeatureExtractor(name, lambda images: extract(check_images(images)), size or module.SIZE, scale)
 
 
 def load_efficientnet() -> dict:
