@@ -90,6 +90,7 @@ def test_weights_balance_both_sides_of_each_threshold(planted):
     assert not single["edema"].any()
 
 
+@pytest.mark.slow(reason="trains for a minute")
 def test_training_improves_the_reading_and_leaves_depthwise_kernels(network, planted, trained):
     activations, labels = planted
     features = fine_tuned._features(network, activations[:2])
@@ -105,6 +106,7 @@ def test_training_improves_the_reading_and_leaves_depthwise_kernels(network, pla
         assert np.array_equal(layer["kernel"], before) == name.endswith("_depthwise_conv"), name
 
 
+@pytest.mark.slow(reason="trains for a minute")
 def test_a_model_depends_on_its_own_photographs_and_seed_alone(network, planted, trained):
     activations, labels = planted
     changed = activations.copy()
@@ -117,6 +119,7 @@ def test_a_model_depends_on_its_own_photographs_and_seed_alone(network, planted,
     assert any((x != y).any() for x, y in zip(jax.tree.leaves(other), jax.tree.leaves(same)))
 
 
+@pytest.mark.slow(reason="trains for a minute")
 def test_photographs_are_read_by_the_model_without_their_fold(network, planted, trained):
     activations, _ = planted
     folds = np.arange(50) % 2

@@ -73,8 +73,8 @@ def workdir(tmp_path):
 class Blank:
     """A figure that takes no time to draw."""
 
-    def savefig(self, path, **_):
-        Path(path).write_bytes(b"\x89PNG")
+    def savefig(self, file, **_):
+        file.write(b"\x89PNG")
 
 
 @pytest.fixture
