@@ -119,10 +119,10 @@ def test_intervals_cover_95_percent():
 
 def test_intervals_of_density_are_as_wide_as_its_spread():
     """Over new sets of the same kind; with fixed balls they would be half as wide and move with the set."""
-    values, widths = [], []
+    extractor, values, widths = FeatureExtractor("n", corners), [], []
     for i in range(60):
         rng = np.random.default_rng(i)
-        entry = closeness._neighbors(*rng.normal(size=(2, 80, 8)), rng, 40, "n")["density"]
+        entry = closeness._neighbors(*rng.normal(size=(2, 80, 8)), rng, 40, extractor)["density"]
         values.append(entry["value"])
         widths.append(np.diff(entry["interval"])[0])
     assert 0.7 < np.mean(widths) / (3.92 * np.std(values)) < 1.6
