@@ -173,10 +173,9 @@ def test_all_measures_of_planted_images():
     asked_for = []
 
     def keep(network, images):
-        asked_for.append((network.name, len(images)))
-        assert (
-            images == (real[:24] if len(images) == 24 else real[24:])
-        ).all()  # in their order, independent of the seed
+        for photographs in (real[:24], real[24:]):  # in their order, independent of the seed
+            if np.array_equal(images, photographs):
+                asked_for.append((network.name, len(images)))
         return network.extract(images)
 
     result = closeness.measure(

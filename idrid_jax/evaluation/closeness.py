@@ -71,8 +71,8 @@ def measure(
       ..._grades: int [N] in 0..4; generated_grades None: no "by_grade".
       extractors: feature extractors; their names are the keys of their numbers.
       seed: of halves, noise and resamples. resamples: of each interval (half as many for Frechet and Wasserstein).
-      max_images: of each set, sampled at random. photograph_features: returns the features of photographs, perhaps from
-        a cache. log: receives a line for each stage.
+      max_images: of each set, sampled at random. photograph_features: returns the features of photographs, of their
+        mean and of noise, perhaps from a cache. log: receives a line for each stage.
       trained_against: networks that the generator was trained against: its numbers on them are biased in its favor.
     Returns: for json.dumps: "rows" {row: {"images", "against", measure of pixels: entry, "features": {extractor:
       {measure: entry}}}}; an entry is {"value", "interval": [low, high] or None, "features"}, or without enough images
@@ -107,7 +107,7 @@ def measure(
     result = {"networks": [extractor.name for extractor in extractors], "seed": seed, "resamples": resamples}
     result["trained_against"] = [extractor.name for extractor in extractors if extractor.network in trained_against]
     result |= {"images": used, "given": dict(zip(sets, map(len, (generated, training, held_out))))}
-    options = {"extractors": extractors, "seed": seed, "resamples": resamples}
+    options = {"extractors": extractors, "extract": photograph_features, "seed": seed, "resamples": resamples}
     log("closeness: all grades")
     result["rows"] = _rows(*sets.values(), **options)
     if generated_grades is not None:
@@ -153,9 +153,9 @@ def _set(images, extractors, extract=_extract, before=lambda extractor: None) ->
     return _Set(images, spectra.radial_spectrum(images), features)
 
 
-def _rows(generated, training, held_out, *, extractors, seed, resamples, suffix=""):
+def _rows(generated, training, held_out, *, extractors, extract, seed, resamples, suffix=""):
     halves = training[: len(training) // 2], training[len(training) // 2 :]
-    mean_image, noise = _references(training, extractors, np.random.default_rng(seed))
+    mean_image, noise = _references(training, extractors, extract, np.random.default_rng(seed))
     rows = {  # key: (what it is called where it lacks images, its images, those it is compared with)
         "generated": ("generated", generated, training),
         "generated_few": ("generated (as many as held-out)", generated[: len(held_out)], training),
@@ -180,14 +180,15 @@ def _rows(generated, training, held_out, *, extractors, seed, resamples, suffix=
     return out
 
 
-def _references(training, extractors, rng) -> tuple[_Set, _Set]:
+def _references(training, extractors, extract, rng) -> tuple[_Set, _Set]:
     """Return the repeated mean training image, and noise."""
     if not len(training):
         return training, training
     shape = (min(len(training), NUM_REFERENCE), *training.images.shape[1:])
     mean = training.images.mean(axis=0) + rng.integers(-MEAN_IMAGE_NOISE, MEAN_IMAGE_NOISE + 1, size=shape)
-    mean_image = _set(np.clip(np.rint(mean), 0, 255).astype(np.uint8), extractors)
-    return mean_image, _set(rng.integers(0, 256, size=shape, dtype=np.uint8), extractors)
+    images = np.clip(np.rint(mean), 0, 255).astype(np.uint8), rng.integers(0, 256, size=shape, dtype=np.uint8)
+    mean_image, noise = (_set(some, extractors, extract) for some in images)
+    return mean_image, noise
 
 
 # --- entries

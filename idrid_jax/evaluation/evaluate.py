@@ -266,10 +266,9 @@ def _softened_features(source, generated, training, held_out):
     generated, training, held_out = (memorization.softened(images) for images in (generated, training, held_out))
     features = {}
     for extractor in source.extractors:
-        generated_features = [extractor.extract(side) for side in (generated, generated[:, :, ::-1])]
-        training_features = _cached_features(source, extractor, training)
-        held_out_features = [_cached_features(source, extractor, side) for side in (held_out, held_out[:, :, ::-1])]
-        features[extractor.name] = np.stack(generated_features), training_features, np.stack(held_out_features)
+        sides = [_cached_features(source, extractor, side) for side in (training, training[:, :, ::-1])]
+        held_out_features = _cached_features(source, extractor, held_out)
+        features[extractor.name] = extractor.extract(generated), np.stack(sides), held_out_features
     return features
 
 

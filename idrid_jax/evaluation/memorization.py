@@ -52,9 +52,9 @@ def measure(
     Args:
       generated, training, held_out: uint8 [N, R, R, C].
       training_ids: names of the training photographs, for the pairs.
-      features: {network: features of the `softened` images: of generated and of held-out ones, float [2, N, D], as they
-        are and mirrored, and of training ones, [M, D]}. Not of a network that was trained on these photographs:
-        held-out ones are far from them in its features, and everything else looks like a copy.
+      features: {network: features of the `softened` images: of generated ones, float [N, D], of training ones as they
+        are and mirrored, [2, M, D], and of held-out ones, [K, D]}. Not of a network that was trained on these
+        photographs: held-out ones are far from them in its features, and everything else looks like a copy.
     Returns: for json.dumps:
       "generated" and "held_out": {"images", "similarity": {quantile: value}, "num_copies", "authentic": see
       `authenticity`}; "c_t": of the coarse structure; "copy_rate": the share of generated images that are copies;
@@ -78,12 +78,12 @@ def measure(
         for name in to_training
     }
     result["distances"] = {STRUCTURE: distance_summary(to_training, photographs.among)}
-    for network, (generated_sides, training_features, held_out_sides) in (features or {}).items():
+    for network, (generated_features, training_sides, held_out_features) in (features or {}).items():
         nearest_side = {
-            name: np.min([cdist(side, training_features) for side in sides], axis=0)
-            for name, sides in (("generated", generated_sides), ("held_out", held_out_sides))
+            name: np.min([cdist(some, side) for side in training_sides], axis=0)
+            for name, some in (("generated", generated_features), ("held_out", held_out_features))
         }
-        among_training = cdist(training_features, training_features)
+        among_training = cdist(training_sides[0], training_sides[0])
         result["distances"][network] = distance_summary(nearest_side, among_training)
     copy_rate, by_chance = (result[name]["num_copies"] / result[name]["images"] for name in ("generated", "held_out"))
     return result | {
