@@ -15,9 +15,10 @@ COUNTS = (14, 6, 14, 8, 8)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def many_updates():
+def small_batches():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(fine_tuned.SETTING, "epochs", 60)
+        monkeypatch.setitem(fine_tuned.SETTING, "epochs", 15)
+        monkeypatch.setattr(fine_tuned, "BATCH_SIZE", 8)
         yield
 
 

@@ -77,7 +77,7 @@ class Network:
     def from_params(cls, params: dict) -> "Network":
         """params: as `efficientnet.convert` returns them."""
         first, last = efficientnet.split_params(params)
-        return cls(first, functional(functools.partial(LastBlocks, last)))
+        return cls(jax.device_put(first), functional(functools.partial(LastBlocks, last)))
 
     def sides(self, images: np.ndarray) -> np.ndarray:
         """Return activations of photographs uint8 [N, H, W, C] and their mirror images: float16 [2, N, 7, 7, 192]."""
