@@ -17,7 +17,7 @@ COUNTS = (14, 6, 14, 8, 8)
 @pytest.fixture(scope="module", autouse=True)
 def small_batches():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(fine_tuned.SETTING, "epochs", 15)
+        monkeypatch.setitem(fine_tuned.SETTING, "epochs", 6)
         monkeypatch.setattr(fine_tuned, "BATCH_SIZE", 8)
         yield
 
@@ -134,10 +134,11 @@ def test_photographs_are_read_by_the_model_without_their_fold(network, planted, 
     np.testing.assert_allclose(mean["edema"], np.mean(each, axis=0))
 
 
-@pytest.mark.slow(reason="trains five models on images of 224 pixels")
+@pytest.mark.slow(reason="trains three models on images of 224 pixels")
 def test_the_command_adds_a_row(phantom_data, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(fine_tuned.SETTING, "epochs", 1)
     monkeypatch.setattr(fine_tuned, "NUM_AUGMENTED", 1)
+    monkeypatch.setattr(fine_tuned, "NUM_SEEDS", 1)
     ordinal = dataclasses.replace(classifiers.CLASSIFIERS["ordinal_regression"], grid=({"C": 0.01},))
     monkeypatch.setattr(grade, "CLASSIFIERS", {"ordinal_regression": ordinal})
     flags = ["--out", tmp_path, "--data_dir", phantom_data, "--sizes=224", "--folds=2", "--repeats=1", "--fine_tune"]

@@ -561,7 +561,7 @@ def test_a_killed_sweep_of_real_commands_resumes_and_finishes(file, workdir):
         "    config.checkpoint.best, config.data.validation_folds = '', 0",
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}  # optimized, for evaluation
-    command = [sys.executable, ROOT / "launch" / "sweep.py", path, f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "idrid_jax", "sweep", "--config", path, f"--workdir={workdir}"]
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     folder = workdir / SLOW
     wait_until((folder / "checkpoints" / "2").exists, seconds=240)
