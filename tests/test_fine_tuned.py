@@ -17,7 +17,7 @@ COUNTS = (14, 6, 14, 8, 8)
 @pytest.fixture(scope="module", autouse=True)
 def small_batches():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(fine_tuned.SETTING, "epochs", 6)
+        monkeypatch.setitem(fine_tuned.SETTING, "epochs", 15)
         monkeypatch.setattr(fine_tuned, "BATCH_SIZE", 8)
         yield
 
