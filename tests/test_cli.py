@@ -175,7 +175,7 @@ def test_version(capsys):
         (["sample", "--workdir=x", "--out=y", "stray", "words"], "'stray'"),
         (["sample", "--workdir=x", "--out=y", "--truncation=nan"], "--truncation=nan: not a number"),
         (["train", "--workdir=x", "--dry_run=perhaps"], "--dry_run=perhaps: not true or false"),
-        (["train", "--config=configs/cgan32.py", "--workdir="], "--workdir is empty"),
+        (["train", f"--config={CGAN}", "--workdir="], "--workdir is empty"),
         (["evaluate", "--workdir="], "--workdir is empty"),
         (["train", "--config", "--workdir=x"], "--config has no value"),
         (["evaluate", "--workdir=x", "--keep_share=0.3"], "--keep_share goes with --usefulness"),
