@@ -29,7 +29,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def planted():
-    """Activations [3, 50, 2, 2, 192] in which one direction tells the grade, and labels; a risk in five is unknown."""
+    """Activations [3, 50, 2, 2, 192] in which one direction shows the grade, and labels; a risk in five is unknown."""
     random = np.random.default_rng(0)
     grades = np.repeat(np.arange(5), COUNTS)
     random.shuffle(grades)

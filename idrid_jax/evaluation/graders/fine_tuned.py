@@ -267,7 +267,7 @@ def _train_all(last, activations, labels, start, batches, weights):
 
         return jax.lax.scan(step, (params, optimizer.init(params)), batches)[0][0]
 
-    return jax.lax.map(train_one, (start, batches, weights))  # one after the other: on a CPU vmap is not faster
+    return jax.lax.map(train_one, (start, batches, weights))  # one after the other: memory is that of one model
 
 
 def _optimizer(steps) -> optax.GradientTransformation:

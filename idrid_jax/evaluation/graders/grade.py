@@ -86,7 +86,9 @@ def grade(
             row["chosen"] = row is rows[0]
         _add_test_results(data, feature_sets, rows, seconds, log)
         if network is not None:
+            begin = time.perf_counter()
             _test_fine_tuned(data, network, models, fine_tuned_row, log)
+            seconds["test"] += time.perf_counter() - begin
         grader, description = _fit_default_grader(data, feature_sets, rows)
     result = {"release": _describe(data), "protocol": PROTOCOL, "rows": rows, "grader": description}
     result |= {"notes": _notes(data, feature_sets), "seconds": {part: round(s, 1) for part, s in seconds.items()}}
@@ -241,7 +243,7 @@ def _add_test_results(data, feature_sets, rows, seconds, log) -> None:
         train = one.features(data.manifest, "train") if has_test else None
         test = one.features(data.manifest, "test") if has_test else None
         for row in rows:
-            if row["extractor"] == one.extractor.name and row["classifier"] in CLASSIFIERS:
+            if row["extractor"] == one.extractor.name:
                 _test(data, row, train, test)
         seconds["test"] += time.perf_counter() - begin
 
